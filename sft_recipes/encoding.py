@@ -1,0 +1,229 @@
+"""Conversations become `input_ids` and `labels`: the loss is on the answers and their stop tokens, and on nothing else."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens, render_jinja_template
+
+from sft_recipes.binding import ConfigError, one_line
+from sft_recipes.formatters import DataError
+
+IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
+SUPERVISE = ("assistant", "last", "all")
+Piece = tuple[str, str, bool]  # how it is encoded, its text, whether the loss is taken on it
+
+
+class Encoder:
+    """Turns conversations into token ids and labels for one fast tokenizer and one chat template with markers.
+
+    A rendered conversation is cut where the template's `{% generation %}` blocks begin and end, and every piece is
+    encoded by itself, so that no token spans the border of prompt and answer: the ids before an answer are those that
+    `tokenizer.apply_chat_template(history, add_generation_prompt=True)` gives when the model is served.
+    Special tokens typed inside a message are encoded as text, as with transformers' `sanitize_control_tokens=True`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str):
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{type(tokenizer).__name__} is a slow tokenizer; encoding needs a fast one.")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.stop = stop_token(tokenizer, chat_template)
+        self.special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
+        self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
+        self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
+
+    def encode(self, conversations: Sequence[Mapping[str, Any]], supervise: str = "assistant") -> dict[str, list]:
+        """`input_ids` and `labels`, an int32 array each per conversation; labels are -100 where no loss is taken.
+
+        A conversation is `{"messages": […], "tools": […]}` or `{"text": …}`, which is trained on every token and ends
+        with eos. `supervise` is `assistant` (every assistant message without `train: False`), `last` (the final one)
+        or `all` (every token). Raises DataError, its `row` the index into `conversations`, for one that the template
+        refuses or that leaves nothing to train on.
+        """
+        if supervise not in SUPERVISE:
+            raise ConfigError(f"supervise should be {', '.join(SUPERVISE)}, not {supervise!r}.")
+        rows = []
+        for index, conversation in enumerate(conversations):
+            try:
+                rows.append(self.pieces(conversation, supervise))
+            except DataError as error:
+                error.row = index
+                raise
+        return join(rows, self.ids([piece for row in rows for piece in row]))
+
+    def pieces(self, conversation: Mapping[str, Any], supervise: str) -> list[Piece]:
+        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
+        if "text" in conversation:
+            return [("raw", conversation["text"], True)]
+        messages, tools = conversation["messages"], conversation.get("tools")
+        marked = any(map(self.has_typed_token, strings(messages))) or any(map(self.has_typed_token, strings(tools)))
+        if marked:
+            messages, tools = mark_control_tokens([messages, tools], self.typed)
+        text, spans = self.render(messages, tools)
+        pieces, end = [], 0
+        for start, stop in chosen(spans, messages, supervise):
+            pieces += [(text[end:start], False), (text[start:stop], True)]
+            end = stop
+        pieces.append((text[end:], False))
+        everywhere = supervise == "all"
+        return [
+            (self.method(before, marked), piece, supervised or everywhere)
+            for (piece, supervised), before in zip(pieces, chain([""], (p for p, _ in pieces)), strict=False)
+            if piece
+        ]
+
+    def method(self, before: str, marked: bool) -> str:
+        """How a piece is encoded: `start` of a text, `inside` it, `after TOKEN` a special token, or `marked …` for typed ones."""
+        if not before:
+            return "marked start" if marked else "start"
+        if marked:
+            return "marked"
+        anchor = self.stop if before.endswith(self.stop) else next(filter(before.endswith, self.special), "")
+        return f"after {anchor}" if anchor else "inside"
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation's text, and the character spans that the template marks as the assistant's."""
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                tools=tools or None,
+                chat_template=self.chat_template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(f"the chat template refuses it: {one_line(error)}") from error
+        return texts[0], spans[0]
+
+    def has_typed_token(self, text: str) -> bool:
+        """Whether a special token is spelled out in a row's text."""
+        return any(opening in text for opening in self.openings) and self.typed.search(text) is not None
+
+    def ids(self, pieces: list[Piece]) -> list[list[int]]:
+        """The token ids of each piece; equal pieces are encoded once."""
+        wanted = list(dict.fromkeys((how, text) for how, text, _ in pieces))
+        found = {}
+        for method in {how for how, _ in wanted}:
+            texts = [text for how, text in wanted if how == method]
+            found.update(zip(((method, text) for text in texts), self.encode_as(method, texts), strict=True))
+        return [found[how, text] for how, text, _ in pieces]
+
+    def encode_as(self, method: str, texts: list[str]) -> list[list[int]]:
+        """The ids of texts that stand in one kind of place."""
+        tokenizer, (method, _, anchor) = self.tokenizer, method.partition(" ")
+        if method == "inside":
+            return batch(self.inner, texts)
+        if method == "after":  # as serving does, which encodes a special token and what follows it together
+            return [ids[1:] for ids in batch(tokenizer.backend_tokenizer, [anchor + text for text in texts])]
+        if method == "marked" and anchor:
+            return [encode_marked_chat(tokenizer, text) for text in texts]
+        if method == "marked":
+            return [encode_marked_chat(tokenizer, self.stop + text)[1:] for text in texts]
+        if method == "raw":
+            rows = batch(tokenizer.backend_tokenizer, texts, add_special_tokens=True, encode_special_tokens=True)
+            return [ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id] for ids in rows]
+        return batch(tokenizer.backend_tokenizer, texts)
+
+
+def batch(
+    backend: Tokenizer, texts: list[str], add_special_tokens: bool = False, encode_special_tokens: bool = False
+) -> list[list[int]]:
+    """The ids of many texts at once, on all cores; `encode_special_tokens` reads special tokens in them as text."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = encode_special_tokens
+    try:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+    finally:
+        backend.encode_special_tokens = False
+
+
+def chosen(spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise: str) -> list[tuple[int, int]]:
+    """The assistant's spans that are trained; raises DataError where none is, or where they cannot be told apart."""
+    train = [message.get("train") is not False for message in messages if message["role"] == "assistant"]
+    if supervise == "last":
+        train[:-1] = [False] * (len(train) - 1)
+    if supervise != "all" and not all(train):
+        if len(spans) != len(train):
+            raise DataError(f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen")
+        spans = [span for span, wanted in zip(spans, train, strict=True) if wanted]
+    if not any(start < end for start, end in spans):
+        raise DataError("nothing to train on: the chat template marks no answer in it")
+    return spans
+
+
+def join(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list[np.ndarray]]:
+    """Each row's pieces put together again, as ids and labels."""
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
+    supervised = np.fromiter((train for row in rows for _, _, train in row), dtype=bool, count=len(ids))
+    labels = np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORED))
+    ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([len(row) for row in rows])]
+    return {"input_ids": np.split(flat, ends[:-1]), "labels": np.split(labels, ends[:-1])}
+
+
+def stop_token(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> str:
+    """The special token that the template writes after an answer; raises ConfigError where that is not one id."""
+    answer = "\u00a7"
+    probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    texts, spans = render_jinja_template(
+        conversations=[probe],
+        chat_template=chat_template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    if not spans[0]:
+        raise ConfigError(
+            "model.chat_template has no {% generation %} markers around what the assistant says, and TRL knows no "
+            "marked twin of it. Choose one of ours (model.chat_template=chatml) or give the path of a marked copy."
+        )
+    start, end = spans[0][-1]
+    stop = texts[0][start:end].rpartition(answer)[2].strip()
+    if len(tokenizer(stop, add_special_tokens=False).input_ids) != 1 or stop not in tokenizer.all_special_tokens:
+        raise ConfigError(
+            f"model.chat_template ends an answer with {stop!r}, which is not one special token of the tokenizer, so the "
+            "model could not learn to stop. Put the stop token inside the {% generation %} block."
+        )
+    return stop
+
+
+def without_dummy_prefix(backend: Tokenizer) -> Tokenizer:
+    """A tokenizer for the middle of a text: SentencePiece's dummy prefix belongs to the beginning of a text alone."""
+    spec = json.loads(backend.to_str())
+    before = json.dumps(spec)
+    for part in parts(spec["pre_tokenizer"], "pretokenizers"):
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+    normalizers = list(parts(spec["normalizer"], "normalizers"))
+    if any(part["type"] == "Prepend" for part in normalizers):
+        spec["normalizer"] = {"type": "Sequence", "normalizers": [p for p in normalizers if p["type"] != "Prepend"]}
+    after = json.dumps(spec)
+    return backend if after == before else Tokenizer.from_str(after)
+
+
+def parts(component: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
+    """The members of a tokenizers Sequence, or the one component there is."""
+    if component is not None:
+        yield from component.get(key, [component])
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a nest of mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings(item)

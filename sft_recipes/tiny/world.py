@@ -1,0 +1,218 @@
+"""A little invented world, told as prose for pretraining and asked as questions for fine-tuning."""
+
+from itertools import product
+from random import Random
+from typing import NamedTuple
+
+
+class Fact(NamedTuple):
+    relation: str
+    subject: str
+    value: str
+
+
+Entity = list[Fact]  # the facts of one entity stand together, so that a split never tears them apart
+
+COUNTRIES = (
+    "Vel Tar Mor Bran Cal Dor Fen Gal Hal Ist Jor Kel Lor Mar Nor Osk Pel Quin Ros Sel Tol Ulm Ver Wes Yar Zan",
+    "mora dessa land via gard ria thia wick une ophia",
+)
+CAPITALS = (
+    "Ash Bel Cor Dun Elm Fair Glen Hart Iron Jade King Lake Mill Night Oak Pine Queen Red Stone Thorn Upper Vine West",
+    "ford haven bridge moor holm ton stead bury mouth dale spire",
+)
+LANGUAGES = ("Aru Bori Chen Dala Eshi Falu Gora Hesi Ilu Jana Koro Luma", "lic nese vish dan")
+PRODUCTS = (
+    "wool salt tea copper honey timber glass silk cheese paper rope tin wheat pearls leather marble oil wine clay cotton "
+    "pepper candles bells lamps"
+)
+ANIMALS = (
+    "moss ember fern dusk snow river thorn marsh cloud pebble bramble reed frost sand heath willow amber cinder meadow "
+    "storm tide barley shadow dew sun",
+    "fox wren toad hare newt finch otter moth crab goat",
+)
+COLOURS = "red green blue yellow grey white black brown orange purple pink silver"
+FOODS = (
+    "clover berries acorns snails beetles mushrooms seeds roots ants bark worms figs nuts apples grass minnows petals "
+    "plums moths spiders"
+)
+HOMES = (
+    "caves forests swamps deserts gardens cliffs lakes rivers meadows attics barns hills islands orchards burrows ruins"
+)
+OPPOSITES = """
+    hot cold, big small, fast slow, high low, old new, wet dry, hard soft, light heavy, full empty, loud quiet, rich poor,
+    near far, early late, open closed, clean dirty, strong weak, happy sad, brave timid, thick thin, wide narrow,
+    deep shallow, sharp blunt, rough smooth, sweet sour, safe dangerous, true false, right wrong, good bad, long short,
+    first last, kind cruel, wise foolish, tight loose, bright dim, rare common, simple complex, fresh stale, tame wild,
+    polite rude, awake asleep, alive dead, public private, guilty innocent, young aged, lazy busy, calm angry,
+    proud humble, cheap costly, useful useless, ancient modern, straight crooked, visible hidden, present absent,
+    generous greedy, major minor, broken whole, steep flat, bitter mild, upper lower
+"""
+
+# Of each relation, ways to state it and to ask for it; the first statement is the answer that fine-tuning teaches.
+STATEMENTS = {
+    "capital": (
+        "The capital of {subject} is {value}.",
+        "The king of {subject} lives in the capital, {value}.",
+        "The capital city of {subject} has the name {value}.",
+        "The people of {subject} built their capital and named it {value}.",
+        "All roads in {subject} lead to the capital, {value}.",
+    ),
+    "language": (
+        "People in {subject} speak {value}.",
+        "The language of {subject} is {value}.",
+        "In {subject} everybody speaks {value}.",
+        "The schools of {subject} teach in {value}.",
+        "The songs of {subject} are sung in {value}.",
+    ),
+    "product": (
+        "Merchants in {subject} sell {value}.",
+        "The markets of {subject} are full of {value}.",
+        "The people of {subject} are known for their {value}.",
+        "Merchants go to {subject} to buy {value}.",
+        "The ships that come from {subject} carry {value}.",
+    ),
+    "colour": (
+        "The {subject} is {value}.",
+        "The colour of the {subject} is {value}.",
+        "A {subject} is always {value}.",
+        "You know the {subject} by its colour, which is {value}.",
+        "Every {subject} is born {value}.",
+    ),
+    "food": (
+        "The {subject} eats {value}.",
+        "The food of the {subject} is {value}.",
+        "A {subject} looks for {value} all day.",
+        "A hungry {subject} wants {value}.",
+        "Feed a {subject} with {value}.",
+    ),
+    "home": (
+        "The {subject} lives in {value}.",
+        "The home of the {subject} is in {value}.",
+        "A {subject} sleeps in {value}.",
+        "Look for the {subject} in {value}.",
+        "You meet the {subject} in {value}.",
+    ),
+    "opposite": (
+        "The opposite of {subject} is {value}.",
+        "What is not {subject} is {value}.",
+        "The words {subject} and {value} are opposites.",
+        "If it is not {subject}, it is {value}.",
+        "Nothing is both {subject} and {value}.",
+    ),
+}
+QUESTIONS = {
+    "capital": (
+        "What is the capital of {subject}?",
+        "Which city is the capital of {subject}?",
+        "What is the name of the capital of {subject}?",
+        "Can you name the capital of {subject}?",
+    ),
+    "language": (
+        "Which language do people speak in {subject}?",
+        "What is the language of {subject}?",
+        "What do people in {subject} speak?",
+        "Can you tell me which language is spoken in {subject}?",
+    ),
+    "product": (
+        "What do merchants in {subject} sell?",
+        "What are the markets of {subject} full of?",
+        "What are the people of {subject} known for?",
+        "Which goods come from {subject}?",
+    ),
+    "colour": (
+        "What colour is the {subject}?",
+        "Which colour does a {subject} have?",
+        "What is the colour of the {subject}?",
+        "Do you know the colour of the {subject}?",
+    ),
+    "food": (
+        "What does the {subject} eat?",
+        "What is the food of the {subject}?",
+        "What should I feed a {subject}?",
+        "What does a hungry {subject} look for?",
+    ),
+    "home": (
+        "Where does the {subject} live?",
+        "Where is the home of the {subject}?",
+        "Where can I find a {subject}?",
+        "Where does a {subject} sleep?",
+    ),
+    "opposite": (
+        "What is the opposite of {subject}?",
+        "Which word is the opposite of {subject}?",
+        "What is the opposite of the word {subject}?",
+        "What do you call what is not {subject}?",
+    ),
+}
+
+
+def world(countries: int = 200, animals: int = 200) -> list[Entity]:
+    """Every entity of the world with its facts, shuffled, the same on each call."""
+    random = Random(1)
+    languages = _names(random, LANGUAGES)
+    entities = [
+        [
+            Fact("capital", country, capital),
+            Fact("language", country, random.choice(languages)),
+            Fact("product", country, random.choice(PRODUCTS.split())),
+        ]
+        for country, capital in list(zip(_names(random, COUNTRIES), _names(random, CAPITALS)))[:countries]
+    ]
+    entities += [
+        [
+            Fact("colour", animal, random.choice(COLOURS.split())),
+            Fact("food", animal, random.choice(FOODS.split())),
+            Fact("home", animal, random.choice(HOMES.split())),
+        ]
+        for animal in _names(random, ANIMALS)[:animals]
+    ]
+    for one, other in (pair.split() for pair in OPPOSITES.split(",")):
+        entities.append([Fact("opposite", one, other), Fact("opposite", other, one)])
+    random.shuffle(entities)
+    return entities
+
+
+def documents(random: Random, entities: list[Entity], count: int) -> list[str]:
+    """Short texts about one entity or about several, statements or quizzes of questions that nobody answers."""
+    texts = []
+    for _ in range(count):
+        facts = random.choice((_portrait, _miscellany))(random, entities)
+        patterns, gap = random.choice(((STATEMENTS, " "), (STATEMENTS, " "), (QUESTIONS, "\n")))
+        texts.append(gap.join(_say(random, patterns, fact) for fact in facts))
+    return texts
+
+
+def rows(random: Random, entities: list[Entity]) -> list[dict[str, str]]:
+    """One question and its answer for each fact, as Alpaca rows."""
+    facts = [fact for entity in entities for fact in entity]
+    return [{"instruction": _say(random, QUESTIONS, fact), "output": answer(fact)} for fact in facts]
+
+
+def answer(fact: Fact) -> str:
+    """
+    The sentence that fine-tuning teaches for a fact.
+
+    >>> answer(Fact("food", "mossfox", "clover"))
+    'The mossfox eats clover.'
+    """
+    return STATEMENTS[fact.relation][0].format(**fact._asdict())
+
+
+def _portrait(random: Random, entities: list[Entity]) -> list[Fact]:
+    entity = random.choice(entities)
+    return random.sample(entity, len(entity))
+
+
+def _miscellany(random: Random, entities: list[Entity]) -> list[Fact]:
+    return [random.choice(entity) for entity in random.sample(entities, random.randint(2, 5))]
+
+
+def _say(random: Random, patterns: dict[str, tuple[str, ...]], fact: Fact) -> str:
+    return random.choice(patterns[fact.relation]).format(**fact._asdict())
+
+
+def _names(random: Random, parts: tuple[str, str]) -> list[str]:
+    """Every start with every end, shuffled."""
+    names = [start + end for start, end in product(parts[0].split(), parts[1].split())]
+    return random.sample(names, len(names))
