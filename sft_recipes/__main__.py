@@ -10,7 +10,9 @@ from traceback import clear_frames
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +23,8 @@ from sft_recipes.formatters import DataError
 log = logging.getLogger("sft_recipes")
 USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException)
 register()
+# bitsandbytes advises a package that is not published; it matters to QLoRA on a CPU alone
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")
@@ -34,6 +38,8 @@ def run(composed: DictConfig) -> float:
             log.error(message(error))
         else:
             log.exception("The run failed.")
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(2 if isinstance(error, USER_ERRORS) else 1)  # a raise would make Hydra print more
         error.logged = True
         clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it the model on the GPU
         raise
@@ -42,12 +48,13 @@ def run(composed: DictConfig) -> float:
 def main() -> None:
     """Reads the command line; exits with 2 and one line for a user's mistake, 130 after Ctrl-C, 1 for our own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
     sys.path.insert(0, os.getcwd())  # for a formatter of the user's, also under the console script
     try:
         arguments = get_args_parser().parse_args()
         refuse_twins(arguments.config_dir)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in arguments.overrides):
-            raise ConfigError("torchrun starts several processes: name one folder for them, hydra.run.dir=outputs/NAME.")
+            raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
         sys.argv[1:] = command_line(sys.argv[1:], arguments.overrides)
         run()
     except KeyboardInterrupt:
@@ -77,6 +84,9 @@ def command_line(argv: list[str], overrides: list[str]) -> list[str]:
     """
     argv = [part for argument in argv for part in own_formatter(argument)]
     keys = [override.split("=", 1)[0] for override in overrides]
+    for key in keys:
+        if (folder("recipes") / key).is_dir():
+            raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
     additions = {key[1:] for key in keys if key.startswith("+") and "." not in key} - {"debug", "sweep"}
     if "model" not in keys and "recipe" not in keys and not additions:
         argv.append("+recipe=tiny")
@@ -106,8 +116,6 @@ def message(error: Exception) -> str:
 
 def could_not_override(key: str, text: str) -> str:
     """The line for a key on the command line that the config does not have."""
-    if (folder("recipes") / key).is_dir():
-        return f"{key} is added to a run. Write +{key}=NAME."
     root, _, _ = key.partition(".")
     known = [*(field.name for field in fields(Config)), "hydra"]
     if root not in known:

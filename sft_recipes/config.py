@@ -28,7 +28,7 @@ class Config:
     evaluate: dict[str, Any]
     mode: str = "train"
     seed: int = 42
-    objective: str = "eval_loss"
+    objective: str | None = None
     smoke: bool = False
 
 
@@ -37,6 +37,8 @@ MODES = ("train", "preview")
 
 def from_hydra(composed: DictConfig) -> Config:
     """The composed config, resolved; raises ConfigError for an unknown root key, a wrong type or an unknown mode."""
+    for key in sorted(OmegaConf.missing_keys(composed)):
+        raise ConfigError(f"{key} is missing. Write {key}=…")
     values = OmegaConf.to_container(composed, resolve=True)
     known = {field.name for field in fields(Config)}
     for key in values:

@@ -1,4 +1,4 @@
-"""Conversations become `input_ids` and `labels`: the loss is on the answers and their stop tokens, and on nothing else."""
+"""Conversations become `input_ids` and `labels`: the loss is on the answers and their stop tokens and nothing else."""
 
 import json
 import re
@@ -10,9 +10,10 @@ import numpy as np
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens, render_jinja_template
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from sft_recipes.binding import ConfigError, one_line
+from sft_recipes.chat_template import render, special_tokens, stop_token
 from sft_recipes.formatters import DataError
 
 IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
@@ -35,7 +36,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.stop = stop_token(tokenizer, chat_template)
-        self.special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self.special = special_tokens(tokenizer)
         self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
         self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
         self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
@@ -81,7 +82,7 @@ class Encoder:
         ]
 
     def method(self, before: str, marked: bool) -> str:
-        """How a piece is encoded: `start` of a text, `inside` it, `after TOKEN` a special token, or `marked …` for typed ones."""
+        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, or `marked` for typed ones."""
         if not before:
             return "marked start" if marked else "start"
         if marked:
@@ -92,16 +93,9 @@ class Encoder:
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text, and the character spans that the template marks as the assistant's."""
         try:
-            texts, spans = render_jinja_template(
-                conversations=[messages],
-                tools=tools or None,
-                chat_template=self.chat_template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
+            return render(self.tokenizer, self.chat_template, messages, tools)
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses it: {one_line(error)}") from error
-        return texts[0], spans[0]
 
     def has_typed_token(self, text: str) -> bool:
         """Whether a special token is spelled out in a row's text."""
@@ -153,7 +147,9 @@ def chosen(spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise:
         train[:-1] = [False] * (len(train) - 1)
     if supervise != "all" and not all(train):
         if len(spans) != len(train):
-            raise DataError(f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen")
+            raise DataError(
+                f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen"
+            )
         spans = [span for span, wanted in zip(spans, train, strict=True) if wanted]
     if not any(start < end for start, end in spans):
         raise DataError("nothing to train on: the chat template marks no answer in it")
@@ -168,31 +164,6 @@ def join(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list[np.nda
     labels = np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORED))
     ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([len(row) for row in rows])]
     return {"input_ids": np.split(flat, ends[:-1]), "labels": np.split(labels, ends[:-1])}
-
-
-def stop_token(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> str:
-    """The special token that the template writes after an answer; raises ConfigError where that is not one id."""
-    answer = "\u00a7"
-    probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    texts, spans = render_jinja_template(
-        conversations=[probe],
-        chat_template=chat_template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    if not spans[0]:
-        raise ConfigError(
-            "model.chat_template has no {% generation %} markers around what the assistant says, and TRL knows no "
-            "marked twin of it. Choose one of ours (model.chat_template=chatml) or give the path of a marked copy."
-        )
-    start, end = spans[0][-1]
-    stop = texts[0][start:end].rpartition(answer)[2].strip()
-    if len(tokenizer(stop, add_special_tokens=False).input_ids) != 1 or stop not in tokenizer.all_special_tokens:
-        raise ConfigError(
-            f"model.chat_template ends an answer with {stop!r}, which is not one special token of the tokenizer, so the "
-            "model could not learn to stop. Put the stop token inside the {% generation %} block."
-        )
-    return stop
 
 
 def without_dummy_prefix(backend: Tokenizer) -> Tokenizer:

@@ -31,7 +31,9 @@ def build(folder: Path = HERE, prose: int = 50_000) -> None:
     names = {fact.subject for entity in held_out for fact in entity}
     write(folder / "data/train.jsonl", rows(random, known))
     write(folder / "data/held_out.jsonl", rows(random, held_out))
-    write(folder / "data/prose.jsonl", [{"text": text} for text in read if not any(name in text for name in names)][:400])
+    write(
+        folder / "data/prose.jsonl", [{"text": text} for text in read if not any(name in text for name in names)][:400]
+    )
     write(folder / "data/prose_held_out.jsonl", [{"text": text} for text in random.sample(unread, 200)])
 
 

@@ -177,7 +177,7 @@ def documents(random: Random, entities: list[Entity], count: int) -> list[str]:
     """Short texts about one entity or about several, statements or quizzes of questions that nobody answers."""
     texts = []
     for _ in range(count):
-        facts = random.choice((_portrait, _miscellany))(random, entities)
+        facts = random.choice((_portrait, _portrait, _portrait, _miscellany))(random, entities)
         patterns, gap = random.choice(((STATEMENTS, " "), (STATEMENTS, " "), (QUESTIONS, "\n")))
         texts.append(gap.join(_say(random, patterns, fact) for fact in facts))
     return texts
@@ -200,8 +200,7 @@ def answer(fact: Fact) -> str:
 
 
 def _portrait(random: Random, entities: list[Entity]) -> list[Fact]:
-    entity = random.choice(entities)
-    return random.sample(entity, len(entity))
+    return random.choices(random.choice(entities), k=random.randint(2, 4))
 
 
 def _miscellany(random: Random, entities: list[Entity]) -> list[Fact]:

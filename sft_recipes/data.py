@@ -1,0 +1,229 @@
+"""Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix, pack."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from tqdm.auto import tqdm
+
+from sft_recipes.binding import ConfigError, call, check, did_you_mean, one_line
+from sft_recipes.config import Config
+from sft_recipes.encoding import Encoder
+from sft_recipes.formatters import FORMATTERS, Conversation, DataError, auto
+from sft_recipes.rows import mix, packed, shorten, table, token_counts
+
+log = logging.getLogger(__name__)
+BATCH = 1000  # rows that are formatted and encoded at once
+SMOKE_ROWS = 200  # rows a source gives under +debug=smoke
+BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `data`: what `datasets.load_dataset` is asked for, and what becomes of the rows."""
+
+    path: str | None = None  # hub id, folder or builder; found from data_files' ending where it is not given
+    name: str | None = None
+    data_files: str | list | dict | None = None
+    data_dir: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    held_out_split: str | None = None  # held out are the rows of this split, rather than some of `split`
+    formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; None takes the root choice
+    share: float | None = None  # of the mixture's rows; a source without one gives all it has
+    supervise: str = "assistant"  # assistant | last | all
+
+
+@dataclass(frozen=True)
+class Options:
+    """The entries of `data` that hold for all sources."""
+
+    held_out: float = 0.02  # a share below 1, or a number of rows, of each source
+    max_length_policy: str = "auto"  # auto | drop | keep | raise
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source, encoded; `questions` are the held-out rows as conversations."""
+
+    train: Dataset
+    held_out: Dataset
+    questions: list[Conversation]
+    counts: dict[str, int]
+
+
+def load(
+    config: Config, encoder: Encoder, max_length: int | None, packing: bool
+) -> tuple[Dataset, Dataset, list, dict]:
+    """The rows to train on, the held-out rows, the held-out conversations, and the counts of every source.
+
+    Columns are `input_ids`, `labels` and, in packed rows, `seq_lengths`. The order is drawn with the run's seed.
+    Raises DataError, naming source, row and field, for a row that cannot be trained on.
+    """
+    found = {
+        name: call(Source, value, f"data.{name}") for name, value in config.data.items() if isinstance(value, Mapping)
+    }
+    options = call(Options, {key: value for key, value in config.data.items() if key not in found}, "data")
+    if not found:
+        raise ConfigError("data names no source. Write data=NAME, or data=file data.file.data_files=rows.jsonl.")
+    if config.formatter["name"] != "auto" and all(source.formatter for source in found.values()):
+        raise ConfigError(
+            f"formatter={config.formatter['name']} is used by no source: {', '.join(found)} name their own."
+        )
+    if packing and max_length is None:
+        raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
+    parts = {name: read(name, source, options, config, encoder, max_length) for name, source in found.items()}
+    shares = {name: source.share for name, source in found.items()}
+    mixed = mix({name: part.train for name, part in parts.items()}, shares, config.seed)
+    train = concatenate_datasets(list(mixed.values())).shuffle(seed=config.seed)
+    held_out = concatenate_datasets([part.held_out for part in parts.values()])
+    if not len(train):
+        raise DataError("data: no row is left to train on.")
+    questions = [question for part in parts.values() for question in part.questions if "messages" in question]
+    counts = {name: parts[name].counts | {"train_rows": len(rows)} | token_counts(rows) for name, rows in mixed.items()}
+    return packed(train, max_length, config.seed) if packing else train, held_out, questions, counts
+
+
+def read(name: str, source: Source, options: Options, config: Config, encoder: Encoder, max_length: int | None) -> Part:
+    """One source from its files to token ids, its held-out rows set apart before anything else touches them."""
+    rows = load_rows(name, source, source.split)
+    if config.smoke:
+        rows = rows.select(range(min(len(rows), SMOKE_ROWS)))
+    formatter = find_formatter(name, source, config.formatter, rows.column_names)
+    out = [] if source.held_out_split else held_out_rows(len(rows), options.held_out, config.seed)
+    out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
+    numbers = range(len(out_rows)) if source.held_out_split else out
+    policy = "keep" if config.smoke else options.max_length_policy
+    train, _ = encode(name, source, formatter, encoder, rows, np.setdiff1d(np.arange(len(rows)), out))
+    held_out, questions = encode(name, source, formatter, encoder, out_rows, numbers)
+    train, too_long = shorten(name, train, max_length, policy)
+    held_out, _ = shorten(name, held_out, max_length, "keep" if policy == "keep" else "drop")
+    counts = {"rows": len(rows), "held_out_rows": len(held_out), "too_long": too_long}
+    return Part(train, held_out, questions, counts)
+
+
+def load_rows(name: str, source: Source, split: str) -> Dataset:
+    """One split of a source; raises ConfigError in one line where it is not to be had."""
+    path, files = source.path, source.data_files
+    if path is None:
+        path = builder(name, files)
+    arguments = {"name": source.name, "data_files": files, "data_dir": source.data_dir, "revision": source.revision}
+    try:
+        return load_dataset(path, split=split, **{key: value for key, value in arguments.items() if value is not None})
+    except DatasetGenerationError as error:
+        raise DataError(
+            f"data.{name}: {files or path} cannot be read: {one_line(error.__cause__ or error)[:300]}"
+        ) from error
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ConfigError(
+            f"data.{name}: {files or path} is not here and could not be downloaded. Offline, give your own rows: "
+            f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"data.{name}: {one_line(error)[:300]}") from error
+
+
+def builder(name: str, files: str | list | dict | None) -> str:
+    """The `datasets` builder for files by their ending."""
+    first = files
+    while isinstance(first, list | dict):
+        first = next(iter(first.values() if isinstance(first, dict) else first), None)
+    if first is None:
+        raise ConfigError(f"data.{name} names neither path nor data_files. Write data.{name}.data_files=rows.jsonl.")
+    ending = Path(str(first).removesuffix(".gz")).suffix
+    if ending not in BUILDERS:
+        raise ConfigError(
+            f"data.{name}.data_files={first} should end with {', '.join(BUILDERS)}; or give data.{name}.path."
+        )
+    return BUILDERS[ending]
+
+
+def find_formatter(
+    name: str, source: Source, root: Mapping[str, Any], columns: Sequence[str]
+) -> Callable[[Mapping[str, Any]], Conversation]:
+    """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns."""
+    where = f"data.{name}.formatter" if source.formatter else "formatter"
+    chosen = source.formatter or root
+    chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+    label = chosen.pop("name", "auto")
+    if label == "auto":
+        label = auto(columns)
+        log.info("data.%s: formatter %s, by its columns %s", name, label, ", ".join(columns))
+    if "." in label:
+        return own_formatter(where, label, chosen)
+    if label not in FORMATTERS:
+        raise ConfigError(f"{where}={label} is no formatter.{did_you_mean(label, [*FORMATTERS, 'auto'])}")
+    check(FORMATTERS[label], {"row": {}, **chosen}, where)
+    return partial(FORMATTERS[label], **chosen)
+
+
+def own_formatter(where: str, label: str, columns: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Conversation]:
+    """A user's `module.function`; what it returns is checked as if it were a row of messages or text."""
+    module, _, function = label.rpartition(".")
+    try:
+        own = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}={label} could not be imported: {one_line(error)}.") from error
+    check(own, {next(iter(inspect.signature(own).parameters), "row"): {}, **columns}, where)
+
+    def formatter(row: Mapping[str, Any]) -> Conversation:
+        conversation = own(row, **columns)
+        if not isinstance(conversation, Mapping) or not {"messages", "text"} & set(conversation):
+            raise DataError(f"{label} should return messages or text, not {conversation!r:.80}.")
+        return FORMATTERS["chatml" if "messages" in conversation else "text"](conversation)
+
+    return formatter
+
+
+def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:
+    """The indices, in order, of the rows that are held out: `wanted` is a number of rows, or a share below 1."""
+    number = round(rows * wanted) if wanted < 1 else int(wanted)
+    if not 0 <= number < max(rows, 1):
+        raise ConfigError(f"data.held_out={wanted} leaves none of {rows} rows to train on.")
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:number])
+
+
+def encode(
+    name: str, source: Source, formatter: Callable, encoder: Encoder, rows: Dataset, numbers: Sequence[int]
+) -> tuple[Dataset, list[Conversation]]:
+    """The rows of these numbers as a dataset of `input_ids` and `labels`, and as conversations."""
+    ids, labels, kept = [], [], []
+    bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * BATCH)
+    for start in range(0, len(numbers), BATCH):
+        some = numbers[start : start + BATCH]
+        columns = rows.select(some)[:]
+        conversations = []
+        for number, values in zip(some, zip(*columns.values(), strict=True), strict=True):
+            try:
+                conversations.append(formatter(dict(zip(columns, values, strict=True))))
+            except DataError as error:
+                raise DataError(f"{place(name, source, number)}: {error}") from error
+        try:
+            encoded = encoder.encode(conversations, source.supervise)
+        except DataError as error:
+            raise DataError(f"{place(name, source, some[error.row])}: {error}") from error
+        ids += encoded["input_ids"]
+        labels += encoded["labels"]
+        kept += conversations
+        bar.update(len(some))
+    bar.close()
+    return table({"input_ids": ids, "labels": labels}), kept
+
+
+def place(name: str, source: Source, number: int) -> str:
+    """Where a row stands, for an error: its index, and in a .jsonl file its line."""
+    files = source.data_files
+    if isinstance(files, str) and files.endswith(".jsonl") and Path(files).is_file():
+        with open(files, encoding="utf-8") as lines:
+            filled = (line for line, text in enumerate(lines, start=1) if text.strip())
+            line = next((line for row, line in enumerate(filled) if row == number), None)
+        return f"data.{name} row {number} ({files}, line {line})"
+    return f"data.{name} row {number}"

@@ -1,0 +1,58 @@
+"""All rows at once, best-fit decreasing: each document whole, once, in as few rows of `max_length` tokens as that finds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def pack(lengths: Sequence[int], max_length: int, seed: int = 0) -> list[np.ndarray]:
+    """For every packed row the indices of its documents; each index appears once, no row is longer than `max_length`.
+
+    Best-fit decreasing: the longest document first, each into the fullest row that still has room. Which of the
+    documents of one length comes first is drawn with `seed`. Raises ValueError for a document that fits no row.
+
+    >>> [row.tolist() for row in pack([3, 2, 5], max_length=5)]
+    [[2], [0, 1]]
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if len(lengths) and (lengths.max() > max_length or lengths.min() < 1):
+        raise ValueError(f"lengths must be from 1 to {max_length}, found {lengths.min()} to {lengths.max()}")
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    row_of = place(np.bincount(lengths, minlength=max_length + 1), max_length)
+    by_row = np.argsort(row_of, kind="stable")
+    return np.split(order[by_row], np.flatnonzero(np.diff(row_of[by_row])) + 1) if len(order) else []
+
+
+def place(counts: np.ndarray, max_length: int) -> np.ndarray:
+    """The row of every document, longest first, when `counts[n]` of them have length n.
+
+    Documents of one length and rows of equal room are handled together, so the work grows with the number of distinct
+    lengths and rooms rather than with the documents. `rooms` is a bit set of the rooms that some row has, so that the
+    tightest fit is its lowest bit at or above the length.
+    """
+    open_rows: list[list[np.ndarray]] = [[] for _ in range(max_length + 1)]
+    rooms, rows, placed = 0, 0, []
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[length])
+        while left:
+            fitting = rooms >> length
+            if fitting:
+                room = length + (fitting & -fitting).bit_length() - 1
+                ids = np.concatenate(open_rows[room]) if len(open_rows[room]) > 1 else open_rows[room][0]
+                open_rows[room], rooms = [], rooms & ~(1 << room)
+            else:  # as many new rows as the rest of this length fills
+                room = max_length
+                ids = np.arange(rows, rows + -(-left // (max_length // length)))
+                rows += len(ids)
+            each = room // length
+            full, rest = divmod(min(left, each * len(ids)), each)
+            partly = full + (rest > 0)
+            for some, times in ((ids[:full], each), (ids[full:partly], rest), (ids[partly:], 0)):
+                if len(some):
+                    placed.append(np.repeat(some, times))
+                    if space := room - times * length:
+                        open_rows[space].append(some)
+                        rooms |= 1 << space
+            left -= full * each + rest
+    return np.concatenate(placed) if placed else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,106 @@
+"""A run's folder as report.md: what was trained and what became of the model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+LOSS_COLUMNS = (("loss", ".4f"), ("eval_loss", ".4f"), ("learning_rate", ".2e"))
+
+
+def write(folder: Path) -> str:
+    """Writes `report.md` from metrics.json, answers.jsonl and the composed config; gives back its table for the terminal."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line) for line in lines]
+    table = result_table(metrics) + ["", *examples(answers)]
+    config = (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+    page = [
+        f"# {folder.parent.name} · {folder.name}",
+        "",
+        *table,
+        "",
+        "## Data",
+        "",
+        *data_table(metrics["data"]),
+        "",
+        "## Training",
+        "",
+        f"{metrics['steps']} steps in {metrics['train_seconds']:.0f} s, {metrics['trainable_parameters']:,} trained "
+        f"parameters, peak memory {metrics['peak_memory_gib']:.1f} GiB.",
+        "",
+        *loss_table(metrics["history"]),
+        "",
+        "## Config",
+        "",
+        "```yaml",
+        config.rstrip(),
+        "```",
+    ]
+    (folder / "report.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    return "\n".join(table)
+
+
+def result_table(metrics: dict[str, Any]) -> list[str]:
+    """Base and tuned model, measured alike."""
+    before, after = metrics["before"], metrics["after"]
+    rows = [["", "base", "tuned"]]
+    for key, label in (("exact_match", "exact match"), ("stops", "stops by itself")):
+        if key in after:
+            rows.append([label, f"{before[key]:.1%}", f"{after[key]:.1%}"])
+    if "raw_text_loss" in after:
+        old, new = before["raw_text_loss"], after["raw_text_loss"]
+        rows.append(["loss on raw text", f"{old:.3f}", f"{new:.3f} ({new / old - 1:+.1%})"])
+    if "eval_loss" in metrics:
+        rows.append(["held-out loss", "", f"{metrics['eval_loss']:.3f}"])
+    rows.append(["training loss", "", f"{metrics['train_loss']:.3f}"])
+    return markdown(rows)
+
+
+def examples(answers: list[dict[str, Any]], number: int = 3, width: int = 60) -> list[str]:
+    """A few held-out questions with both answers, spread over the whole list."""
+    if not answers:
+        return []
+    some = answers[:: max(1, len(answers) // number)][:number]
+    rows = [["question", "base", "tuned"]]
+    rows += [[shown(answer[key], width) for key in ("prompt", "base", "tuned")] for answer in some]
+    return markdown(rows)
+
+
+def data_table(counts: dict[str, dict[str, int]]) -> list[str]:
+    """What every source gave."""
+    keys = ("rows", "held_out_rows", "too_long", "train_rows", "tokens", "supervised_tokens")
+    rows = [["source", *(key.replace("_", " ") for key in keys)]]
+    rows += [[name, *(f"{part[key]:,}" for key in keys)] for name, part in counts.items()]
+    return markdown(rows)
+
+
+def loss_table(history: list[dict[str, float]], number: int = 12) -> list[str]:
+    """The losses on the way, evenly thinned."""
+    entries = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+    entries = entries[:: max(1, len(entries) // number)]
+    rows = [["step", "epoch", "training loss", "held-out loss", "learning rate"]]
+    for entry in entries:
+        cells = [format(entry[key], spec) if key in entry else "" for key, spec in LOSS_COLUMNS]
+        rows.append([f"{entry['step']}", f"{entry['epoch']:.2f}", *cells])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """A table that reads alike in a terminal and as Markdown; the first row is the head.
+
+    >>> print("\\n".join(markdown([["", "base"], ["exact match", "1 %"]])))
+    |             | base |
+    | ----------- | ---- |
+    | exact match | 1 %  |
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def shown(text: str, width: int) -> str:
+    """A text as one cell of a table: line breaks made visible, cut at `width`."""
+    text = text.replace("\n", "⏎").replace("|", "\\|")
+    return text if len(text) <= width else text[: width - 1] + "…"

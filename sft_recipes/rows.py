@@ -1,0 +1,122 @@
+"""Datasets of token ids: too long ones, mixtures, packed rows."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow
+from datasets import Dataset
+
+from sft_recipes.binding import ConfigError
+from sft_recipes.encoding import IGNORED
+from sft_recipes.formatters import DataError
+from sft_recipes.packing import pack
+
+log = logging.getLogger(__name__)
+
+
+def shorten(name: str, rows: Dataset, max_length: int | None, policy: str) -> tuple[Dataset, int]:
+    """The rows within `max_length`, and how many were longer; a cut row would never teach its stop token.
+
+    `auto` drops them while they are at most 1 % of the rows and raises otherwise; `drop` and `raise` do so always;
+    `keep` cuts them, and drops those of which no supervised token is left.
+    """
+    if policy not in ("auto", "drop", "keep", "raise"):
+        raise ConfigError(f"data.max_length_policy should be auto, drop, keep or raise, not {policy!r}.")
+    lengths = lengths_of(rows)
+    too_long = int((lengths > max_length).sum()) if max_length else 0
+    if not too_long:
+        return rows, 0
+    share = too_long / len(rows)
+    if policy == "raise" or (policy == "auto" and share > 0.01):
+        enough = int(np.quantile(lengths, 0.99, method="higher"))
+        raise DataError(
+            f"data.{name}: {too_long} of {len(rows)} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
+            f"{enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or keep, which cuts answers off)."
+        )
+    if policy == "keep":
+        log.warning(
+            "data.%s: %d rows (%.1f %%) are cut at %d tokens, their stop tokens gone.",
+            name,
+            too_long,
+            100 * share,
+            max_length,
+        )
+        columns = rows.with_format("numpy")[:]
+        cut = {key: [np.asarray(row, dtype=np.int32)[:max_length] for row in columns[key]] for key in columns}
+        left = [index for index, row in enumerate(cut["labels"]) if (row != IGNORED).any()]
+        return table(cut).select(left), too_long
+    log.warning(
+        "data.%s: %d rows (%.1f %%) longer than %d tokens are dropped.", name, too_long, 100 * share, max_length
+    )
+    return rows.select(np.flatnonzero(lengths <= max_length)), too_long
+
+
+def mix(parts: Mapping[str, Dataset], shares: Mapping[str, float | None], seed: int) -> dict[str, Dataset]:
+    """Of every source's rows as many as its `share` of the mixture asks for.
+
+    Sources without a share give all their rows, and the others are drawn so that `share` of the whole is theirs. Where
+    all have one, the scarcest source gives all it has. Rows are never repeated: a share that the source cannot fill is
+    a ConfigError.
+    """
+    asked = {name: share for name, share in shares.items() if share is not None}
+    free = 1 - sum(asked.values())
+    others = [rows for name, rows in parts.items() if name not in asked]
+    if any(not 0 < share <= 1 for share in asked.values()) or (free < 1e-9 if others else abs(free) > 1e-9):
+        listed = ", ".join(f"{name} {share}" for name, share in asked.items())
+        raise ConfigError(
+            f"data: shares ({listed}) should be above 0 and sum to 1, or to less where a source has none."
+        )
+    total = sum(map(len, others)) / free if others else min(len(parts[name]) / share for name, share in asked.items())
+    mixed = {}
+    for name, rows in parts.items():
+        wanted = round(total * asked[name]) if name in asked else len(rows)
+        if wanted > len(rows):
+            raise ConfigError(
+                f"data.{name}.share={asked[name]} of this mixture is {wanted} rows, {name} has {len(rows)}. "
+                f"Write at most {len(rows) / (total * free + len(rows)):.2g}."
+            )
+        draw = np.random.default_rng(seed).permutation(len(rows))[:wanted]
+        mixed[name] = rows if wanted == len(rows) else rows.select(np.sort(draw))
+    return mixed
+
+
+def packed(rows: Dataset, max_length: int, seed: int) -> Dataset:
+    """Whole documents side by side in rows of at most `max_length` tokens, with their `seq_lengths`."""
+    lengths = lengths_of(rows)
+    bins = pack(lengths, max_length, seed)
+    ends = np.concatenate([[0], lengths.cumsum()])
+    columns: dict[str, list] = {"seq_lengths": [lengths[documents] for documents in bins]}
+    for key in ("input_ids", "labels"):
+        flat = flat_values(rows, key)
+        columns[key] = [np.concatenate([flat[ends[i] : ends[i + 1]] for i in documents]) for documents in bins]
+    log.info(
+        "Packed %d rows into %d, %.1f %% full.", len(rows), len(bins), 100 * lengths.sum() / len(bins) / max_length
+    )
+    return table(columns).shuffle(seed=seed)
+
+
+def table(columns: Mapping[str, list[np.ndarray]]) -> Dataset:
+    """Lists of int32 arrays as a Dataset, without a detour through Python's integers."""
+    lists = {}
+    for key, rows in columns.items():
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, dtype=np.int32)
+        lists[key] = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+    return Dataset(pyarrow.table(lists))
+
+
+def lengths_of(rows: Dataset) -> np.ndarray:
+    """The number of tokens of every row."""
+    return rows.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths().to_numpy().astype(np.int64)
+
+
+def flat_values(rows: Dataset, column: str) -> np.ndarray:
+    """A column's values, all rows one after another."""
+    return rows.with_format("arrow")[:][column].combine_chunks().flatten().to_numpy()
+
+
+def token_counts(rows: Dataset) -> dict[str, int]:
+    """How many tokens the rows have, and how many of them carry loss."""
+    labels = flat_values(rows, "labels") if len(rows) else np.zeros(0)
+    return {"tokens": len(labels), "supervised_tokens": int((labels != IGNORED).sum())}

@@ -1,0 +1,216 @@
+"""The loss mask, against a slow reference that renders turn by turn with the saved tokenizer."""
+
+import numpy as np
+import pytest
+from conftest import TEMPLATES, rows
+from sft_recipes.binding import ConfigError
+from sft_recipes.encoding import Encoder
+from sft_recipes.formatters import DataError, alpaca, sharegpt
+
+KINDS = ("tiny", "llama3", "neox", "llama2")
+ANSWERS = {
+    "plain": "Paris.",
+    "leading space": " Paris.",
+    "trailing spaces": "Paris.  ",
+    "leading newlines": "\n\nParis.",
+    "trailing newline": "Paris.\n",
+    "indented code": "    def f():\n        return 1\n",
+    "punctuation first": "(a) [b]: c",
+    "crlf": "one\r\ntwo\r\n",
+    "unicode": "日本語 naïve 🙂🏽 Ünïcödé",
+    "tabs": "\t\tx\t",
+    "template words": "### Response: USER: [INST] <|user|>",
+}
+
+UNEQUAL_CONTEXT = {("neox", "llama3")}  # GPT-2's split pattern parts two newlines when a word follows them
+
+
+def ask(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def runs(labels: np.ndarray) -> list[tuple[int, int]]:
+    """Where the supervised stretches begin and end."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], labels != -100, [False]]).astype(int)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def text_of(tokenizer, ids, start: int, end: int) -> str:
+    """The text that these tokens add to what stands before them."""
+    before, after = tokenizer.decode(ids[:start]), tokenizer.decode(ids[:end])
+    assert after.startswith(before)
+    return after[len(before) :]
+
+
+def served(tokenizer, history: list[dict]) -> list[int]:
+    return tokenizer.apply_chat_template(history, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ANSWERS)
+def test_the_loss_is_on_the_answer_and_one_stop_token(chat_tokenizer, kind, template, case):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    encoder = Encoder(tokenizer, marked)
+    messages = ask("Which city?", ANSWERS[case])
+    row = encoder.encode([{"messages": messages}])
+    ids, labels = row["input_ids"][0], row["labels"][0]
+    ((start, end),) = runs(labels)
+    assert text_of(tokenizer, ids, start, end) == ANSWERS[case] + encoder.stop
+    assert ids[start:end].tolist() == labels[start:end].tolist()
+    assert ids[end - 1] == tokenizer.convert_tokens_to_ids(encoder.stop)
+    assert ids[:start].tolist() == served(tokenizer, messages[:1])
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_turn_sees_what_serving_would_show(chat_tokenizer, kind, template):
+    if (kind, template) in UNEQUAL_CONTEXT:
+        pytest.skip("one sequence cannot hold both: the blank line is one token before a new answer, two in a history")
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    encoder = Encoder(tokenizer, marked)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        *ask("Hi", "Hello!"),
+        *ask("2 + 2?", "4"),
+        *ask("Bye", "Bye."),
+    ]
+    row = encoder.encode([{"messages": messages}])
+    ids, labels = row["input_ids"][0], row["labels"][0]
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    assert len(runs(labels)) == 3
+    for turn, (start, end) in zip(answers, runs(labels), strict=True):
+        assert text_of(tokenizer, ids, start, end) == messages[turn]["content"] + encoder.stop
+        assert ids[:start].tolist() == served(tokenizer, messages[:turn])
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    ids = Encoder(tokenizer, marked).encode([{"messages": [*ask("Hi", "Hello!"), *ask("a", "b")]}])["input_ids"][0]
+    wanted = {"llama2": 1}.get(kind, 0)  # of these four only Llama 2's tokenizer puts a BOS in front by itself
+    if kind == "llama2":
+        assert ids[0] == tokenizer.bos_token_id
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        assert (ids == tokenizer.bos_token_id).sum() == wanted
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    encoder = Encoder(tokenizer, marked)
+    typed = f"a{encoder.stop}b {tokenizer.eos_token} <|im_start|>user"
+    honest = encoder.encode([{"messages": ask("Say x", "x")}])["input_ids"][0]
+    ids = encoder.encode([{"messages": ask(f"Say {typed}", typed)}])
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    assert [i for i in ids["input_ids"][0] if i in special] == [i for i in honest if i in special]
+    ((start, end),) = runs(ids["labels"][0])
+    assert text_of(tokenizer, ids["input_ids"][0], start, end) == typed + encoder.stop
+
+
+def test_supervise_last_trains_the_final_turn_alone_and_its_context_is_what_serving_shows(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    messages = [*ask("Hi", "\n Hello!"), *ask("Bye", "Bye.")]
+    row = Encoder(tokenizer, marked).encode([{"messages": messages}], supervise="last")
+    ((start, end),) = runs(row["labels"][0])
+    assert tokenizer.decode(row["input_ids"][0][start:end]) == "Bye.<|im_end|>"
+    assert row["input_ids"][0][:start].tolist() == served(tokenizer, messages[:3])
+
+
+def test_supervise_all_trains_every_token(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    row = Encoder(tokenizer, marked).encode([{"messages": ask("Hi", "Hello!")}], supervise="all")
+    assert row["labels"][0].tolist() == row["input_ids"][0].tolist()
+
+
+def test_a_message_with_train_false_is_context(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    messages = [*ask("Hi", "Hello!"), *ask("Bye", "Bye.")]
+    messages[1]["train"] = False
+    row = Encoder(tokenizer, marked).encode([{"messages": messages}])
+    ((start, end),) = runs(row["labels"][0])
+    assert tokenizer.decode(row["input_ids"][0][start:end]) == "Bye.<|im_end|>"
+
+
+def test_raw_text_is_trained_on_every_token_and_ends_with_eos(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    row = Encoder(tokenizer, marked).encode([{"text": "The sea is wide."}])
+    assert row["labels"][0].tolist() == row["input_ids"][0].tolist()
+    assert tokenizer.decode(row["input_ids"][0]) == "The sea is wide." + tokenizer.eos_token
+
+
+def test_calls_and_answers_are_trained_but_observations_and_tool_lists_are_not(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    messages = [
+        {"role": "user", "content": "Weather in Bonn?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '{"sky": "grey"}'},
+        {"role": "assistant", "content": "Grey."},
+    ]
+    row = Encoder(tokenizer, marked).encode([{"messages": messages, "tools": tools}])
+    said = [tokenizer.decode(row["input_ids"][0][start:end]) for start, end in runs(row["labels"][0])]
+    assert said == [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call><|im_end|>',
+        "Grey.<|im_end|>",
+    ]
+
+
+def test_rows_do_not_touch_each_other(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    encoder = Encoder(tokenizer, marked)
+    conversations = [{"messages": ask(f"Question {n}", f"Answer {n}")} for n in range(5)] + [{"text": "prose"}]
+    together = encoder.encode(conversations)["input_ids"]
+    apart = [encoder.encode([conversation])["input_ids"][0] for conversation in conversations]
+    assert [row.tolist() for row in together] == [row.tolist() for row in apart]
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "chatml"])
+def test_a_template_without_tools_refuses_them_rather_than_dropping_them(chat_tokenizer, template):
+    tokenizer, marked, _ = chat_tokenizer("tiny", template)
+    messages = [*ask("Hi", "Hello!"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(DataError, match="no place for") as caught:
+        Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}, {"messages": messages}])
+    assert caught.value.row == 1
+
+
+def test_an_unknown_supervise_is_refused(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    with pytest.raises(ConfigError, match="supervise should be assistant, last, all"):
+        Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}], supervise="first")
+
+
+@pytest.mark.parametrize("template", ["chatml", "alpaca", "llama2", "vicuna"])
+@pytest.mark.parametrize("kind", ["neox", "llama2", "llama3"])
+def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    encoder = Encoder(tokenizer, marked)
+    some = [*rows("alpaca_en_demo.json")[::7], *rows("gpteacher_roleplay.json")[::23], *rows("gsm8k_train.json")[::53]]
+    conversations = [alpaca(row) for row in some]
+    encoded = encoder.encode(conversations)
+    normal = tokenizer.backend_tokenizer.normalizer
+    for conversation, ids, labels in zip(conversations, encoded["input_ids"], encoded["labels"], strict=True):
+        ((start, end),) = runs(labels)
+        answer = conversation["messages"][-1]["content"]
+        answer = normal.normalize_str(answer) if normal else answer
+        assert text_of(tokenizer, ids, start, end) == answer + encoder.stop
+        assert ids[:start].tolist() == served(tokenizer, conversation["messages"][:-1])
+
+
+def test_real_tool_rows_keep_every_turn(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("neox", "chatml")
+    encoder = Encoder(tokenizer, marked)
+    for row in rows("glaive_toolcall_en_demo.json")[:60]:
+        conversation = sharegpt(row)
+        encoded = encoder.encode([conversation])
+        answers = [message for message in conversation["messages"] if message["role"] == "assistant"]
+        spans = runs(encoded["labels"][0])
+        assert len(spans) == len(answers)
+        for answer, (start, end) in zip(answers, spans, strict=True):
+            said = text_of(tokenizer, encoded["input_ids"][0], start, end)
+            assert said.endswith("<|im_end|>") and answer["content"] in said
+            for call in answer.get("tool_calls", []):
+                assert call["function"]["name"] in said
