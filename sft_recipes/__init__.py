@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     """What needs torch or transformers is imported when it is asked for, so that `--help` stays light."""
-    homes = {"CompletionOnlyCollator": "collator", "Encoder": "encoding", "show_mask": "preview"}
+    homes = {"CompletionOnlyCollator": "collator", "Encoder": "encoding", "show_mask": "mask"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -18,7 +18,7 @@ from sft_recipes.binding import ConfigError, call, check, did_you_mean, one_line
 from sft_recipes.config import Config
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import FORMATTERS, Conversation, DataError, auto
-from sft_recipes.rows import mix, packed, shorten, table, token_counts
+from sft_recipes.rows import mix, shorten, table, token_counts
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # rows that are formatted and encoded at once
@@ -51,49 +51,55 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One source, encoded; `questions` are the held-out rows as conversations."""
+class Data:
+    """What a run trains on and is asked: columns `input_ids`, `labels`, `source` (its index) and `row` (its number)."""
 
     train: Dataset
     held_out: Dataset
-    questions: list[Conversation]
-    counts: dict[str, int]
+    questions: list[Conversation]  # the held-out conversations
+    counts: dict[str, dict[str, int]]  # by source
 
 
-def load(
-    config: Config, encoder: Encoder, max_length: int | None, packing: bool
-) -> tuple[Dataset, Dataset, list, dict]:
-    """The rows to train on, the held-out rows, the held-out conversations, and the counts of every source.
+def load(config: Config, encoder: Encoder, max_length: int | None) -> Data:
+    """The rows to train on, in an order drawn with the run's seed, and those that are held out.
 
-    Columns are `input_ids`, `labels` and, in packed rows, `seq_lengths`. The order is drawn with the run's seed.
     Raises DataError, naming source, row and field, for a row that cannot be trained on.
     """
-    found = {
-        name: call(Source, value, f"data.{name}") for name, value in config.data.items() if isinstance(value, Mapping)
-    }
+    found = sources(config)
     options = call(Options, {key: value for key, value in config.data.items() if key not in found}, "data")
-    if not found:
-        raise ConfigError("data names no source. Write data=NAME, or data=file data.file.data_files=rows.jsonl.")
-    if config.formatter["name"] != "auto" and all(source.formatter for source in found.values()):
-        raise ConfigError(
-            f"formatter={config.formatter['name']} is used by no source: {', '.join(found)} name their own."
-        )
-    if packing and max_length is None:
-        raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
-    parts = {name: read(name, source, options, config, encoder, max_length) for name, source in found.items()}
+    parts = [read(name, options, config, encoder, max_length) for name in found]
     shares = {name: source.share for name, source in found.items()}
-    mixed = mix({name: part.train for name, part in parts.items()}, shares, config.seed)
+    mixed = mix({name: part.train for name, part in zip(found, parts, strict=True)}, shares, config.seed)
     train = concatenate_datasets(list(mixed.values())).shuffle(seed=config.seed)
-    held_out = concatenate_datasets([part.held_out for part in parts.values()])
     if not len(train):
         raise DataError("data: no row is left to train on.")
-    questions = [question for part in parts.values() for question in part.questions if "messages" in question]
-    counts = {name: parts[name].counts | {"train_rows": len(rows)} | token_counts(rows) for name, rows in mixed.items()}
-    return packed(train, max_length, config.seed) if packing else train, held_out, questions, counts
+    return Data(
+        train=train,
+        held_out=concatenate_datasets([part.held_out for part in parts]),
+        questions=[question for part in parts for question in part.questions if "messages" in question],
+        counts={
+            name: part.counts[name] | {"train_rows": len(mixed[name])} | token_counts(mixed[name])
+            for name, part in zip(found, parts, strict=True)
+        },
+    )
 
 
-def read(name: str, source: Source, options: Options, config: Config, encoder: Encoder, max_length: int | None) -> Part:
+def sources(config: Config) -> dict[str, Source]:
+    """The config's sources by name, checked, together with the root formatter."""
+    found = {
+        name: call(Source, value, f"data.{name}") for name, value in config.data.items() if isinstance(value, dict)
+    }
+    if not found:
+        raise ConfigError("data names no source. Write data=NAME, or data=file data.file.data_files=rows.jsonl.")
+    label = config.formatter.get("name", "auto")
+    if label != "auto" and all(source.formatter for source in found.values()):
+        raise ConfigError(f"formatter={label} is used by no source: {', '.join(found)} have their own.")
+    return found
+
+
+def read(name: str, options: Options, config: Config, encoder: Encoder, max_length: int | None) -> Data:
     """One source from its files to token ids, its held-out rows set apart before anything else touches them."""
+    source = sources(config)[name]
     rows = load_rows(name, source, source.split)
     if config.smoke:
         rows = rows.select(range(min(len(rows), SMOKE_ROWS)))
@@ -102,12 +108,12 @@ def read(name: str, source: Source, options: Options, config: Config, encoder: E
     out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
     numbers = range(len(out_rows)) if source.held_out_split else out
     policy = "keep" if config.smoke else options.max_length_policy
-    train, _ = encode(name, source, formatter, encoder, rows, np.setdiff1d(np.arange(len(rows)), out))
-    held_out, questions = encode(name, source, formatter, encoder, out_rows, numbers)
+    train, _ = encode(name, config, formatter, encoder, rows, np.setdiff1d(np.arange(len(rows)), out))
+    held_out, questions = encode(name, config, formatter, encoder, out_rows, numbers)
     train, too_long = shorten(name, train, max_length, policy)
     held_out, _ = shorten(name, held_out, max_length, "keep" if policy == "keep" else "drop")
     counts = {"rows": len(rows), "held_out_rows": len(held_out), "too_long": too_long}
-    return Part(train, held_out, questions, counts)
+    return Data(train, held_out, questions, {name: counts})
 
 
 def load_rows(name: str, source: Source, split: str) -> Dataset:
@@ -192,9 +198,10 @@ def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:
 
 
 def encode(
-    name: str, source: Source, formatter: Callable, encoder: Encoder, rows: Dataset, numbers: Sequence[int]
+    name: str, config: Config, formatter: Callable, encoder: Encoder, rows: Dataset, numbers: Sequence[int]
 ) -> tuple[Dataset, list[Conversation]]:
-    """The rows of these numbers as a dataset of `input_ids` and `labels`, and as conversations."""
+    """The rows of these numbers as token ids and labels, and as conversations."""
+    source, index = sources(config)[name], list(sources(config)).index(name)
     ids, labels, kept = [], [], []
     bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * BATCH)
     for start in range(0, len(numbers), BATCH):
@@ -215,7 +222,8 @@ def encode(
         kept += conversations
         bar.update(len(some))
     bar.close()
-    return table({"input_ids": ids, "labels": labels}), kept
+    origin = {"source": np.full(len(ids), index), "row": np.asarray(numbers, dtype=np.int64)}
+    return table({"input_ids": ids, "labels": labels}, origin), kept
 
 
 def place(name: str, source: Source, number: int) -> str:

@@ -42,10 +42,10 @@ def shorten(name: str, rows: Dataset, max_length: int | None, policy: str) -> tu
             100 * share,
             max_length,
         )
-        columns = rows.with_format("numpy")[:]
-        cut = {key: [np.asarray(row, dtype=np.int32)[:max_length] for row in columns[key]] for key in columns}
-        left = [index for index, row in enumerate(cut["labels"]) if (row != IGNORED).any()]
-        return table(cut).select(left), too_long
+        numbers = {key: flat_values(rows, key) for key in ("source", "row")}
+        lists = {key: [row[:max_length] for row in arrays(rows, key)] for key in ("input_ids", "labels")}
+        left = [index for index, row in enumerate(lists["labels"]) if (row != IGNORED).any()]
+        return table(lists, numbers).select(left), too_long
     log.warning(
         "data.%s: %d rows (%.1f %%) longer than %d tokens are dropped.", name, too_long, 100 * share, max_length
     )
@@ -85,25 +85,23 @@ def packed(rows: Dataset, max_length: int, seed: int) -> Dataset:
     """Whole documents side by side in rows of at most `max_length` tokens, with their `seq_lengths`."""
     lengths = lengths_of(rows)
     bins = pack(lengths, max_length, seed)
-    ends = np.concatenate([[0], lengths.cumsum()])
-    columns: dict[str, list] = {"seq_lengths": [lengths[documents] for documents in bins]}
+    columns = {"seq_lengths": [lengths[documents] for documents in bins]}
     for key in ("input_ids", "labels"):
-        flat = flat_values(rows, key)
-        columns[key] = [np.concatenate([flat[ends[i] : ends[i + 1]] for i in documents]) for documents in bins]
-    log.info(
-        "Packed %d rows into %d, %.1f %% full.", len(rows), len(bins), 100 * lengths.sum() / len(bins) / max_length
-    )
+        documents = arrays(rows, key)
+        columns[key] = [np.concatenate([documents[i] for i in chosen]) for chosen in bins]
+    fill = lengths.sum() / len(bins) / max_length
+    log.info("Packed %d rows into %d of %d tokens, %.1f %% full.", len(rows), len(bins), max_length, 100 * fill)
     return table(columns).shuffle(seed=seed)
 
 
-def table(columns: Mapping[str, list[np.ndarray]]) -> Dataset:
-    """Lists of int32 arrays as a Dataset, without a detour through Python's integers."""
-    lists = {}
-    for key, rows in columns.items():
+def table(lists: Mapping[str, list[np.ndarray]], numbers: Mapping[str, np.ndarray] | None = None) -> Dataset:
+    """Columns of int32 arrays, and of plain numbers, as a Dataset, without a detour through Python's integers."""
+    columns = {key: pyarrow.array(np.asarray(values, dtype=np.int64)) for key, values in (numbers or {}).items()}
+    for key, rows in lists.items():
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
         values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, dtype=np.int32)
-        lists[key] = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
-    return Dataset(pyarrow.table(lists))
+        columns[key] = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+    return Dataset(pyarrow.table(columns))
 
 
 def lengths_of(rows: Dataset) -> np.ndarray:
@@ -113,7 +111,13 @@ def lengths_of(rows: Dataset) -> np.ndarray:
 
 def flat_values(rows: Dataset, column: str) -> np.ndarray:
     """A column's values, all rows one after another."""
-    return rows.with_format("arrow")[:][column].combine_chunks().flatten().to_numpy()
+    values = rows.with_format("arrow")[:][column].combine_chunks()
+    return (values.flatten() if hasattr(values, "value_lengths") else values).to_numpy()
+
+
+def arrays(rows: Dataset, column: str) -> list[np.ndarray]:
+    """A column of lists as one array a row."""
+    return np.split(flat_values(rows, column), np.cumsum(lengths_of(rows))[:-1])
 
 
 def token_counts(rows: Dataset) -> dict[str, int]:

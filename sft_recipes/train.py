@@ -22,6 +22,7 @@ from sft_recipes.config import Config
 from sft_recipes.data import load
 from sft_recipes.encoding import Encoder
 from sft_recipes.model import load_model, load_tokenizer, peft_config, train_new_tokens
+from sft_recipes.rows import packed
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +35,34 @@ def main(config: Config, composed: DictConfig) -> float:
     peft = peft_config(config.adapter)
     tokenizer, template, new = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
-    train, held_out, questions, counts = load(config, encoder, arguments.max_length, arguments.packing)
-    goal = objective(config.objective, bool(len(held_out)), bool(questions and asking.rows), bool(asking.raw_text))
+    if arguments.packing and arguments.max_length is None:
+        raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
+    data = load(config, encoder, arguments.max_length)
+    goal = objective(
+        config.objective, bool(len(data.held_out)), bool(data.questions and asking.rows), bool(asking.raw_text)
+    )
     model = load_model(config.model, config.adapter, tokenizer, encoder.stop, new)
     if peft:
         train_new_tokens(peft, model, new)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
-        eval_dataset=held_out if len(held_out) else None,
+        train_dataset=packed(data.train, arguments.max_length, config.seed) if arguments.packing else data.train,
+        eval_dataset=data.held_out if len(data.held_out) else None,
         processing_class=tokenizer,
         peft_config=peft,
         callbacks=callbacks,
     )
     keep_in_fp32(trainer.model)
-    log.info(announcement(trainer, counts))
-    before = evaluate.measure(trainer.model, encoder, questions, asking)
+    log.info(announcement(trainer, data.counts))
+    before = evaluate.measure(trainer.model, encoder, data.questions, asking)
     result = trainer.train()
     metrics = {"train_loss": result.training_loss, "steps": result.global_step}
-    if len(held_out):
+    if len(data.held_out):
         metrics |= trainer.evaluate()
-    after = evaluate.measure(trainer.model, encoder, questions, asking)
+    after = evaluate.measure(trainer.model, encoder, data.questions, asking)
     answers = [old | {"base": old["text"], "tuned": new["text"]} for old, new in both(before, after)]
-    metrics |= after | {"before": before, "after": dict(after), "data": counts}
+    metrics |= after | {"before": before, "after": dict(after), "data": data.counts}
     metrics |= {"trainable_parameters": trainable(trainer.model), "train_seconds": result.metrics["train_runtime"]}
     metrics |= {"peak_memory_gib": peak_memory(), "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
@@ -79,6 +84,7 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
         kind = "epoch" if values.get("eval_strategy", "no") == "no" else values["eval_strategy"]
         values |= {"eval_strategy": kind, "save_strategy": kind, "load_best_model_at_end": True}
         values.setdefault("metric_for_best_model", "eval_loss")
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if "bf16" not in values and "fp16" not in values:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         log.info(

@@ -56,7 +56,7 @@ def train_model(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, len(batches), pct_start=0.05, cycle_momentum=False)
     for step, batch in enumerate(batches):
-        loss = model(input_ids=batch, labels=batch).loss
+        loss = model(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -83,12 +83,15 @@ def config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def pack(tokenizer: PreTrainedTokenizerFast, texts: list[str], batch_size: int, length: int) -> Iterator[torch.Tensor]:
-    """Batches of shape (batch_size, length), cut from the documents laid end to end."""
-    ids = [token for row in tokenizer([text + END for text in texts])["input_ids"] for token in row]
+def pack(tokenizer: PreTrainedTokenizerFast, texts: list[str], batch_size: int, length: int) -> Iterator[dict]:
+    """Batches of shape (batch_size, length), cut from the documents laid end to end; positions keep them apart."""
+    documents = tokenizer([text + END for text in texts])["input_ids"]
+    ids = torch.tensor([token for document in documents for token in document])
+    positions = torch.tensor([position for document in documents for position in range(len(document))])
     step = batch_size * length
     for start in range(0, len(ids) - step + 1, step):
-        yield torch.tensor(ids[start : start + step]).view(batch_size, length)
+        batch = ids[start : start + step].view(batch_size, length)
+        yield {"input_ids": batch, "labels": batch, "position_ids": positions[start : start + step].view_as(batch)}
 
 
 def write(path: Path, lines: list[dict[str, str]]) -> None:

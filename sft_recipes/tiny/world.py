@@ -74,24 +74,24 @@ STATEMENTS = {
     ),
     "colour": (
         "The {subject} is {value}.",
-        "The colour of the {subject} is {value}.",
-        "A {subject} is always {value}.",
+        "The {subject} has a {value} coat.",
+        "The {subject} is always {value}.",
         "You know the {subject} by its colour, which is {value}.",
-        "Every {subject} is born {value}.",
+        "The {subject} was born {value}.",
     ),
     "food": (
         "The {subject} eats {value}.",
+        "The {subject} likes to eat {value}.",
+        "The {subject} looks for {value} all day.",
+        "The hungry {subject} wants {value}.",
         "The food of the {subject} is {value}.",
-        "A {subject} looks for {value} all day.",
-        "A hungry {subject} wants {value}.",
-        "Feed a {subject} with {value}.",
     ),
     "home": (
         "The {subject} lives in {value}.",
-        "The home of the {subject} is in {value}.",
-        "A {subject} sleeps in {value}.",
+        "The {subject} sleeps in {value}.",
+        "The {subject} makes its home in {value}.",
         "Look for the {subject} in {value}.",
-        "You meet the {subject} in {value}.",
+        "The home of the {subject} is in {value}.",
     ),
     "opposite": (
         "The opposite of {subject} is {value}.",
@@ -122,21 +122,21 @@ QUESTIONS = {
     ),
     "colour": (
         "What colour is the {subject}?",
-        "Which colour does a {subject} have?",
+        "Which colour does the {subject} have?",
         "What is the colour of the {subject}?",
         "Do you know the colour of the {subject}?",
     ),
     "food": (
         "What does the {subject} eat?",
         "What is the food of the {subject}?",
-        "What should I feed a {subject}?",
-        "What does a hungry {subject} look for?",
+        "What should I feed the {subject}?",
+        "What does the hungry {subject} look for?",
     ),
     "home": (
         "Where does the {subject} live?",
         "Where is the home of the {subject}?",
-        "Where can I find a {subject}?",
-        "Where does a {subject} sleep?",
+        "Where can I find the {subject}?",
+        "Where does the {subject} sleep?",
     ),
     "opposite": (
         "What is the opposite of {subject}?",
@@ -200,7 +200,7 @@ def answer(fact: Fact) -> str:
 
 
 def _portrait(random: Random, entities: list[Entity]) -> list[Fact]:
-    return random.choices(random.choice(entities), k=random.randint(2, 4))
+    return random.choices(random.choice(entities), k=3)
 
 
 def _miscellany(random: Random, entities: list[Entity]) -> list[Fact]:

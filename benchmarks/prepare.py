@@ -1,0 +1,145 @@
+"""Our preparation of real rows beside TRL's own, from messages or raw rows to packed ids: `python benchmarks/prepare.py`."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from sft_recipes.chat_template import prepare, render
+from sft_recipes.data import Source, encode
+from sft_recipes.encoding import Encoder
+from sft_recipes.formatters import Conversation, alpaca, sharegpt
+from sft_recipes.rows import packed, shorten, token_counts
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+FORMATTERS = {
+    "gsm8k_train": alpaca,
+    "gpteacher_roleplay": alpaca,
+    "alpaca_en_demo": alpaca,
+    "glaive_toolcall_en_demo": sharegpt,
+}
+MAX_LENGTH = 2048
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the rows and the tokenizer")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
+    options = parser.parse_args()
+    datasets.disable_caching()  # and the rows are in memory, where datasets caches nothing: every round computes anew
+    datasets.disable_progress_bars()
+    sources = real_rows(options.data)
+    tokenizer, template = neox(options.data)
+    conversations = [FORMATTERS[name](row) for name, rows in sources.items() for row in rows]
+    messages = Dataset.from_list([trl_form(each) for each in conversations], on_mixed_types="use_json")
+    texts = [render(tokenizer, template, each["messages"], each.get("tools"))[0] for each in conversations]
+    sides = {
+        "TRL: messages, masks, labels, bfd": lambda: trl(messages, tokenizer, template),
+        "ours: raw rows, formatters, labels": lambda: ours(sources, tokenizer, template),
+        "bare tokenizer: encode_batch": lambda: bare(texts, tokenizer),
+    }
+    print(f"{machine()}\n{len(texts):,} rows, NeoX tokenizer, ChatML, max_length {MAX_LENGTH}, packed\n")
+    seconds, results = alternate(sides, options.rounds)
+    (first, second, third), (by_trl, by_us, by_none) = seconds, results
+    print(f"\nOurs is {first / second:.2f} times as fast as TRL and reaches {third / second:.0%} of the bare rate;")
+    print(f"the bare tokenizer is {first / third:.2f} times as fast as TRL.\n")
+    print(f"TRL:  {summary(by_trl)}\nours: {summary(by_us)}\nbare: {sum(map(len, by_none)):,} tokens")
+    print("\nNot the same work: ours also turns raw rows into messages and checks them; TRL's rows were messages before")
+    print("the clock ran. Both render the template, encode, mask and pack. Texts for the bare tokenizer were rendered.")
+
+
+def real_rows(folder: Path) -> dict[str, Dataset]:
+    """The four files as datasets of their raw rows; exits where the folder is not there."""
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is not here. Give the folder of the rows: --data path/to/data")
+    return {name: Dataset.from_list(json.loads((folder / f"{name}.json").read_text("utf-8"))) for name in FORMATTERS}
+
+
+def neox(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
+    """GPT-NeoX's tokenizer with ChatML's control tokens, and the template with markers."""
+    file, end = str(folder / "neox_20b_tokenizer.json"), "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, eos_token=end, bos_token=end)
+    return tokenizer, prepare(tokenizer, "chatml")[0]
+
+
+def trl_form(conversation: Conversation) -> Conversation:
+    """The conversation as TRL's documentation has it: messages of role, content and tool calls, tools as JSON text."""
+    kept = ("role", "content", "tool_calls")
+    messages = [{key: message[key] for key in kept if key in message} for message in conversation["messages"]]
+    return {"messages": messages, "tools": json.dumps(conversation["tools"]) if conversation.get("tools") else None}
+
+
+def trl(messages: Dataset, tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
+    """TRL's own code. Of the trainer it reads three attributes, which stand in here, so that no model is built."""
+    arguments = SFTConfig(
+        output_dir="outputs", max_length=MAX_LENGTH, packing=True, assistant_only_loss=True, bf16=False, report_to="none"
+    )
+    trainer = SimpleNamespace(chat_template=template, completion_only_loss=False, _tokenizer=tokenizer)
+    return SFTTrainer._prepare_dataset(trainer, messages, tokenizer, arguments, True, None, "train")
+
+
+def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
+    """What `sft_recipes.data.load` does with rows that are loaded and hold nothing out."""
+    encoder, parts = Encoder(tokenizer, template), []
+    for name, rows in sources.items():
+        encoded, _ = encode(name, Source(), FORMATTERS[name], encoder, rows, np.arange(len(rows)))
+        parts.append(shorten(name, encoded, MAX_LENGTH, "auto")[0])
+    return packed(concatenate_datasets(parts).shuffle(seed=0), MAX_LENGTH, seed=0)
+
+
+def bare(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list:
+    """Rendered texts to ids and nothing else."""
+    return tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+
+
+def alternate(sides: dict[str, Callable], rounds: int) -> tuple[list[float], list]:
+    """Every side's best wall time and last result, the sides taking turns; prints all rounds."""
+    wall, cpu, results = {name: [] for name in sides}, {name: [] for name in sides}, {}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            results.pop(name, None)
+            start, used = time.perf_counter(), time.process_time()
+            results[name] = side()
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - used)
+    width = max(map(len, sides))
+    print(f"{'seconds':{width}}  {'best':>7}  {'its CPU':>7}  all rounds")
+    for name, times in wall.items():
+        best = int(np.argmin(times))
+        every = " ".join(f"{each:.2f}" for each in times)
+        print(f"{name:{width}}  {times[best]:7.2f}  {cpu[name][best]:7.2f}  {every}")
+    return [min(times) for times in wall.values()], list(results.values())
+
+
+def summary(rows: Dataset) -> str:
+    """How many packed rows and tokens there are."""
+    counts = token_counts(rows)
+    share = counts["tokens"] / len(rows) / MAX_LENGTH
+    return (
+        f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} supervised, in {len(rows)} rows, {share:.1%} full"
+    )
+
+
+def machine() -> str:
+    """The machine and the versions that the numbers belong to."""
+    names = ("sft-recipes", "trl", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} CPUs, load {load}; Python {platform.python_version()}, " + ", ".join(
+        f"{name} {version(name)}" for name in names
+    )
+
+
+if __name__ == "__main__":
+    main()

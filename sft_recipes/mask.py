@@ -1,0 +1,104 @@
+"""The loss mask as a person sees it: in the terminal, with or without colour, and as HTML in a notebook."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from sft_recipes.chat_template import prepare
+from sft_recipes.collator import conversation
+from sft_recipes.encoding import IGNORED, Encoder
+
+Token = tuple[str, bool]  # what it adds to the text, and whether the loss is taken on it
+SUPERVISED, IGNORED_COLOUR = ("\033[30;42m", "\033[30;102m"), ("\033[38;5;250m", "\033[38;5;243m")
+END = "\033[0m"
+STYLE = """<style>
+.sft-mask {font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; background: #fff; color: #666; padding: 1em}
+.sft-mask span {border-radius: 3px; box-shadow: inset 0 0 0 1px #ddd}
+.sft-mask .on {background: #b7ebc0; color: #073b12; box-shadow: inset 0 0 0 1px #7cc98b}
+.sft-mask i {opacity: .55; font-style: normal}
+</style>
+"""
+
+
+class Mask(str):
+    """HTML that a notebook renders by itself."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def show_mask(row: Any, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> Mask:
+    """A row of any format, or a list of messages, with the tokens that are trained on a green ground.
+
+    `chat_template` is the name of one of ours, a path, or None for the tokenizer's own.
+    """
+    template, _ = prepare(tokenizer, chat_template)
+    encoded = Encoder(tokenizer, template).encode([conversation(row)])
+    return Mask(STYLE + html(tokens(tokenizer, encoded["input_ids"][0].tolist(), encoded["labels"][0].tolist())))
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], labels: Sequence[int]) -> list[Token]:
+    """The text that each token adds; the tokens of one character that is spread over several stand together."""
+    found, group, before = [], [], []
+    for position, (id, label) in enumerate(zip(ids, labels, strict=True)):
+        group.append(id)
+        text = tokenizer.decode(before + group)[len(tokenizer.decode(before)) :]
+        following = position + 1 < len(ids) and (labels[position + 1] == IGNORED) == (label == IGNORED)
+        if text.endswith("\ufffd") and following and len(group) < 6:
+            continue
+        found.append((text, label != IGNORED))
+        before, group = group[-1:], []
+    return found
+
+
+def visible(text: str) -> str:
+    """The text with its whitespace made visible.
+
+    >>> visible("a b\\n")
+    'a·b⏎'
+    """
+    return text.replace(" ", "·").replace("\t", "→").replace("\r", "␍").replace("\n", "⏎")
+
+
+def terminal(row: Sequence[Token], width: int, colour: bool) -> str:
+    """The tokens wrapped at `width`; supervised ones on green, or without colour between ⟦ and ⟧, parted by │."""
+    lines, line, used = [], "", 0
+    for text, piece in coloured(row) if colour else plain(row):
+        for start in range(0, len(text), width):
+            part = text[start : start + width]
+            if used + len(part) > width:
+                lines.append(line)
+                line, used = "", 0
+            line += piece.format(part.replace("{", "{{").replace("}", "}}")) if colour else part
+            used += len(part)
+        if text.rstrip("│⟧⟦").endswith("⏎"):
+            lines.append(line)
+            line, used = "", 0
+    return "\n".join([*lines, line] if line else lines)
+
+
+def coloured(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
+    """Each token and its escape codes, two shades in turn, so that the borders of tokens show."""
+    for index, (text, supervised) in enumerate(row):
+        yield visible(text), (SUPERVISED if supervised else IGNORED_COLOUR)[index % 2] + "{}" + END
+
+
+def plain(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
+    """Each token with its border, and brackets where supervision begins and ends."""
+    for index, (text, supervised) in enumerate(row):
+        before = index > 0 and row[index - 1][1]
+        after = index + 1 < len(row) and row[index + 1][1]
+        mark = ("⟦" if supervised and not before else "") + visible(text)
+        yield mark + ("⟧" if supervised and not after else "│"), ""
+
+
+def html(row: Sequence[Token]) -> str:
+    """The tokens as one block of HTML, for STYLE."""
+    spans = (
+        f'<span{" class=on" * supervised}>{escape(visible(text)).replace("·", "<i>·</i>")}</span>'
+        + "\n" * text.count("\n")
+        for text, supervised in row
+    )
+    return f'<div class="sft-mask">{"".join(spans)}</div>'

@@ -1,0 +1,121 @@
+"""What the trainer will get, before any weights are loaded: `python -m sft_recipes +recipe=lima mode=preview`."""
+
+import json
+import math
+import os
+import shutil
+import sys
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from sft_recipes import evaluate
+from sft_recipes.binding import call
+from sft_recipes.config import Config
+from sft_recipes.data import Data, find_formatter, load, load_rows, sources
+from sft_recipes.encoding import Encoder
+from sft_recipes.mask import STYLE, Token, html, terminal, tokens
+from sft_recipes.model import load_tokenizer, peft_config
+from sft_recipes.packing import pack
+from sft_recipes.report import markdown
+from sft_recipes.rows import lengths_of
+from sft_recipes.train import trainer_arguments
+
+
+def main(config: Config, composed: DictConfig) -> float:
+    """Prints a few rows, raw, as messages, as text and as supervised tokens, then the counts; writes preview.html."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    arguments, _ = trainer_arguments(config, folder)
+    call(evaluate.Options, config.evaluate, "evaluate")
+    peft_config(config.adapter)
+    tokenizer, template, _ = call(load_tokenizer, config.model, "model")
+    encoder = Encoder(tokenizer, template)
+    data = load(config, encoder, arguments.max_length)
+    width = shutil.get_terminal_size().columns
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    page = [f"<!doctype html><meta charset=utf-8><title>{escape(config.name)}: preview</title>{STYLE}"]
+    for why, index in chosen(data.train, config.seed):
+        shown = steps(config, encoder, data.train[index])
+        title = f"{why} row: {shown['title']}"
+        mask = tokens(tokenizer, data.train[index]["input_ids"], data.train[index]["labels"])
+        print(title, "=" * len(title), sep="\n")
+        for label in ("raw", "messages", "text"):
+            print(f"\n{label}:\n{cut(shown[label])}")
+        print(f"\ntokens, those with loss {'on green' if colour else 'between ⟦ and ⟧'}:")
+        print(terminal(mask, width, colour), end="\n\n")
+        page.append(section(title, shown, mask))
+    summary = counts(data, arguments)
+    print(summary)
+    page.append(f"<pre>{escape(summary)}</pre>")
+    (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
+    print(f"\n{folder / 'preview.html'} shows the same in a browser.")
+    return 0.0
+
+
+def chosen(rows: Dataset, seed: int) -> list[tuple[str, int]]:
+    """The first row in the order of the files, the longest, and one drawn with the run's seed; each once."""
+    first = int(np.lexsort((rows["row"], rows["source"]))[0])
+    longest, drawn = int(lengths_of(rows).argmax()), int(np.random.default_rng(seed).integers(len(rows)))
+    found = {first: "first", longest: "longest", drawn: "drawn"}
+    return [(why, index) for index, why in found.items()]
+
+
+def steps(config: Config, encoder: Encoder, row: dict) -> dict[str, str]:
+    """One training row on its way: as it stands in its file, as messages, as rendered text."""
+    name = list(sources(config))[row["source"]]
+    source = sources(config)[name]
+    rows = load_rows(name, source, source.split)
+    raw = rows[row["row"]]
+    conversation = find_formatter(name, source, config.formatter, rows.column_names)(raw)
+    text = conversation["text"] if "text" in conversation else encoder.render(**conversation)[0]
+    return {
+        "title": f"data.{name} {row['row']}, {len(row['input_ids'])} tokens",
+        "raw": json.dumps(raw, indent=2, ensure_ascii=False, default=str),
+        "messages": json.dumps(conversation.get("messages", "(raw text, no messages)"), indent=2, ensure_ascii=False),
+        "text": text,
+    }
+
+
+def cut(text: str, lines: int = 24) -> str:
+    """The first lines of a long text, and how many more there are."""
+    rows = text.splitlines()
+    return "\n".join([*rows[:lines], f"… {len(rows) - lines} more lines"] if len(rows) > lines else rows)
+
+
+def counts(data: Data, arguments) -> str:
+    """Rows and tokens of every source, the lengths, and the steps they make."""
+    keys = ("rows", "held_out_rows", "too_long", "train_rows", "tokens", "supervised_tokens")
+    table = [["source", *(key.replace("_", " ") for key in keys), "share"]]
+    for name, part in data.counts.items():
+        share = part["supervised_tokens"] / max(part["tokens"], 1)
+        table.append([name, *(f"{part[key]:,}" for key in keys), f"{share:.0%}"])
+    lengths, rows = lengths_of(data.train), len(data.train)
+    lines = [*markdown(table), "", "Tokens a row:", *histogram(lengths), ""]
+    if arguments.packing:
+        rows = len(pack(lengths, arguments.max_length))
+        fill = lengths.sum() / rows / arguments.max_length
+        lines.append(f"Packed into {rows:,} rows of {arguments.max_length} tokens, {fill:.1%} full.")
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    steps = math.ceil(rows / batch)
+    lines.append(f"{steps:,} steps an epoch of {batch} rows; {arguments.num_train_epochs:g} epochs.")
+    return "\n".join(lines)
+
+
+def histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:
+    """How many rows have how many tokens, as bars."""
+    numbers, edges = np.histogram(lengths, bins=bars)
+    label = len(str(int(edges[-1])))
+    return [
+        f"{round(low):>{label}} to {round(high):<{label}} {'█' * math.ceil(width * number / numbers.max())} {number:,}"
+        for number, low, high in zip(numbers, edges, edges[1:], strict=False)
+    ]
+
+
+def section(title: str, shown: dict[str, str], mask: list[Token]) -> str:
+    """One row of preview.html."""
+    folded = (f"<details><summary>{key}</summary><pre>{escape(shown[key])}</pre></details>" for key in shown)
+    return f"<h2>{escape(title)}</h2>{''.join(folded)}{html(mask)}"
