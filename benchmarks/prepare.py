@@ -1,4 +1,4 @@
-"""Our preparation of real rows beside TRL's own, from messages or raw rows to packed ids: `python benchmarks/prepare.py`."""
+"""Real rows to packed ids and labels, by TRL, by us, and the bare tokenizer: `python benchmarks/prepare.py`."""
 
 import argparse
 import json
@@ -9,26 +9,24 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import datasets
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
+from sft_recipes import data
 from sft_recipes.chat_template import prepare, render
-from sft_recipes.data import Source, encode
+from sft_recipes.config import Config
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import Conversation, alpaca, sharegpt
-from sft_recipes.rows import packed, shorten, token_counts
+from sft_recipes.rows import packed, token_counts
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-FORMATTERS = {
-    "gsm8k_train": alpaca,
-    "gpteacher_roleplay": alpaca,
-    "alpaca_en_demo": alpaca,
-    "glaive_toolcall_en_demo": sharegpt,
-}
+FILES = {"alpaca_en_demo": alpaca, "gpteacher_roleplay": alpaca, "gsm8k_train": alpaca}
+FILES |= {"glaive_toolcall_en_demo": sharegpt}
 MAX_LENGTH = 2048
 
 
@@ -41,7 +39,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     sources = real_rows(options.data)
     tokenizer, template = neox(options.data)
-    conversations = [FORMATTERS[name](row) for name, rows in sources.items() for row in rows]
+    conversations = [FILES[name](row) for name, rows in sources.items() for row in rows]
     messages = Dataset.from_list([trl_form(each) for each in conversations], on_mixed_types="use_json")
     texts = [render(tokenizer, template, each["messages"], each.get("tools"))[0] for each in conversations]
     sides = {
@@ -55,15 +53,15 @@ def main() -> None:
     print(f"\nOurs is {first / second:.2f} times as fast as TRL and reaches {third / second:.0%} of the bare rate;")
     print(f"the bare tokenizer is {first / third:.2f} times as fast as TRL.\n")
     print(f"TRL:  {summary(by_trl)}\nours: {summary(by_us)}\nbare: {sum(map(len, by_none)):,} tokens")
-    print("\nNot the same work: ours also turns raw rows into messages and checks them; TRL's rows were messages before")
-    print("the clock ran. Both render the template, encode, mask and pack. Texts for the bare tokenizer were rendered.")
+    print("\nNot the same work: ours also turns raw rows into checked messages, which TRL's were before the clock ran.")
+    print("Both start in memory, render, encode, mask and pack. The texts for the bare tokenizer were rendered before.")
 
 
 def real_rows(folder: Path) -> dict[str, Dataset]:
     """The four files as datasets of their raw rows; exits where the folder is not there."""
     if not folder.is_dir():
         raise SystemExit(f"{folder} is not here. Give the folder of the rows: --data path/to/data")
-    return {name: Dataset.from_list(json.loads((folder / f"{name}.json").read_text("utf-8"))) for name in FORMATTERS}
+    return {name: Dataset.from_list(json.loads((folder / f"{name}.json").read_text("utf-8"))) for name in FILES}
 
 
 def neox(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
@@ -82,20 +80,19 @@ def trl_form(conversation: Conversation) -> Conversation:
 
 def trl(messages: Dataset, tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
     """TRL's own code. Of the trainer it reads three attributes, which stand in here, so that no model is built."""
-    arguments = SFTConfig(
-        output_dir="outputs", max_length=MAX_LENGTH, packing=True, assistant_only_loss=True, bf16=False, report_to="none"
-    )
+    arguments = SFTConfig(max_length=MAX_LENGTH, packing=True, assistant_only_loss=True, bf16=False)
     trainer = SimpleNamespace(chat_template=template, completion_only_loss=False, _tokenizer=tokenizer)
     return SFTTrainer._prepare_dataset(trainer, messages, tokenizer, arguments, True, None, "train")
 
 
 def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
-    """What `sft_recipes.data.load` does with rows that are loaded and hold nothing out."""
-    encoder, parts = Encoder(tokenizer, template), []
-    for name, rows in sources.items():
-        encoded, _ = encode(name, Source(), FORMATTERS[name], encoder, rows, np.arange(len(rows)))
-        parts.append(shorten(name, encoded, MAX_LENGTH, "auto")[0])
-    return packed(concatenate_datasets(parts).shuffle(seed=0), MAX_LENGTH, seed=0)
+    """A run's own code, `data.load` and `packed`, all rows to train on; only reading the files is left out."""
+    entries = {name: {} for name in sources} | {"held_out": 0}
+    rest = {"model": {}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}, "evaluate": {}}
+    with patch.object(data, "load_rows", lambda name, *_: sources[name]):
+        config = Config("benchmark", data=entries, **rest)
+        rows = data.load(config, Encoder(tokenizer, template), MAX_LENGTH).train
+    return packed(rows, MAX_LENGTH, config.seed)
 
 
 def bare(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list:
@@ -125,10 +122,8 @@ def alternate(sides: dict[str, Callable], rounds: int) -> tuple[list[float], lis
 def summary(rows: Dataset) -> str:
     """How many packed rows and tokens there are."""
     counts = token_counts(rows)
-    share = counts["tokens"] / len(rows) / MAX_LENGTH
-    return (
-        f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} supervised, in {len(rows)} rows, {share:.1%} full"
-    )
+    full = counts["tokens"] / len(rows) / MAX_LENGTH
+    return f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} supervised, {len(rows)} rows {full:.1%} full"
 
 
 def machine() -> str:

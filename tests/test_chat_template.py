@@ -1,0 +1,131 @@
+"""Each template's text against the published one written out by hand, and what makes a template unfit."""
+
+import pytest
+from conftest import TEMPLATES
+from sft_recipes.binding import ConfigError
+from sft_recipes.chat_template import prepare, render, special_tokens
+from transformers import AutoTokenizer
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "Bye."},
+]
+EOS = "<|endoftext|>"  # of the NeoX tokenizer, which wants no BOS
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nAdd.\n\n### Response:"
+)
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+    "that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 + 1\n\n### Response:"
+)
+TEXTS = {
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+    "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nBye.<|im_end|>\n",
+    "alpaca": f"Be brief.\n\n### Instruction:\nHi\n\n### Response:Hello!{EOS}\n\n### Instruction:\nBye\n\n### Response:Bye.{EOS}\n\n",
+    "alpaca_short": f"Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello!{EOS}\n\n"
+    f"### Instruction:\nBye\n\n### Response:\nBye.{EOS}\n\n",
+    "vicuna": f"Be brief. USER: Hi ASSISTANT:Hello!{EOS}USER: Bye ASSISTANT:Bye.{EOS}",
+    "llama2": f"[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]Hello!{EOS}[INST] Bye [/INST]Bye.{EOS}",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    "Hi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHello!<|eot_id|><|start_header_id|>user<|end_header_id|>"
+    "\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nBye.<|eot_id|>",
+    "zephyr": f"<|system|>\nBe brief.{EOS}\n<|user|>\nHi{EOS}\n<|assistant|>\nHello!{EOS}\n<|user|>\nBye{EOS}\n"
+    f"<|assistant|>\nBye.{EOS}\n",
+    "tulu": f"<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nHello!{EOS}\n<|user|>\nBye\n<|assistant|>\nBye.{EOS}\n",
+}
+
+
+def test_every_template_on_disk_has_its_text_here():
+    assert sorted(TEXTS) == TEMPLATES
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_text_is_the_published_one(chat_tokenizer, template):
+    tokenizer, marked, _ = chat_tokenizer("neox", template)
+    assert render(tokenizer, marked, TALK)[0] == TEXTS[template]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", ["tiny", "llama2", "llama3"])
+def test_the_saved_tokenizer_has_the_same_text_without_markers(chat_tokenizer, tmp_path, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    tokenizer.save_pretrained(tmp_path)
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    assert "generation %}" not in served.chat_template
+    assert served.apply_chat_template(TALK, tokenize=False) == render(tokenizer, marked, TALK)[0]
+    assert prepare(served)[0] == marked  # and training can go on from it
+
+
+def test_alpaca_asks_as_stanford_did_with_and_without_input(chat_tokenizer):
+    tokenizer, _, _ = chat_tokenizer("neox", "alpaca")
+    message = {"role": "user", "content": "Add.\n\n1 + 1", "instruction": "Add.", "input": "1 + 1"}
+    ask = {"tokenize": False, "add_generation_prompt": True}
+    assert tokenizer.apply_chat_template([message], **ask) == ALPACA_INPUT
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Add."}], **ask) == ALPACA
+
+
+def test_vicuna_opens_with_its_own_system_prompt(chat_tokenizer):
+    tokenizer, _, _ = chat_tokenizer("neox", "vicuna")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert text == f"{VICUNA} USER: Hi ASSISTANT:"
+
+
+def test_control_tokens_of_a_base_model_become_single_special_ids(chat_tokenizer):
+    tokenizer, _, new = chat_tokenizer("neox", "chatml")
+    assert tokenizer.convert_ids_to_tokens(new) == ["<|im_start|>", "<|im_end|>"]
+    assert tokenizer("<|im_start|><|im_end|>").input_ids == new
+    assert {"<|im_start|>", "<|im_end|>"} <= set(special_tokens(tokenizer))
+
+
+def test_control_tokens_that_are_there_are_not_added_again(chat_tokenizer):
+    assert chat_tokenizer("llama3", "llama3")[2] == []
+
+
+def test_a_missing_pad_token_is_set(chat_tokenizer):
+    assert chat_tokenizer("neox", "chatml")[0].pad_token == "<|padding|>"
+    assert chat_tokenizer("llama2", "chatml")[0].pad_token == "<unk>"
+
+
+UNFIT = {
+    "{{ messages[0].content }}": "no {% generation %} markers",
+    "{% generation %}{{ messages[-1].content }}{% endgeneration %}{{ eos_token }}": "ends an answer with ''",
+    "{{ strftime_now('%d') }}{% generation %}{{ messages[-1].content }}{{ eos_token }}{% endgeneration %}": "today's date",
+    "<|user|>{% generation %}{{ messages[-1].content }}{{ eos_token }}{% endgeneration %}": "Name those to be added",
+}
+
+
+@pytest.mark.parametrize("text", UNFIT)
+def test_an_unfit_template_is_refused_with_what_to_do(tokenizer_folder, tmp_path, text):
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    with pytest.raises(ConfigError, match=UNFIT[text].replace("{", r"\{").replace("?", r"\?")):
+        prepare(tokenizer, str(path))
+
+
+def test_an_unknown_template_name_is_refused_with_the_closest(tokenizer_folder):
+    with pytest.raises(ConfigError, match="Did you mean chatml?"):
+        prepare(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")), "chatmll")
+
+
+def test_null_without_a_template_of_its_own_is_refused(tokenizer_folder):
+    with pytest.raises(ConfigError, match="Write model.chat_template=chatml"):
+        prepare(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")))
+
+
+def test_null_takes_trl_s_marked_twin_of_a_known_template(tokenizer_folder):
+    from trl.chat_template_utils import qwen3_chat_template
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = qwen3_chat_template
+    template, new = prepare(tokenizer)
+    assert "{% generation %}" in template.replace("{%- generation", "{% generation") and new == []
