@@ -48,10 +48,13 @@ def main() -> None:
         "bare tokenizer: encode_batch": lambda: bare(texts, tokenizer),
     }
     print(f"{machine()}\n{len(texts):,} rows, NeoX tokenizer, ChatML, max_length {MAX_LENGTH}, packed\n")
-    seconds, results = alternate(sides, options.rounds)
-    (first, second, third), (by_trl, by_us, by_none) = seconds, results
+    seconds, cores, (by_trl, by_us, by_none) = alternate(sides, options.rounds)
+    first, second, third = seconds
     print(f"\nOurs is {first / second:.2f} times as fast as TRL and reaches {third / second:.0%} of the bare rate;")
-    print(f"the bare tokenizer is {first / third:.2f} times as fast as TRL.\n")
+    print(f"the bare tokenizer is {first / third:.2f} times as fast as TRL.")
+    print(
+        f"It had {cores[-1]:.1f} cores to itself: the fewer, the less of what runs in parallel shows (TRL has one).\n"
+    )
     print(f"TRL:  {summary(by_trl)}\nours: {summary(by_us)}\nbare: {sum(map(len, by_none)):,} tokens")
     print("\nNot the same work: ours also turns raw rows into checked messages, which TRL's were before the clock ran.")
     print("Both start in memory, render, encode, mask and pack. The texts for the bare tokenizer were rendered before.")
@@ -100,8 +103,8 @@ def bare(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list:
     return tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
 
 
-def alternate(sides: dict[str, Callable], rounds: int) -> tuple[list[float], list]:
-    """Every side's best wall time and last result, the sides taking turns; prints all rounds."""
+def alternate(sides: dict[str, Callable], rounds: int) -> tuple[list[float], list[float], list]:
+    """Every side's best wall time, the cores it kept busy then, and its last result; they take turns. Prints it all."""
     wall, cpu, results = {name: [] for name in sides}, {name: [] for name in sides}, {}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -110,13 +113,15 @@ def alternate(sides: dict[str, Callable], rounds: int) -> tuple[list[float], lis
             results[name] = side()
             wall[name].append(time.perf_counter() - start)
             cpu[name].append(time.process_time() - used)
-    width = max(map(len, sides))
+    width, seconds, cores = max(map(len, sides)), [], []
     print(f"{'seconds':{width}}  {'best':>7}  {'its CPU':>7}  all rounds")
     for name, times in wall.items():
         best = int(np.argmin(times))
         every = " ".join(f"{each:.2f}" for each in times)
         print(f"{name:{width}}  {times[best]:7.2f}  {cpu[name][best]:7.2f}  {every}")
-    return [min(times) for times in wall.values()], list(results.values())
+        seconds.append(times[best])
+        cores.append(cpu[name][best] / times[best])
+    return seconds, cores, list(results.values())
 
 
 def summary(rows: Dataset) -> str:

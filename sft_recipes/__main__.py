@@ -3,25 +3,39 @@
 import logging
 import os
 import re
+import socket
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from traceback import clear_frames
+from urllib.parse import urlsplit
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from sft_recipes.binding import ConfigError, did_you_mean, one_line, unknown
-from sft_recipes.config import Config, folder, from_hydra, refuse_twins, register
+from sft_recipes.config import OPEN_GROUPS, Config, folder, from_hydra, refuse_twins, register
 from sft_recipes.formatters import DataError
 
 log = logging.getLogger("sft_recipes")
-USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException, MarkedYAMLError)
+# What Hydra says, and the line for it
+HYDRA_SAYS = {
+    r"You must specify '(\w+)', e\.g, .*?Available options: (.*)": "{0} is not chosen. Write {0}=NAME. Choices: {1}.",
+    r"Ambiguous value for argument '(.*?)' 1\.": "{0} is a sweep. Write -m in front, or [ ] around a list.",
+    r"Multiple values for (\w+)\.": "{0} is chosen twice. Write it once, or with -m as {0}=ONE,OTHER.",
+    r"An item is already at '([^']+)'": "{0} is in the config already. Write it without the +.",
+    r"Could not delete from config\. (?:The value of )?'([^']+)'": "{0} is not in the config. Leave ~{0} out.",
+    r"Additional config directory '(.*)' not found": "-cd {0} is not a folder.",
+}
 register()
 # bitsandbytes advises a package that is not published; it matters to QLoRA on a CPU alone
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -32,6 +46,8 @@ def run(composed: DictConfig) -> float:
     """One job: the mode's module does it, and its objective goes back to Hydra's sweeper."""
     try:
         config = from_hydra(composed)
+        if wants_hub(config) and not reaches_hub():
+            os.environ["HF_HUB_OFFLINE"] = "1"  # what is cached is used; else the hub's client retries for 47 s
         return import_module(f"sft_recipes.{config.mode}").main(config, composed)
     except Exception as error:
         if isinstance(error, USER_ERRORS):
@@ -45,17 +61,36 @@ def run(composed: DictConfig) -> float:
         raise
 
 
+def wants_hub(config: Config) -> bool:
+    """Whether the model or a source is named as in the hub, owner/name, and is no folder here."""
+    sources = [source.get("path") for source in config.data.values() if isinstance(source, Mapping)]
+    return any("/" in name and not Path(name).exists() for name in map(str, [config.model.get("id"), *sources]))
+
+
+def reaches_hub() -> bool:
+    """Whether the hub's name is known here; behind a proxy only the proxy knows."""
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443))
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Reads the command line; exits with 2 and one line for a user's mistake, 130 after Ctrl-C, 1 for our own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
     sys.path.insert(0, os.getcwd())  # for a formatter of the user's, also under the console script
     try:
-        arguments = get_args_parser().parse_args()
+        parser = get_args_parser()
+        parser.error = refuse  # argparse would print its usage, too
+        arguments = parser.parse_intermixed_args()
         refuse_twins(arguments.config_dir)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in arguments.overrides):
             raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
-        sys.argv[1:] = command_line(sys.argv[1:], arguments.overrides)
+        if not arguments.shell_completion:
+            sys.argv[1:] = command_line(sys.argv[1:], arguments.overrides, groups_to_add(arguments.config_dir))
         run()
     except KeyboardInterrupt:
         stop("Interrupted.", 130)
@@ -67,6 +102,13 @@ def main() -> None:
         stop("", 1)
 
 
+def refuse(complaint: str) -> None:
+    """Raises what argparse complains of as a ConfigError."""
+    if found := re.match(r"unrecognized arguments: (\S+)", complaint):
+        raise ConfigError(f"{found[1]} is no option. Keys are written without dashes, as key=value.")
+    raise ConfigError(f"{one_line(ValueError(complaint))}. The options are listed by --hydra-help.")
+
+
 def stop(line: str, code: int) -> None:
     """Leaves with this line on stderr, if there is one, and this exit code."""
     if line:
@@ -74,53 +116,78 @@ def stop(line: str, code: int) -> None:
     sys.exit(code)
 
 
-def command_line(argv: list[str], overrides: list[str]) -> list[str]:
-    """The arguments with two conveniences: nothing chosen is +recipe=tiny, formatter=module.function is a name.
+def groups_to_add(user_folder: str | None = None) -> list[str]:
+    """The groups that a + adds: those of recipes/, and those that the user's `-cd` folder has beside ours."""
+    folders = [folder("recipes"), *([Path(user_folder)] if user_folder else [])]
+    found = {path.name for parent in folders if parent.is_dir() for path in parent.iterdir() if path.is_dir()}
+    return sorted(found - set(OPEN_GROUPS))
 
-    >>> command_line(["trainer.max_steps=5"], ["trainer.max_steps=5"])
-    ['trainer.max_steps=5', '+recipe=tiny']
-    >>> command_line(["+recipe=lima", "formatter=mine.rows"], ["+recipe=lima", "formatter=mine.rows"])
+
+def command_line(argv: list[str], overrides: list[str], groups: list[str]) -> list[str]:
+    """The options, then the overrides: +recipe=tiny where nothing is chosen, formatter=module.function as a name.
+
+    Raises ConfigError for a group of `groups` without its +, and for a + with a name that there is not.
+
+    >>> command_line(["trainer.max_steps=5", "--cfg", "job"], ["trainer.max_steps=5"], ["recipe"])
+    ['--cfg', 'job', 'trainer.max_steps=5', '+recipe=tiny']
+    >>> command_line(["+recipe=lima", "formatter=mine.rows"], ["+recipe=lima", "formatter=mine.rows"], ["recipe"])
     ['+recipe=lima', 'formatter=auto', 'formatter.name=mine.rows']
     """
-    argv = [part for argument in argv for part in own_formatter(argument)]
-    keys = [override.split("=", 1)[0] for override in overrides]
+    keys = [override.partition("=")[0] for override in overrides]
     for key in keys:
-        if (folder("recipes") / key).is_dir():
+        if key in groups:
             raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
-    additions = {key[1:] for key in keys if key.startswith("+") and "." not in key} - {"debug", "sweep"}
-    if "model" not in keys and "recipe" not in keys and not additions:
-        argv.append("+recipe=tiny")
-    return argv
+        root = re.split(r"[.@/:]", key.lstrip("+"))[0]
+        if key.startswith("+") and root not in [*groups, *roots()]:
+            raise ConfigError(unknown(f"+{root}", root, roots(groups), "the config"))
+    choosing = {"model", *(f"+{group}" for group in groups)} - {"+debug", "+sweep"}
+    default = [] if choosing.intersection(keys) else ["+recipe=tiny"]
+    options = [argument for argument in argv if argument not in overrides]
+    return options + [part for override in overrides for part in own_formatter(override)] + default
 
 
-def own_formatter(argument: str) -> list[str]:
+def roots(groups: Iterable[str] = ()) -> list[str]:
+    """What a key can begin with: the fields of a config, and a + with one of these groups."""
+    return [*(field.name for field in fields(Config)), "hydra", *(f"+{group}" for group in groups)]
+
+
+def own_formatter(override: str) -> list[str]:
     """`formatter=module.function` as the two overrides that Hydra knows."""
-    key, _, name = argument.partition("=")
-    return ["formatter=auto", f"formatter.name={name}"] if key == "formatter" and "." in name else [argument]
+    key, _, name = override.partition("=")
+    return ["formatter=auto", f"formatter.name={name}"] if key == "formatter" and "." in name else [override]
 
 
 def message(error: Exception) -> str:
     """The error in one line, with what to write; Hydra's and OmegaConf's own are put into our words."""
     text = one_line(error) or one_line(error.__cause__ or error)
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return f"There is no {group}={name}.{did_you_mean(name, error.options)}"
-    if found := re.match(r"You must specify '(\w+)', e\.g, .*?Available options: (.*)", text):
-        return f"{found[1]} is not chosen. Write {found[1]}=NAME. Choices: {', '.join(found[2].split())}."
-    if found := re.match(r"(?:In '\S+': )?Could not override '([^']+)'", text):
-        return could_not_override(found[1], text)
-    if found := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"{found[1]} is in the config already. Write it without the +."
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        return no_such_choice(*error.missing_cfg_file.rsplit("/", 1), error.options or [])
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}."
+    if found := re.match(r"(?:In '\S+': )?Could not override '([^'.]+)", text):
+        return text if found[1] in roots() else unknown(found[1], found[1], roots(groups_to_add()), "the config")
+    for pattern, line in HYDRA_SAYS.items():
+        if found := re.search(pattern, text):
+            return line.format(*map(str.strip, found.groups()))
     return text
 
 
-def could_not_override(key: str, text: str) -> str:
-    """The line for a key on the command line that the config does not have."""
-    root, _, _ = key.partition(".")
-    known = [*(field.name for field in fields(Config)), "hydra"]
-    if root not in known:
-        return unknown(key, root, known, "the config")
-    return text
+def no_such_choice(group: str, name: str, options: Iterable[str]) -> str:
+    """The line for a choice that no file stands for."""
+    ours = [path.stem for parent in ("conf", "recipes") for path in (folder(parent) / group).glob("*.yaml")]
+    return f"There is no {group}={name}.{did_you_mean(name, options or ours)}"
+
+
+def unreadable(override: str) -> str:
+    """The line for an override that Hydra cannot read."""
+    key, equals, _ = override.partition("=")
+    if equals:
+        return f"{override} cannot be read. Put the value into quotes of its own: {key}='\"…\"'"
+    recipe = Path(override).stem
+    there = (folder("recipes") / "recipe" / f"{recipe}.yaml").is_file()
+    return f"{override} has no value. Write {f'+recipe={recipe}' if there else f'{override}=VALUE'}."
 
 
 if __name__ == "__main__":

@@ -1,40 +1,87 @@
 """Config values become checked arguments: `call(SFTConfig, {"learning_rate": 2e-5}, "trainer")`."""
 
 import inspect
+import json
 import types
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
+from reprlib import repr as short
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-# Keys that other versions and other tools know, and what to write here instead.
+# Names that other versions, other tools or another place in the config know, and what to write here. They are looked up
+# for names that the class at hand does not have.
 RETIRED = {
-    "warmup_ratio": "warmup_steps (a float below 1 is a share of all steps)",
-    "max_seq_length": "max_length",
-    "evaluation_strategy": "eval_strategy",
-    "group_by_length": "train_sampling_strategy: group_by_length",
+    "warmup_ratio": "trainer.warmup_steps (a float below 1 is a share of all steps)",
+    "warmup": "trainer.warmup_steps (a float below 1 is a share of all steps)",
+    "max_seq_length": "trainer.max_length",
+    "max_seq_len": "trainer.max_length",
+    "cutoff_len": "trainer.max_length",
+    "sequence_len": "trainer.max_length",
+    "evaluation_strategy": "trainer.eval_strategy",
+    "group_by_length": "trainer.train_sampling_strategy=group_by_length",
     "overwrite_output_dir": "nothing: every run has a folder of its own",
     "output_dir": "hydra.run.dir",
-    "torch_dtype": "dtype",
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "num_epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "micro_batch_size": "per_device_train_batch_size",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "grad_accum": "gradient_accumulation_steps",
-    "scheduler": "lr_scheduler_type",
-    "no_cuda": "use_cpu",
+    "logging_dir": "hydra.run.dir",
+    "save_safetensors": "nothing: weights are always saved as safetensors",
+    "learning_rate": "trainer.learning_rate",
+    "lr": "trainer.learning_rate",
+    "num_train_epochs": "trainer.num_train_epochs",
+    "epochs": "trainer.num_train_epochs",
+    "num_epochs": "trainer.num_train_epochs",
+    "max_steps": "trainer.max_steps",
+    "max_length": "trainer.max_length",
+    "packing": "trainer.packing",
+    "sample_packing": "trainer.packing",
+    "per_device_train_batch_size": "trainer.per_device_train_batch_size",
+    "batch_size": "trainer.per_device_train_batch_size",
+    "micro_batch_size": "trainer.per_device_train_batch_size",
+    "train_batch_size": "trainer.per_device_train_batch_size",
+    "per_gpu_train_batch_size": "trainer.per_device_train_batch_size",
+    "eval_batch_size": "trainer.per_device_eval_batch_size",
+    "per_gpu_eval_batch_size": "trainer.per_device_eval_batch_size",
+    "gradient_accumulation_steps": "trainer.gradient_accumulation_steps",
+    "grad_accum": "trainer.gradient_accumulation_steps",
+    "gradient_checkpointing": "trainer.activation_checkpointing",
+    "optimizer": "trainer.optim",
+    "scheduler": "trainer.lr_scheduler_type",
+    "lr_scheduler": "trainer.lr_scheduler_type",
+    "label_smoothing": "trainer.label_smoothing_factor",
+    "neftune_alpha": "trainer.neftune_noise_alpha",
+    "gradient_clipping": "trainer.max_grad_norm",
+    "no_cuda": "trainer.use_cpu",
+    "push_to_hub_token": "trainer.hub_token",
+    "patience": "trainer.early_stopping_patience",
     "dataset_batch_size": "nothing: rows are encoded in batches of a fixed size",
-    "completion_only_loss": "data.<name>.supervise (assistant, last or all)",
-    "assistant_only_loss": "data.<name>.supervise (assistant, last or all)",
-    "chat_template_path": "model.chat_template",
-    "eos_token": "nothing: the chat template names its stop token",
-    "neftune_alpha": "neftune_noise_alpha",
-    "model_name_or_path": "id",
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
+    "torch_dtype": "model.dtype",
+    "dtype": "model.dtype",
+    "model_name_or_path": "model.id",
+    "model_name": "model.id",
+    "base_model": "model.id",
+    "attn_implementation": "model.attn_implementation",
+    "chat_template": "model.chat_template",
+    "template": "model.chat_template",
+    "use_flash_attention_2": "model.attn_implementation=flash_attention_2",
+    "flash_attn": "model.attn_implementation=flash_attention_2",
+    "r": "adapter.lora.r",
+    "rank": "adapter.lora.r",
+    "lora_r": "adapter.lora.r",
+    "lora_rank": "adapter.lora.r",
+    "lora_alpha": "adapter.lora.lora_alpha",
+    "alpha": "adapter.lora.lora_alpha",
+    "lora_dropout": "adapter.lora.lora_dropout",
+    "dropout": "adapter.lora.lora_dropout",
+    "target_modules": "adapter.lora.target_modules",
+    "lora_target": "adapter.lora.target_modules",
+    "use_peft": "adapter=lora",
     "load_in_4bit": "adapter=qlora",
+    "dataset_name": "data.NAME.path",
+    "data_files": "data.NAME.data_files",
+    "train_on_inputs": "data.NAME.supervise=all",
+    "supervise": "data.NAME.supervise (assistant, last or all)",
+    "val_size": "data.held_out",
+    "test_size": "data.held_out",
+    "held_out": "data.held_out",
 }
 
 
@@ -62,29 +109,48 @@ def call(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> A
 
 
 def check(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for the first name or value that `target` would not take."""
-    parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    """Raises ConfigError for the first name or value that `target` would not take.
+
+    Positional-only parameters are the caller's own and no fields. An empty `where` is the root of the config.
+    """
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    fields = {name: field for name, field in inspect.signature(target).parameters.items() if field.kind in named}
+    hints = type_hints(target)
     for name, value in values.items():
-        if name not in parameters:
-            raise ConfigError(unknown(f"{where}.{name}", name, parameters, getattr(target, "__name__", where)))
+        path = f"{where}.{name}".lstrip(".")
+        if name not in fields:
+            raise ConfigError(unknown(path, name, fields, owner(target, where)))
         if not fits(value, hints.get(name, Any)):
-            raise ConfigError(f"{where}.{name} should be {wording(hints[name])}, not {value!r}.")
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    for name in missing:
-        if name not in values:
-            raise ConfigError(f"{where}.{name} is missing. Write {where}.{name}=…")
+            raise ConfigError(f"{path} should be {wording(hints[name])}, not {shown(value)}.")
+    for name, field in fields.items():
+        if field.default is field.empty and name not in values:
+            path = f"{where}.{name}".lstrip(".")
+            raise ConfigError(f"{path} is missing. Write {path}=…")
+
+
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters or of a class's fields; none where they name what is not imported."""
+    is_plain_class = inspect.isclass(target) and not is_dataclass(target)
+    try:
+        return get_type_hints(target.__init__ if is_plain_class else target)
+    except NameError:  # imported for type checkers only
+        return {}
+
+
+def owner(target: Callable[..., Any], where: str) -> str:
+    """Whose fields they are in a user's words: SFTConfig's, a formatter's; our other functions are their place's."""
+    ours = target.__module__.startswith("sft_recipes.") and not target.__module__.endswith(".formatters")
+    return (where or "the config") if ours else target.__name__
 
 
 def unknown(path: str, name: str, known: Iterable[str], owner: str) -> str:
-    """The line for a name that is not in `known`: its successor, else the closest known one, else the known ones.
+    """The line for a name that is not in `known`: what to write instead, else the closest known one, else the known ones.
 
     >>> unknown("trainer.lr", "lr", ["learning_rate"], "SFTConfig")
-    'trainer.lr is not a field of SFTConfig. Write learning_rate.'
+    'trainer.lr is not a field of SFTConfig. Write trainer.learning_rate.'
     >>> unknown("trainer.learning_ratee", "learning_ratee", ["learning_rate"], "SFTConfig")
     'trainer.learning_ratee is not a field of SFTConfig. Did you mean learning_rate?'
     """
-    known = list(known)
     start = f"{path} is not a field of {owner}."
     if name in RETIRED:
         return f"{start} Write {RETIRED[name]}."
@@ -98,10 +164,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ' Did you mean lima?'
     """
     known = sorted(known)
-    close = get_close_matches(name, known, n=3, cutoff=0.6) or [k for k in known if name and k.startswith(name)][:3]
+    close = (
+        get_close_matches(name, known, n=1, cutoff=0.8)
+        or get_close_matches(name, known, n=3, cutoff=0.6)
+        or [k for k in known if name and k.startswith(name)][:3]
+    )
     if close:
         return f" Did you mean {' or '.join(close)}?"
-    return f" Choices: {', '.join(known)}." if len(known) <= 40 else ""
+    return f" Choices: {', '.join(known)}." if 0 < len(known) <= 40 else ""
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -141,6 +211,15 @@ def wording(hint: Any) -> str:
         return " or ".join(dict.fromkeys(wording(part) for part in get_args(hint)))
     origin = get_origin(hint) or hint
     return names.get(origin) or {list: "a list", tuple: "a list", dict: "a mapping"}.get(origin, str(hint))
+
+
+def shown(value: Any) -> str:
+    """A value that was found, as YAML writes it, and cut where it is long.
+
+    >>> shown(None), shown(False), shown("no")
+    ('null', 'false', "'no'")
+    """
+    return json.dumps(value) if value is None or isinstance(value, bool) else short(value)
 
 
 def one_line(error: BaseException) -> str:

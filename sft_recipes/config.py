@@ -1,17 +1,21 @@
 """Hydra's side of the house: where the YAML lives, and one composed config as checked, plain Python."""
 
-from dataclasses import dataclass, fields
+import logging
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from sft_recipes.binding import ConfigError, call, unknown
+from sft_recipes.binding import ConfigError, check
 
+log = logging.getLogger(__name__)
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
 
 
@@ -32,7 +36,34 @@ class Config:
     smoke: bool = False
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """The config's `adapter` group."""
+
+    type: str  # none | lora
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig
+    quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
+
+
 MODES = ("train", "preview")
+# Fields of SFTConfig that a run sets itself or has no use for, since rows are encoded before TRL sees them.
+NOT_HERE = {
+    "output_dir": "Write hydra.run.dir.",
+    "seed": "Write seed.",
+    "dataset_kwargs": "It is set by the run.",
+    "dataset_num_proc": "Rows are encoded in batches, on all cores.",
+    "dataset_text_field": "Write data.NAME.formatter={name: text, text: COLUMN}.",
+    "completion_only_loss": "Write data.NAME.supervise=assistant (or last, or all).",
+    "assistant_only_loss": "Write data.NAME.supervise=assistant (or last, or all).",
+    "truncation_mode": "Write data.max_length_policy=drop (or keep, or raise).",
+    "shuffle_dataset": "Rows are always shuffled, with the run's seed.",
+    "packing_strategy": "Write trainer.packing=true, which keeps rows whole.",
+    "chat_template_path": "Write model.chat_template.",
+    "eos_token": "The chat template names its stop token.",
+    "pad_token": "The tokenizer's own is used, or a spare token.",
+    "model_init_kwargs": "Write model.dtype or model.attn_implementation.",
+    "trust_remote_code": "Write model.trust_remote_code.",
+}
 
 
 def from_hydra(composed: DictConfig) -> Config:
@@ -40,14 +71,29 @@ def from_hydra(composed: DictConfig) -> Config:
     for key in sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{key} is missing. Write {key}=…")
     values = OmegaConf.to_container(composed, resolve=True)
-    known = {field.name for field in fields(Config)}
     for key in values:
-        if key not in known:
-            raise ConfigError(unknown(key, key, known, "a recipe"))
-    config = call(Config, values, "config")
+        if (folder("recipes") / str(key)).is_dir():
+            raise ConfigError(f"The file of +{key}=… should begin with the line # @package _global_")
+    check(Config, values, "")
+    config = Config(**values)
     if config.mode not in MODES:
         raise ConfigError(f"mode should be {' or '.join(MODES)}, not {config.mode!r}.")
+    for key in config.trainer:
+        if key in NOT_HERE:
+            raise ConfigError(f"trainer.{key} is not used here. {NOT_HERE[key]}")
+    if not isinstance(config.formatter.get("name"), str):
+        raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
+    check_adapter(config.adapter)
     return config
+
+
+def check_adapter(adapter: dict[str, Any]) -> None:
+    """Raises ConfigError for an unknown key and for LoRA without its fields; warns of fields without LoRA."""
+    check(Adapter, adapter, "adapter")
+    if adapter["type"] == "lora" and "lora" not in adapter:
+        raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
+    if adapter["type"] == "none" and len(adapter) > 1:
+        log.warning("adapter=none trains every weight, the fields of adapter.lora are not used. Or write adapter=lora.")
 
 
 def folder(name: str) -> Path:
@@ -69,6 +115,17 @@ def refuse_twins(user_folder: str | None) -> None:
                 raise ConfigError(f"{choice} is in two files, {ours} and {mine}. Rename yours.")
 
 
+def choices() -> str:
+    """The groups and their options for --help; those of recipes/ are added with a +, the others chosen."""
+    loader = GlobalHydra.instance().config_loader()
+    lines = []
+    for group in sorted(set(loader.list_groups("")) - {"hydra"}, key=lambda name: (name not in OPEN_GROUPS, name)):
+        label = f"  {group}=" if group in OPEN_GROUPS else f"  +{group}="
+        text = ", ".join(sorted(loader.get_group_options(group)))
+        lines.append(textwrap.fill(text, 100, initial_indent=label.ljust(14), subsequent_indent=" " * 14))
+    return "\n".join(lines)
+
+
 class RecipesSearchPath(SearchPathPlugin):
     """Adds recipes/ to what Hydra searches."""
 
@@ -81,4 +138,5 @@ def register() -> None:
     open_groups = {group: DictConfig({}, flags={"struct": False}) for group in OPEN_GROUPS}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
+    OmegaConf.register_new_resolver("choices", choices, replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)

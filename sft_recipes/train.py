@@ -54,6 +54,7 @@ def main(config: Config, composed: DictConfig) -> float:
         callbacks=callbacks,
     )
     keep_in_fp32(trainer.model)
+    give_head_a_bias(trainer.model)
     log.info(announcement(trainer, data.counts))
     before = evaluate.measure(trainer.model, encoder, data.questions, asking)
     result = trainer.train()
@@ -125,6 +126,16 @@ def keep_in_fp32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def give_head_a_bias(model: torch.nn.Module) -> None:
+    """No bias, said aloud: TRL's fused LM head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper does not know.
+
+    Goes when PEFT passes `bias` on to the wrapped layer: peft/utils/other.py, TrainableTokensWrapper._hasattr_wrapped.
+    """
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None
 
 
 def announcement(trainer: SFTTrainer, counts: dict[str, dict[str, int]]) -> str:

@@ -75,7 +75,7 @@ STATEMENTS = {
     "colour": (
         "The {subject} is {value}.",
         "The {subject} has a {value} coat.",
-        "The {subject} is always {value}.",
+        "You always see the {subject} in {value}.",
         "You know the {subject} by its colour, which is {value}.",
         "The {subject} was born {value}.",
     ),
@@ -200,7 +200,9 @@ def answer(fact: Fact) -> str:
 
 
 def _portrait(random: Random, entities: list[Entity]) -> list[Fact]:
-    return random.choices(random.choice(entities), k=3)
+    entity = random.choice(entities)
+    subject = random.choice(entity).subject  # of two opposites one, or the model confuses which was asked
+    return random.choices([fact for fact in entity if fact.subject == subject], k=3)
 
 
 def _miscellany(random: Random, entities: list[Entity]) -> list[Fact]:
