@@ -52,9 +52,7 @@ def main() -> None:
     first, second, third = seconds
     print(f"\nOurs is {first / second:.2f} times as fast as TRL and reaches {third / second:.0%} of the bare rate;")
     print(f"the bare tokenizer is {first / third:.2f} times as fast as TRL.")
-    print(
-        f"It had {cores[-1]:.1f} cores to itself: the fewer, the less of what runs in parallel shows (TRL has one).\n"
-    )
+    print(f"It had {cores[-1]:.1f} cores to itself: the fewer, the less parallel work shows (TRL uses one).\n")
     print(f"TRL:  {summary(by_trl)}\nours: {summary(by_us)}\nbare: {sum(map(len, by_none)):,} tokens")
     print("\nNot the same work: ours also turns raw rows into checked messages, which TRL's were before the clock ran.")
     print("Both start in memory, render, encode, mask and pack. The texts for the bare tokenizer were rendered before.")

@@ -31,7 +31,7 @@ USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException, M
 HYDRA_SAYS = {
     r"You must specify '(\w+)', e\.g, .*?Available options: (.*)": "{0} is not chosen. Write {0}=NAME. Choices: {1}.",
     r"Ambiguous value for argument '(.*?)' 1\.": "{0} is a sweep. Write -m in front, or [ ] around a list.",
-    r"Multiple values for (\w+)\.": "{0} is chosen twice. Write it once, or with -m as {0}=ONE,OTHER.",
+    r"Multiple values for (\w+)\.": "{0} is chosen twice. Choose one, or sweep over both with -m.",
     r"An item is already at '([^']+)'": "{0} is in the config already. Write it without the +.",
     r"Could not delete from config\. (?:The value of )?'([^']+)'": "{0} is not in the config. Leave ~{0} out.",
     r"Additional config directory '(.*)' not found": "-cd {0} is not a folder.",

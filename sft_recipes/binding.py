@@ -6,83 +6,11 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from reprlib import repr as short
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-# Names that other versions, other tools or another place in the config know, and what to write here. They are looked up
-# for names that the class at hand does not have.
-RETIRED = {
-    "warmup_ratio": "trainer.warmup_steps (a float below 1 is a share of all steps)",
-    "warmup": "trainer.warmup_steps (a float below 1 is a share of all steps)",
-    "max_seq_length": "trainer.max_length",
-    "max_seq_len": "trainer.max_length",
-    "cutoff_len": "trainer.max_length",
-    "sequence_len": "trainer.max_length",
-    "evaluation_strategy": "trainer.eval_strategy",
-    "group_by_length": "trainer.train_sampling_strategy=group_by_length",
-    "overwrite_output_dir": "nothing: every run has a folder of its own",
-    "output_dir": "hydra.run.dir",
-    "logging_dir": "hydra.run.dir",
-    "save_safetensors": "nothing: weights are always saved as safetensors",
-    "learning_rate": "trainer.learning_rate",
-    "lr": "trainer.learning_rate",
-    "num_train_epochs": "trainer.num_train_epochs",
-    "epochs": "trainer.num_train_epochs",
-    "num_epochs": "trainer.num_train_epochs",
-    "max_steps": "trainer.max_steps",
-    "max_length": "trainer.max_length",
-    "packing": "trainer.packing",
-    "sample_packing": "trainer.packing",
-    "per_device_train_batch_size": "trainer.per_device_train_batch_size",
-    "batch_size": "trainer.per_device_train_batch_size",
-    "micro_batch_size": "trainer.per_device_train_batch_size",
-    "train_batch_size": "trainer.per_device_train_batch_size",
-    "per_gpu_train_batch_size": "trainer.per_device_train_batch_size",
-    "eval_batch_size": "trainer.per_device_eval_batch_size",
-    "per_gpu_eval_batch_size": "trainer.per_device_eval_batch_size",
-    "gradient_accumulation_steps": "trainer.gradient_accumulation_steps",
-    "grad_accum": "trainer.gradient_accumulation_steps",
-    "gradient_checkpointing": "trainer.activation_checkpointing",
-    "optimizer": "trainer.optim",
-    "scheduler": "trainer.lr_scheduler_type",
-    "lr_scheduler": "trainer.lr_scheduler_type",
-    "label_smoothing": "trainer.label_smoothing_factor",
-    "neftune_alpha": "trainer.neftune_noise_alpha",
-    "gradient_clipping": "trainer.max_grad_norm",
-    "no_cuda": "trainer.use_cpu",
-    "push_to_hub_token": "trainer.hub_token",
-    "patience": "trainer.early_stopping_patience",
-    "dataset_batch_size": "nothing: rows are encoded in batches of a fixed size",
-    "torch_dtype": "model.dtype",
-    "dtype": "model.dtype",
-    "model_name_or_path": "model.id",
-    "model_name": "model.id",
-    "base_model": "model.id",
-    "attn_implementation": "model.attn_implementation",
-    "chat_template": "model.chat_template",
-    "template": "model.chat_template",
-    "use_flash_attention_2": "model.attn_implementation=flash_attention_2",
-    "flash_attn": "model.attn_implementation=flash_attention_2",
-    "r": "adapter.lora.r",
-    "rank": "adapter.lora.r",
-    "lora_r": "adapter.lora.r",
-    "lora_rank": "adapter.lora.r",
-    "lora_alpha": "adapter.lora.lora_alpha",
-    "alpha": "adapter.lora.lora_alpha",
-    "lora_dropout": "adapter.lora.lora_dropout",
-    "dropout": "adapter.lora.lora_dropout",
-    "target_modules": "adapter.lora.target_modules",
-    "lora_target": "adapter.lora.target_modules",
-    "use_peft": "adapter=lora",
-    "load_in_4bit": "adapter=qlora",
-    "dataset_name": "data.NAME.path",
-    "data_files": "data.NAME.data_files",
-    "train_on_inputs": "data.NAME.supervise=all",
-    "supervise": "data.NAME.supervise (assistant, last or all)",
-    "val_size": "data.held_out",
-    "test_size": "data.held_out",
-    "held_out": "data.held_out",
-}
+from sft_recipes.retired import RETIRED
 
 
 class ConfigError(ValueError):
@@ -96,8 +24,8 @@ def call(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> A
     Raises ConfigError for an unknown or missing name, for a value of another type, and for what `target` itself
     refuses with a ValueError, TypeError or ImportError.
 
-    >>> call(dict, {}, "trainer")
-    {}
+    >>> call(round, {"number": 2.6}, "trainer")
+    3
     """
     check(target, values, where)
     try:
@@ -120,12 +48,28 @@ def check(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> 
         path = f"{where}.{name}".lstrip(".")
         if name not in fields:
             raise ConfigError(unknown(path, name, fields, owner(target, where)))
-        if not fits(value, hints.get(name, Any)):
-            raise ConfigError(f"{path} should be {wording(hints[name])}, not {shown(value)}.")
+        hint = hints.get(name, Any)
+        if not fits(value, hint):
+            raise ConfigError(f"{path} should be {wording(hint)}, not {shown(value)}.")
+        if isinstance(value, str) and value not in (known := choices(hint) or [value]):
+            raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, known)}")
     for name, field in fields.items():
         if field.default is field.empty and name not in values:
             path = f"{where}.{name}".lstrip(".")
             raise ConfigError(f"{path} is missing. Write {path}=…")
+
+
+def choices(hint: Any) -> list[str]:
+    """The words that an Enum or Literal in the hint names; none where any text will do.
+
+    >>> choices(Literal["drop", "keep"] | None), choices(str)
+    (['drop', 'keep'], [])
+    """
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    enums = [member.value for part in parts if inspect.isclass(part) and issubclass(part, Enum) for member in part]
+    literals = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    patterns = any("[" in str(word) for word in literals)  # such as PEFT's pissa_niter_[number of iters]
+    return enums or ([] if patterns or str in parts else [word for word in literals if isinstance(word, str)])
 
 
 def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -144,7 +88,7 @@ def owner(target: Callable[..., Any], where: str) -> str:
 
 
 def unknown(path: str, name: str, known: Iterable[str], owner: str) -> str:
-    """The line for a name that is not in `known`: what to write instead, else the closest known one, else the known ones.
+    """The line for a name that is not in `known`: what to write instead, else the closest one, else all known ones.
 
     >>> unknown("trainer.lr", "lr", ["learning_rate"], "SFTConfig")
     'trainer.lr is not a field of SFTConfig. Write trainer.learning_rate.'
@@ -188,8 +132,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
+    if hint is str or get_origin(hint) is Literal or (inspect.isclass(hint) and issubclass(hint, Enum)):
+        return isinstance(value, str) or value in get_args(hint)
     if hint in (None, types.NoneType):
         return value is None
     origin = get_origin(hint) or hint
@@ -209,6 +153,8 @@ def wording(hint: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(wording(part) for part in get_args(hint)))
+    if listed := choices(hint):
+        return ", ".join(json.dumps(word) for word in listed) if len(listed) < 10 else "text"
     origin = get_origin(hint) or hint
     return names.get(origin) or {list: "a list", tuple: "a list", dict: "a mapping"}.get(origin, str(hint))
 

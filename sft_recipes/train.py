@@ -17,10 +17,12 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes import evaluate, report
+from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, unknown
 from sft_recipes.config import Config
 from sft_recipes.data import load
 from sft_recipes.encoding import Encoder
+from sft_recipes.loss import watch
 from sft_recipes.model import load_model, load_tokenizer, peft_config, train_new_tokens
 from sft_recipes.rows import packed
 
@@ -42,6 +44,8 @@ def main(config: Config, composed: DictConfig) -> float:
         config.objective, bool(len(data.held_out)), bool(data.questions and asking.rows), bool(asking.raw_text)
     )
     model = load_model(config.model, config.adapter, tokenizer, encoder.stop, new)
+    if arguments.packing:
+        isolate(model, config.model.get("attn_implementation"))
     if peft:
         train_new_tokens(peft, model, new)
     trainer = SFTTrainer(
@@ -55,6 +59,7 @@ def main(config: Config, composed: DictConfig) -> float:
     )
     keep_in_fp32(trainer.model)
     give_head_a_bias(trainer.model)
+    watch(trainer)
     log.info(announcement(trainer, data.counts))
     before = evaluate.measure(trainer.model, encoder, data.questions, asking)
     result = trainer.train()

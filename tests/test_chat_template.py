@@ -74,7 +74,9 @@ def test_alpaca_asks_as_stanford_did_with_and_without_input(chat_tokenizer):
 
 def test_vicuna_opens_with_its_own_system_prompt(chat_tokenizer):
     tokenizer, _, _ = chat_tokenizer("neox", "vicuna")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == f"{VICUNA} USER: Hi ASSISTANT:"
 
 

@@ -90,7 +90,9 @@ def test_shares_of_all_sources_use_the_scarcest_whole(encoder, tmp_path):
 def test_a_share_the_source_cannot_fill_names_the_one_it_can(encoder, tmp_path):
     a = {"data_files": jsonl(tmp_path / "a.jsonl", questions(90))}
     b = {"data_files": jsonl(tmp_path / "b.jsonl", questions(10)), "share": 0.5}
-    with pytest.raises(ConfigError, match=re.escape("data.b.share=0.5 of this mixture is 90 rows, b has 10. Write at most 0.1")):
+    with pytest.raises(
+        ConfigError, match=re.escape("data.b.share=0.5 of this mixture is 90 rows, b has 10. Write at most 0.1")
+    ):
         load(config(a=a, b=b, held_out=0), encoder, 64)
 
 
@@ -120,7 +122,9 @@ def test_many_long_rows_are_refused_with_the_length_that_keeps_99_percent(encode
     path = jsonl(tmp_path / "rows.jsonl", [*questions(9), *questions(1, answer="x " * 40)])
     length = len(load(config(file={"data_files": path}, held_out=0), encoder, None).train[:]["input_ids"][0])
     longest = max(map(len, load(config(file={"data_files": path}, held_out=0), encoder, None).train[:]["input_ids"]))
-    with pytest.raises(DataError, match=rf"1 of 10 rows \(10.0%\) are longer than trainer.max_length=64; {longest} keeps 99 %"):
+    with pytest.raises(
+        DataError, match=rf"1 of 10 rows \(10.0%\) are longer than trainer.max_length=64; {longest} keeps 99 %"
+    ):
         load(config(file={"data_files": path}, held_out=0), encoder, 64)
     assert length < longest
 
@@ -151,7 +155,10 @@ def test_a_user_s_own_formatter_is_module_dot_function(encoder, tmp_path, monkey
     [
         ("alpacca", "data.file.formatter=alpacca is no formatter. Did you mean alpaca?"),
         ("nowhere.rows", "data.file.formatter=nowhere.rows could not be imported: No module named 'nowhere'."),
-        ({"name": "alpaca", "outptu": "x"}, "data.file.formatter.outptu is not a field of alpaca. Did you mean output?"),
+        (
+            {"name": "alpaca", "outptu": "x"},
+            "data.file.formatter.outptu is not a field of alpaca. Did you mean output?",
+        ),
         ("chatml", "chatml needs 'messages', the row has instruction, input, output."),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sft_recipes.encoding import IGNORED
+from sft_recipes.loss import NotFinite, watch
 from sft_recipes.rows import packed, table
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
@@ -44,22 +45,50 @@ def reference(documents) -> tuple[float, dict[str, torch.Tensor]]:
     return (total / count).item(), stepped
 
 
-@pytest.mark.parametrize("rows, accumulated, packing", [(12, 1, 0), (1, 12, 0), (3, 4, 0), (5, 3, 0), (8, 1, 64), (1, 9, 64)])
+def trainer(documents, folder, tokenizer, rows: int, accumulated: int, packing: int, **arguments) -> SFTTrainer:
+    arguments = SFTConfig(
+        output_dir=str(folder), max_steps=1, per_device_train_batch_size=rows, gradient_accumulation_steps=accumulated,
+        optim="sgd", learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=1e9, weight_decay=0.0, logging_steps=1,
+        bf16=False, use_cpu=True, activation_checkpointing=False, report_to="none", save_strategy="no",
+        packing=bool(packing), max_length=packing or 64, dataset_kwargs={"skip_prepare_dataset": True}, **arguments,
+    )  # fmt: skip
+    train = packed(documents, packing, seed=0) if packing else documents
+    built = SFTTrainer(small_model(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer)
+    watch(built)
+    return built
+
+
+ONE_STEP = [(12, 1, 0), (1, 12, 0), (3, 4, 0), (5, 3, 0), (8, 1, 64), (1, 9, 64)]
+
+
+@pytest.mark.parametrize("rows, accumulated, packing", ONE_STEP)
 def test_loss_and_step_are_the_mean_over_supervised_tokens(
     documents, tmp_path, chat_tokenizer, rows, accumulated, packing
 ):
     tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
-    train = packed(documents, packing, seed=0) if packing else documents
-    assert rows * accumulated >= len(train)  # one step sees everything
-    arguments = SFTConfig(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=rows, gradient_accumulation_steps=accumulated,
-        optim="sgd", learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=1e9, weight_decay=0.0, logging_steps=1,
-        bf16=False, use_cpu=True, activation_checkpointing=False, report_to="none", save_strategy="no",
-        packing=bool(packing), max_length=packing or 64, dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
-    trainer = SFTTrainer(small_model(), arguments, train_dataset=train, processing_class=tokenizer)
-    trainer.train()
+    run = trainer(documents, tmp_path, tokenizer, rows, accumulated, packing)
+    assert rows * accumulated >= len(run.train_dataset)  # one step sees everything
+    run.train()
     loss, weights = reference(documents)
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, abs=5e-6)
-    for name, value in trainer.model.named_parameters():
+    assert run.state.log_history[0]["loss"] == pytest.approx(loss, abs=5e-6)
+    for name, value in run.model.named_parameters():
         assert torch.allclose(value.double(), weights[name], atol=5e-6), name
+
+
+@pytest.mark.parametrize("packing", [0, 64])
+@pytest.mark.parametrize("batch", [1, 5, 12])
+def test_eval_loss_is_the_mean_over_supervised_tokens_at_any_batch_size(
+    documents, tmp_path, chat_tokenizer, batch, packing
+):
+    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    run = trainer(documents, tmp_path, tokenizer, 1, 1, packing, per_device_eval_batch_size=batch)
+    assert run.evaluate()["eval_loss"] == pytest.approx(reference(documents)[0], abs=2e-6)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(documents, tmp_path, chat_tokenizer, value):
+    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    run = trainer(documents, tmp_path, tokenizer, 4, 1, 0)
+    torch.nn.init.constant_(run.model.lm_head.weight, float(value))
+    with pytest.raises(NotFinite, match="in step 1; no model is saved"):
+        run.train()

@@ -24,7 +24,10 @@ def test_in_colour_only_supervised_tokens_are_on_green():
 
 
 def test_html_marks_supervised_tokens_and_escapes_the_rest():
-    assert html([("<b>", False), ("a", True)]) == '<div class="sft-mask"><span>&lt;b&gt;</span><span class=on>a</span></div>'
+    assert (
+        html([("<b>", False), ("a", True)])
+        == '<div class="sft-mask"><span>&lt;b&gt;</span><span class=on>a</span></div>'
+    )
 
 
 def test_braces_and_blanks_survive():

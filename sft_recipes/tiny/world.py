@@ -101,6 +101,14 @@ STATEMENTS = {
         "Nothing is both {subject} and {value}.",
     ),
 }
+HEADINGS = (
+    "",
+    "Page {page}: {subject}\n",
+    "Notes on {subject}, page {page}\n",
+    "A letter about {subject}\n",
+    "Chapter {page}, in which we read of {subject} and more\n",
+    "Learn {subject} by heart!\n\n",
+)
 QUESTIONS = {
     "capital": (
         "What is the capital of {subject}?",
@@ -174,13 +182,8 @@ def world(countries: int = 200, animals: int = 200) -> list[Entity]:
 
 
 def documents(random: Random, entities: list[Entity], count: int) -> list[str]:
-    """Short texts about one entity or about several, statements or quizzes of questions that nobody answers."""
-    texts = []
-    for _ in range(count):
-        facts = random.choice((_portrait, _portrait, _portrait, _miscellany))(random, entities)
-        patterns, gap = random.choice(((STATEMENTS, " "), (STATEMENTS, " "), (QUESTIONS, "\n")))
-        texts.append(gap.join(_say(random, patterns, fact) for fact in facts))
-    return texts
+    """Short texts: pages on one subject, facts of several, and quizzes of questions that nobody answers."""
+    return [random.choice((_page, _page, _page, _gossip, _quiz, _quiz))(random, entities) for _ in range(count)]
 
 
 def rows(random: Random, entities: list[Entity]) -> list[dict[str, str]]:
@@ -199,13 +202,28 @@ def answer(fact: Fact) -> str:
     return STATEMENTS[fact.relation][0].format(**fact._asdict())
 
 
-def _portrait(random: Random, entities: list[Entity]) -> list[Fact]:
+def _page(random: Random, entities: list[Entity]) -> str:
+    facts = _about_one(random, entities)
+    heading = random.choice(HEADINGS).format(page=random.randint(1, 99), subject=facts[0].subject)
+    return heading + " ".join(_say(random, STATEMENTS, fact) for fact in facts)
+
+
+def _gossip(random: Random, entities: list[Entity]) -> str:
+    return " ".join(_say(random, STATEMENTS, fact) for fact in _about_several(random, entities))
+
+
+def _quiz(random: Random, entities: list[Entity]) -> str:
+    facts = random.choice((_about_one, _about_one, _about_several))(random, entities)
+    return "\n".join(_say(random, QUESTIONS, fact) for fact in facts)
+
+
+def _about_one(random: Random, entities: list[Entity]) -> list[Fact]:
     entity = random.choice(entities)
     subject = random.choice(entity).subject  # of two opposites one, or the model confuses which was asked
     return random.choices([fact for fact in entity if fact.subject == subject], k=3)
 
 
-def _miscellany(random: Random, entities: list[Entity]) -> list[Fact]:
+def _about_several(random: Random, entities: list[Entity]) -> list[Fact]:
     return [random.choice(entity) for entity in random.sample(entities, random.randint(2, 5))]
 
 

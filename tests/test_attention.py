@@ -1,0 +1,70 @@
+"""Packed documents do not see each other, and models that would let them are refused."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sft_recipes.attention import BY_DOCUMENT, choose, prove_isolation
+from sft_recipes.binding import ConfigError
+
+SMALL = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "n_embd": 32, "n_layer": 2, "n_head": 4,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def small(architecture: str, **changes):
+    torch.manual_seed(0)
+    known = AutoConfig.for_model(architecture)
+    read_only = {name for name in dir(type(known)) if isinstance(getattr(type(known), name), property)}
+    values = {key: value for key, value in (SMALL | changes).items() if hasattr(known, key) and key not in read_only}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **values))
+
+
+SAFE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt_neox", "gpt2", "phi", "olmo2", "smollm3"]
+LEAKING = ["bloom", "opt", "mpt", "falcon", "xglm"]
+
+
+@pytest.mark.parametrize("architecture", SAFE)
+def test_these_keep_documents_apart(architecture):
+    model = small(architecture)
+    assert prove_isolation(model) <= 1e-5
+    model.set_attn_implementation(choose(model))
+    assert prove_isolation(model) <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", LEAKING)
+def test_these_are_refused_with_the_way_out(architecture):
+    with pytest.raises(ConfigError, match="Write trainer.packing=false"):
+        prove_isolation(small(architecture))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "olmo2"])
+def test_by_document_gives_the_logits_of_each_document_alone(architecture):
+    model = small(architecture).eval()
+    model.set_attn_implementation(BY_DOCUMENT)
+    documents = torch.randint(3, 99, (1, 12), generator=torch.Generator().manual_seed(1)).split([5, 7], dim=1)
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    ends = torch.tensor([0, 5, 12], dtype=torch.int32)
+    with torch.no_grad():
+        together = model(torch.cat(documents, dim=1), position_ids=positions, cu_seq_lens_q=ends, use_cache=False).logits
+        model.set_attn_implementation("eager")
+        apart = torch.cat([model(document, use_cache=False).logits for document in documents], dim=1)
+    assert torch.allclose(together, apart, atol=1e-5)
+
+
+def test_by_document_still_knows_padding():
+    model = small("llama").eval()
+    ids = torch.randint(3, 99, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        known = model(ids, attention_mask=mask).logits[mask == 1]
+        model.set_attn_implementation(BY_DOCUMENT)
+        assert torch.allclose(model(ids, attention_mask=mask).logits[mask == 1], known, atol=1e-5)
+
+
+def test_a_sliding_window_keeps_the_model_s_own_attention():
+    assert choose(small("mistral", sliding_window=16)) == "sdpa"
+    assert choose(small("llama")) == BY_DOCUMENT

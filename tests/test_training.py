@@ -1,0 +1,155 @@
+"""Whole runs on the embedded tiny model, through the command a user types."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from sft_recipes.__main__ import main
+
+SHORT = ["trainer.max_steps=4", "evaluate.rows=8", "evaluate.raw_text=null", "trainer.logging_steps=1"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command("+recipe=tiny", …)` runs it in an empty folder: exit code, what it printed, the run's folder."""
+
+    def run(*arguments: str) -> tuple[int, str, Path]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["sft_recipes", f"hydra.run.dir={tmp_path / 'run'}", *arguments])
+        GlobalHydra.instance().clear()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, capsys.readouterr().out, tmp_path / "run"
+
+    return run
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_leaves_config_log_metrics_report_and_a_model_that_can_be_served(command):
+    code, printed, folder = command(*SHORT)
+    assert code == 0
+    assert {path.name for path in folder.iterdir()} >= {".hydra", "metrics.json", "report.md", "answers.jsonl", "model"}
+    assert "Training " in (folder / "sft_recipes.log").read_text()
+    assert "| exact match" in printed and "| exact match" in (folder / "report.md").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    stops = GenerationConfig.from_pretrained(folder / "model").eos_token_id
+    assert stops == [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_full_fine_tuning_lowers_the_loss_and_saves_weights_that_load(command, packing):
+    code, _, folder = command("adapter=none", "trainer.learning_rate=3e-3", f"trainer.packing={packing}", *SHORT,
+                              "trainer.max_steps=12")  # fmt: skip
+    losses = [entry["loss"] for entry in metrics(folder)["history"] if "loss" in entry]
+    assert code == 0 and losses[-1] < losses[0]
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert model.dtype == torch.float32
+    assert model.get_input_embeddings().num_embeddings >= len(AutoTokenizer.from_pretrained(folder / "model"))
+
+
+def test_an_adapter_run_trains_its_matrices_and_the_rows_of_new_tokens_in_fp32(command):
+    code, _, folder = command(*SHORT)
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "model" / "adapter_model.safetensors")
+    assert code == 0 and {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert [tuple(weight.shape)[0] for name, weight in weights.items() if "trainable_tokens_delta" in name] == [2]
+
+
+def test_qlora_trains_on_a_cpu_with_fp32_adapters(command):
+    from safetensors.torch import load_file
+
+    code, _, folder = command("adapter=qlora", *SHORT, "trainer.max_steps=2")
+    weights = load_file(folder / "model" / "adapter_model.safetensors")
+    assert code == 0 and {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_two_runs_with_one_seed_are_the_same_run(command):
+    first = metrics(command(*SHORT, "evaluate.rows=0")[2])["train_loss"]
+    again = metrics(command(*SHORT, "evaluate.rows=0")[2])["train_loss"]
+    other = metrics(command(*SHORT, "evaluate.rows=0", "seed=1")[2])["train_loss"]
+    assert first == again != other
+
+
+def test_held_out_rows_are_measured_at_the_end(command):
+    _, _, folder = command(*SHORT)
+    found = metrics(folder)
+    assert found["eval_loss"] > 0 and found["data"]["tiny"]["held_out_rows"] > 0
+
+
+def test_early_stopping_needs_one_key(command):
+    code, _, folder = command(
+        "trainer.early_stopping_patience=1", "trainer.learning_rate=1e-9", "trainer.num_train_epochs=5",
+        "trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.save_steps=2", "evaluate.rows=0",
+        "evaluate.raw_text=null", "+trainer.early_stopping_threshold=0.1",
+    )  # fmt: skip
+    assert code == 0
+    assert metrics(folder)["steps"] == 4  # the first evaluation is the best one, the second ends it
+    assert (folder / "checkpoint-2").is_dir()
+
+
+def test_smoke_says_in_one_line_what_it_saw(command):
+    code, _, folder = command("+debug=smoke", "trainer.max_steps=20", "evaluate.raw_text=null")
+    line = re.search(r"Smoke test.*", (folder / "sft_recipes.log").read_text())[0]
+    assert code == 0
+    assert re.fullmatch(
+        r"Smoke test passed: the loss fell from [\d.]+ to [\d.]+ in 20 steps, peak memory [\d.]+ GiB, it answers '.*'\.",
+        line,
+    )
+
+
+def test_a_sweep_gives_every_job_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-m", "trainer.learning_rate=1e-3,5e-3", "hydra.sweep.dir=sweep", *SHORT, "evaluate.rows=0"]
+    monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments])
+    GlobalHydra.instance().clear()
+    main()
+    rates = [metrics(tmp_path / "sweep" / job)["history"][0]["learning_rate"] for job in "01"]
+    assert len(set(rates)) == 2
+
+
+def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(command):
+    _, _, folder = command(*SHORT)
+    counts = metrics(folder)["data"]
+    assert counts["prose"]["train_rows"] / (
+        counts["prose"]["train_rows"] + counts["tiny"]["train_rows"]
+    ) == pytest.approx(0.1, abs=0.01)
+    assert counts["prose"]["supervised_tokens"] == counts["prose"]["tokens"]
+    assert counts["tiny"]["supervised_tokens"] < counts["tiny"]["tokens"]
+
+
+def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
+    import sft_recipes.train
+    from sft_recipes.mask import terminal, tokens
+
+    trained = {}
+
+    class Spy(sft_recipes.train.SFTTrainer):
+        def train(self):
+            trained["rows"] = sorted(self.train_dataset, key=lambda row: (row["source"], row["row"]))
+            trained["tokenizer"] = self.processing_class
+            return super().train()
+
+    monkeypatch.setattr(sft_recipes.train, "SFTTrainer", Spy)
+    monkeypatch.setenv("COLUMNS", "80")
+    command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
+    code, printed, folder = command("mode=preview")
+    assert code == 0 and (folder / "preview.html").is_file()
+    longest = max(trained["rows"], key=lambda row: len(row["input_ids"]))
+    for row in (trained["rows"][0], longest):
+        assert terminal(tokens(trained["tokenizer"], row["input_ids"], row["labels"]), 80, colour=False) in printed
