@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from sft_recipes.binding import ConfigError, did_you_mean, one_line, unknown
-from sft_recipes.config import OPEN_GROUPS, Config, folder, from_hydra, refuse_twins, register
+from sft_recipes.config import OPEN_GROUPS, Config, check_user_folder, folder, from_hydra, register
 from sft_recipes.formatters import DataError
 
 log = logging.getLogger("sft_recipes")
@@ -39,6 +39,8 @@ HYDRA_SAYS = {
 register()
 # bitsandbytes advises a package that is not published; it matters to QLoRA on a CPU alone
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
+logging.getLogger("huggingface_hub").propagate = False  # it prints with a handler of its own
 
 
 @hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")
@@ -62,9 +64,10 @@ def run(composed: DictConfig) -> float:
 
 
 def wants_hub(config: Config) -> bool:
-    """Whether the model or a source is named as in the hub, owner/name, and is no folder here."""
+    """Whether the model or a source is neither a folder here nor one of datasets' builders: a name of the hub's."""
     sources = [source.get("path") for source in config.data.values() if isinstance(source, Mapping)]
-    return any("/" in name and not Path(name).exists() for name in map(str, [config.model.get("id"), *sources]))
+    names = [config.model.get("id"), *(path for path in sources if "/" in str(path))]
+    return any(isinstance(name, str) and not Path(name).exists() for name in names)
 
 
 def reaches_hub() -> bool:
@@ -86,7 +89,7 @@ def main() -> None:
         parser = get_args_parser()
         parser.error = refuse  # argparse would print its usage, too
         arguments = parser.parse_intermixed_args()
-        refuse_twins(arguments.config_dir)
+        check_user_folder(arguments.config_dir, arguments.overrides)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in arguments.overrides):
             raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
         if not arguments.shell_completion:
@@ -94,12 +97,12 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         stop("Interrupted.", 130)
-    except USER_ERRORS as error:
-        stop("" if hasattr(error, "logged") else message(error), 2)
     except Exception as error:
-        if not hasattr(error, "logged"):
+        if hasattr(error, "logged"):
+            stop("", 2 if isinstance(error, USER_ERRORS) else 1)
+        if not isinstance(error, (*USER_ERRORS, OSError, ValueError)):  # those are Hydra's, before any job
             raise
-        stop("", 1)
+        stop(message(error), 2)
 
 
 def refuse(complaint: str) -> None:
@@ -133,15 +136,17 @@ def command_line(argv: list[str], overrides: list[str], groups: list[str]) -> li
     >>> command_line(["+recipe=lima", "formatter=mine.rows"], ["+recipe=lima", "formatter=mine.rows"], ["recipe"])
     ['+recipe=lima', 'formatter=auto', 'formatter.name=mine.rows']
     """
-    keys = [override.partition("=")[0] for override in overrides]
-    for key in keys:
+    pairs = [override.partition("=") for override in overrides]
+    for key, equals, value in pairs:
         if key in groups:
             raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
+        if key.lstrip("+") in (*groups, *OPEN_GROUPS) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
+            raise ConfigError(no_such_choice(key.lstrip("+"), value, []))
         root = re.split(r"[.@/:]", key.lstrip("+"))[0]
         if key.startswith("+") and root not in [*groups, *roots()]:
             raise ConfigError(unknown(f"+{root}", root, roots(groups), "the config"))
     choosing = {"model", *(f"+{group}" for group in groups)} - {"+debug", "+sweep"}
-    default = [] if choosing.intersection(keys) else ["+recipe=tiny"]
+    default = [] if choosing.intersection(key for key, _, _ in pairs) else ["+recipe=tiny"]
     options = [argument for argument in argv if argument not in overrides]
     return options + [part for override in overrides for part in own_formatter(override)] + default
 
@@ -166,16 +171,22 @@ def message(error: Exception) -> str:
         return unreadable(error.override)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}."
-    if found := re.match(r"(?:In '\S+': )?Could not override '([^'.]+)", text):
-        return text if found[1] in roots() else unknown(found[1], found[1], roots(groups_to_add()), "the config")
+    if found := re.match(r"(?:In '\S+': )?Could not override '(([^'.]*)[^']*)'", text):
+        key, root = found.groups()
+        return (
+            unknown(root, root, roots(groups_to_add()), "the config") if root not in roots() else f"There is no {key}."
+        )
     for pattern, line in HYDRA_SAYS.items():
         if found := re.search(pattern, text):
-            return line.format(*map(str.strip, found.groups()))
-    return text
+            return line.format(*(", ".join(part.split()) for part in found.groups()))
+    return text.partition(" full_key: ")[0]  # OmegaConf's, and no place that the user knows
 
 
 def no_such_choice(group: str, name: str, options: Iterable[str]) -> str:
     """The line for a choice that no file stands for."""
+    parent, _, child = group.partition("/")
+    if child in OPEN_GROUPS:
+        return f"{parent}/*.yaml overrides what is chosen. Write - override /{child}: {name} in its defaults."
     ours = [path.stem for parent in ("conf", "recipes") for path in (folder(parent) / group).glob("*.yaml")]
     return f"There is no {group}={name}.{did_you_mean(name, options or ours)}"
 
@@ -184,10 +195,10 @@ def unreadable(override: str) -> str:
     """The line for an override that Hydra cannot read."""
     key, equals, _ = override.partition("=")
     if equals:
-        return f"{override} cannot be read. Put the value into quotes of its own: {key}='\"…\"'"
+        return f"{override} cannot be read as key=value. Put the value into quotes inside quotes: {key}='\"…\"'"
     recipe = Path(override).stem
     there = (folder("recipes") / "recipe" / f"{recipe}.yaml").is_file()
-    return f"{override} has no value. Write {f'+recipe={recipe}' if there else f'{override}=VALUE'}."
+    return f"{override!r} has no value. Write {f'+recipe={recipe}' if there else f'{override}=VALUE'}."
 
 
 if __name__ == "__main__":

@@ -102,6 +102,6 @@ def prove_isolation(model: PreTrainedModel, length: int = 24) -> float:
 def refusal(model: PreTrainedModel, why: str) -> str:
     """The line for a model whose packed documents cannot be kept apart."""
     return (
-        f"trainer.packing=true: {model.config.model_type} with {model.config._attn_implementation} attention {why}. Write "
-        "trainer.packing=false, or a model.attn_implementation that keeps documents apart (flash_attention_2)."
+        f"trainer.packing=true: {model.config.model_type} with {model.config._attn_implementation} attention {why}. "
+        "Write trainer.packing=false, or a model.attn_implementation that keeps documents apart (flash_attention_2)."
     )

@@ -151,12 +151,13 @@ def wording(hint: Any) -> str:
     ('true or false', 'a number or null')
     """
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(wording(part) for part in get_args(hint)))
+    names |= {list: "a list", tuple: "a list", dict: "a mapping", Literal: "text"}
     if listed := choices(hint):
         return ", ".join(json.dumps(word) for word in listed) if len(listed) < 10 else "text"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(wording(part) for part in get_args(hint)))
     origin = get_origin(hint) or hint
-    return names.get(origin) or {list: "a list", tuple: "a list", dict: "a mapping"}.get(origin, str(hint))
+    return names.get(origin, str(hint))
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A tokenizer gets its chat template: with `{% generation %}` markers for training, the same without them for serving."""
+"""A tokenizer gets its chat template: with `{% generation %}` markers to train, the same without them to serve."""
 
 import re
 from pathlib import Path

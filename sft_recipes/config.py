@@ -1,10 +1,11 @@
 """Hydra's side of the house: where the YAML lives, and one composed config as checked, plain Python."""
 
 import logging
+import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -30,7 +31,8 @@ class Config:
     adapter: dict[str, Any]
     trainer: dict[str, Any]
     evaluate: dict[str, Any]
-    mode: str = "train"
+    supervision: dict[str, Any] = field(default_factory=dict)
+    mode: Literal["train", "preview"] = "train"
     seed: int = 42
     objective: str | None = None
     smoke: bool = False
@@ -40,12 +42,11 @@ class Config:
 class Adapter:
     """The config's `adapter` group."""
 
-    type: str  # none | lora
+    type: Literal["none", "lora"]
     lora: dict[str, Any] | None = None  # fields of peft.LoraConfig
     quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
 
 
-MODES = ("train", "preview")
 # Fields of SFTConfig that a run sets itself or has no use for, since rows are encoded before TRL sees them.
 NOT_HERE = {
     "output_dir": "Write hydra.run.dir.",
@@ -68,16 +69,16 @@ NOT_HERE = {
 
 def from_hydra(composed: DictConfig) -> Config:
     """The composed config, resolved; raises ConfigError for an unknown root key, a wrong type or an unknown mode."""
+    for key in map(str, composed):
+        if "." in key:
+            raise ConfigError(
+                f"{key}: keys are nested in YAML. Write {': {'.join(key.split('.'))}: …{'}' * key.count('.')}."
+            )
     for key in sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{key} is missing. Write {key}=…")
     values = OmegaConf.to_container(composed, resolve=True)
-    for key in values:
-        if (folder("recipes") / str(key)).is_dir():
-            raise ConfigError(f"The file of +{key}=… should begin with the line # @package _global_")
     check(Config, values, "")
     config = Config(**values)
-    if config.mode not in MODES:
-        raise ConfigError(f"mode should be {' or '.join(MODES)}, not {config.mode!r}.")
     for key in config.trainer:
         if key in NOT_HERE:
             raise ConfigError(f"trainer.{key} is not used here. {NOT_HERE[key]}")
@@ -102,17 +103,28 @@ def folder(name: str) -> Path:
     return next((path for path in (package / name, package.parent / name) if path.is_dir()), package / name)
 
 
-def refuse_twins(user_folder: str | None) -> None:
-    """Raises ConfigError when a file of the user's `-cd` folder has the name of one of ours.
+def check_user_folder(folder_name: str | None, overrides: list[str]) -> None:
+    """Raises ConfigError for what Hydra would pass over in the user's `-cd` folder.
 
-    Hydra alone takes the first of the two without a word.
+    That is a file with the name of one of ours (Hydra takes the first of the two), a chosen file that stands where it
+    is not found, and a chosen recipe without the line that gives it its place in the config.
     """
-    for mine in sorted(Path(user_folder).rglob("*.yaml")) if user_folder else []:
-        name = mine.relative_to(user_folder)
+    user = Path(folder_name or "")
+    for mine in sorted(user.rglob("*.yaml")) if folder_name else []:
+        name = mine.relative_to(user)
         for ours in (folder("recipes") / name, folder("conf") / name):
             if ours.is_file() and ours.resolve() != mine.resolve():
                 choice = "=".join(name.with_suffix("").as_posix().rsplit("/", 1))
                 raise ConfigError(f"{choice} is in two files, {ours} and {mine}. Rename yours.")
+    chosen = [re.fullmatch(r"\+(\w+)=([\w/-]+)", override) for override in overrides if folder_name]
+    for group, name in (found.groups() for found in chosen if found):
+        mine = user / group / f"{name}.yaml"
+        if mine.is_file() and "@package" not in mine.read_text(encoding="utf-8"):
+            raise ConfigError(f"{mine} should begin with the line # @package _global_")
+        theirs = folder("recipes") / group
+        if theirs.is_dir() and not mine.is_file() and not (theirs / f"{name}.yaml").is_file():
+            for other in sorted(user.rglob(f"{name}.y*ml")):
+                raise ConfigError(f"{other} should be {mine}.")
 
 
 def choices() -> str:

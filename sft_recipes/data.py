@@ -18,10 +18,12 @@ from sft_recipes.binding import ConfigError, call, check, did_you_mean, one_line
 from sft_recipes.config import Config
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import FORMATTERS, Conversation, DataError, auto
-from sft_recipes.rows import mix, shorten, table, token_counts
+from sft_recipes.rows import flat_values, mix, shorten, shuffled, table, token_counts
+from sft_recipes.supervision import Policy, check_parity, enforce, mark_repeats, problems_of
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # rows that are formatted and encoded at once
+PARITY_ROWS = 50  # rows a source whose prompts are compared with what serving would show
 SMOKE_ROWS = 200  # rows a source gives under +debug=smoke
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 
@@ -57,30 +59,37 @@ class Data:
     train: Dataset
     held_out: Dataset
     questions: list[Conversation]  # the held-out conversations
-    counts: dict[str, dict[str, int]]  # by source
+    ledger: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems
 
 
 def load(config: Config, encoder: Encoder, max_length: int | None) -> Data:
-    """The rows to train on, in an order drawn with the run's seed, and those that are held out.
+    """The rows to train on, in an order drawn with the run's seed, those that are held out, and the ledger of both.
 
-    Raises DataError, naming source, row and field, for a row that cannot be trained on.
+    Raises DataError, naming source, row and field, for a row that cannot be trained on, and ConfigError where the saved
+    tokenizer would serve another prompt than the one trained on.
     """
     found = sources(config)
     options = call(Options, {key: value for key, value in config.data.items() if key not in found}, "data")
-    parts = [read(name, options, config, encoder, max_length) for name in found]
-    shares = {name: source.share for name, source in found.items()}
-    mixed = mix({name: part.train for name, part in zip(found, parts, strict=True)}, shares, config.seed)
-    train = concatenate_datasets(list(mixed.values())).shuffle(seed=config.seed)
+    policy = call(Policy, config.supervision, "supervision")
+    cutting = "keep" if config.smoke else options.max_length_policy
+    parts = {name: read(name, options, config, encoder) for name in found}
+    held_out = concatenate_datasets([part.held_out for part in parts.values()])
+    train = mark_repeats(concatenate_datasets([part.train for part in parts.values()]), held_out)
+    kept, ledger = {}, {}
+    for index, (name, part) in enumerate(parts.items()):
+        mine = train.select(np.flatnonzero(flat_values(train, "source") == index))
+        mine, problems = enforce(name, mine, policy)
+        kept[name], cut = shorten(name, mine, max_length, cutting)
+        ledger[name] = {"rows": len(part.train), "held_out": len(part.held_out), "problems": problems | cut}
+    kept = mix(kept, {name: source.share for name, source in found.items()}, config.seed)
+    for name, rows in kept.items():
+        ledger[name] |= {"kept": len(rows)} | token_counts(rows)
+    train = shuffled(concatenate_datasets(list(kept.values())), config.seed)
     if not len(train):
         raise DataError("data: no row is left to train on.")
+    questions = [question for part in parts.values() for question in part.questions]
     return Data(
-        train=train,
-        held_out=concatenate_datasets([part.held_out for part in parts]),
-        questions=[question for part in parts for question in part.questions if "messages" in question],
-        counts={
-            name: part.counts[name] | {"train_rows": len(mixed[name])} | token_counts(mixed[name])
-            for name, part in zip(found, parts, strict=True)
-        },
+        train, shorten("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")[0], questions, ledger
     )
 
 
@@ -97,7 +106,7 @@ def sources(config: Config) -> dict[str, Source]:
     return found
 
 
-def read(name: str, options: Options, config: Config, encoder: Encoder, max_length: int | None) -> Data:
+def read(name: str, options: Options, config: Config, encoder: Encoder) -> Data:
     """One source from its files to token ids, its held-out rows set apart before anything else touches them."""
     source = sources(config)[name]
     rows = load_rows(name, source, source.split)
@@ -107,13 +116,10 @@ def read(name: str, options: Options, config: Config, encoder: Encoder, max_leng
     out = [] if source.held_out_split else held_out_rows(len(rows), options.held_out, config.seed)
     out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
     numbers = range(len(out_rows)) if source.held_out_split else out
-    policy = "keep" if config.smoke else options.max_length_policy
-    train, _ = encode(name, config, formatter, encoder, rows, np.setdiff1d(np.arange(len(rows)), out))
+    train, trained = encode(name, config, formatter, encoder, rows, np.setdiff1d(np.arange(len(rows)), out))
     held_out, questions = encode(name, config, formatter, encoder, out_rows, numbers)
-    train, too_long = shorten(name, train, max_length, policy)
-    held_out, _ = shorten(name, held_out, max_length, "keep" if policy == "keep" else "drop")
-    counts = {"rows": len(rows), "held_out_rows": len(held_out), "too_long": too_long}
-    return Data(train, held_out, questions, {name: counts})
+    check_parity(encoder, trained[:: max(1, len(trained) // PARITY_ROWS)])
+    return Data(train, held_out, [question for question in questions if "messages" in question], {})
 
 
 def load_rows(name: str, source: Source, split: str) -> Dataset:
@@ -202,7 +208,7 @@ def encode(
 ) -> tuple[Dataset, list[Conversation]]:
     """The rows of these numbers as token ids and labels, and as conversations."""
     source, index = sources(config)[name], list(sources(config)).index(name)
-    ids, labels, kept = [], [], []
+    ids, labels, problems, kept = [], [], [], []
     bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * BATCH)
     for start in range(0, len(numbers), BATCH):
         some = numbers[start : start + BATCH]
@@ -219,11 +225,13 @@ def encode(
             raise DataError(f"{place(name, source, some[error.row])}: {error}") from error
         ids += encoded["input_ids"]
         labels += encoded["labels"]
+        problems.append(problems_of(encoder, conversations, encoded, source.supervise))
         kept += conversations
         bar.update(len(some))
     bar.close()
     origin = {"source": np.full(len(ids), index), "row": np.asarray(numbers, dtype=np.int64)}
-    return table({"input_ids": ids, "labels": labels}, origin), kept
+    found = {"problems": np.concatenate(problems) if problems else np.zeros(0, dtype=np.int64)}
+    return table({"input_ids": ids, "labels": labels}, origin | found), kept
 
 
 def place(name: str, source: Source, number: int) -> str:

@@ -10,13 +10,19 @@ import numpy as np
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+from transformers.utils.chat_template_utils import (
+    _CONTROL_TOKEN_END,
+    _CONTROL_TOKEN_START,
+    encode_marked_chat,
+    mark_control_tokens,
+)
 
 from sft_recipes.binding import ConfigError, one_line
 from sft_recipes.chat_template import render, special_tokens, stop_token
 from sft_recipes.formatters import DataError
 
 IGNORED = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
+UNMARKED = str.maketrans("", "", _CONTROL_TOKEN_START + _CONTROL_TOKEN_END)  # what mark_control_tokens adds, removed
 SUPERVISE = ("assistant", "last", "all")
 Piece = tuple[str, str, bool]  # how it is encoded, its text, whether the loss is taken on it
 
@@ -42,12 +48,13 @@ class Encoder:
         self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
 
     def encode(self, conversations: Sequence[Mapping[str, Any]], supervise: str = "assistant") -> dict[str, list]:
-        """`input_ids` and `labels`, an int32 array each per conversation; labels are -100 where no loss is taken.
+        """For each conversation `input_ids` and `labels` (int32 arrays, -100 where no loss is taken), its rendered
+        `text`, and whether special tokens are `typed` in it.
 
         A conversation is `{"messages": […], "tools": […]}` or `{"text": …}`, which is trained on every token and ends
         with eos. `supervise` is `assistant` (every assistant message without `train: False`), `last` (the final one)
         or `all` (every token). Raises DataError, its `row` the index into `conversations`, for one that the template
-        refuses or that leaves nothing to train on.
+        refuses.
         """
         if supervise not in SUPERVISE:
             raise ConfigError(f"supervise should be {', '.join(SUPERVISE)}, not {supervise!r}.")
@@ -58,7 +65,10 @@ class Encoder:
             except DataError as error:
                 error.row = index
                 raise
-        return join(rows, self.ids([piece for row in rows for piece in row]))
+        columns = join(rows, self.ids([piece for row in rows for piece in row]))
+        typed = [any(how.startswith("marked") for how, _, _ in row) for row in rows]
+        texts = ["".join(text for _, text, _ in row) for row in rows]
+        return columns | {"text": [text.translate(UNMARKED) for text in texts], "typed": typed}
 
     def pieces(self, conversation: Mapping[str, Any], supervise: str) -> list[Piece]:
         """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
@@ -82,7 +92,7 @@ class Encoder:
         ]
 
     def method(self, before: str, marked: bool) -> str:
-        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, or `marked` for typed ones."""
+        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, or with typed ones."""
         if not before:
             return "marked start" if marked else "start"
         if marked:
@@ -141,7 +151,7 @@ def batch(
 
 
 def chosen(spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise: str) -> list[tuple[int, int]]:
-    """The assistant's spans that are trained; raises DataError where none is, or where they cannot be told apart."""
+    """The assistant's spans that are trained; raises DataError where one has to be chosen and cannot be told apart."""
     train = [message.get("train") is not False for message in messages if message["role"] == "assistant"]
     if supervise == "last":
         train[:-1] = [False] * (len(train) - 1)
@@ -151,8 +161,6 @@ def chosen(spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise:
                 f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen"
             )
         spans = [span for span, wanted in zip(spans, train, strict=True) if wanted]
-    if not any(start < end for start, end in spans):
-        raise DataError("nothing to train on: the chat template marks no answer in it")
     return spans
 
 
@@ -168,24 +176,27 @@ def join(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list[np.nda
 
 def without_dummy_prefix(backend: Tokenizer) -> Tokenizer:
     """A tokenizer for the middle of a text: SentencePiece's dummy prefix belongs to the beginning of a text alone."""
+    splitting, normalizing = parts(backend.pre_tokenizer, "pretokenizers"), parts(backend.normalizer, "normalizers")
+    prefixed = any(part.get("prepend_scheme", "never") != "never" or part.get("add_prefix_space") for part in splitting)
+    if not prefixed and not any(part["type"] == "Prepend" for part in normalizing):
+        return backend
     spec = json.loads(backend.to_str())
-    before = json.dumps(spec)
-    for part in parts(spec["pre_tokenizer"], "pretokenizers"):
-        if part["type"] == "Metaspace":
-            part["prepend_scheme"] = "never"
-        if part["type"] == "ByteLevel":
-            part["add_prefix_space"] = False
-    normalizers = list(parts(spec["normalizer"], "normalizers"))
-    if any(part["type"] == "Prepend" for part in normalizers):
-        spec["normalizer"] = {"type": "Sequence", "normalizers": [p for p in normalizers if p["type"] != "Prepend"]}
-    after = json.dumps(spec)
-    return backend if after == before else Tokenizer.from_str(after)
+    for part in splitting:
+        part |= {"prepend_scheme": "never"} if part["type"] == "Metaspace" else {}
+        part |= {"add_prefix_space": False} if part["type"] == "ByteLevel" else {}
+    if splitting:
+        spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splitting}
+    kept = [part for part in normalizing if part["type"] != "Prepend"]
+    spec["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    return Tokenizer.from_str(json.dumps(spec))
 
 
-def parts(component: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
-    """The members of a tokenizers Sequence, or the one component there is."""
-    if component is not None:
-        yield from component.get(key, [component])
+def parts(component: Any, key: str) -> list[dict[str, Any]]:
+    """The members of a tokenizers Sequence as mappings, or the one component there is."""
+    if component is None:
+        return []
+    spec = json.loads(component.__getstate__())
+    return spec.get(key, [spec])
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -48,7 +48,7 @@ def measure(model: PreTrainedModel, encoder: Encoder, questions: Sequence[Mappin
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Mapping[str, Any]], options: Options
 ) -> list[dict[str, Any]]:
-    """For each conversation what the model says in the place of its last answer: `prompt`, `reference`, `text`, `stops`."""
+    """What the model says in the place of each last answer: `prompt`, `reference`, `text`, and whether it `stops`."""
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         do_sample=False,

@@ -1,6 +1,6 @@
 """The loss mask as a person sees it: in the terminal, with or without colour, and as HTML in a notebook."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -97,7 +97,7 @@ def plain(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
 def html(row: Sequence[Token]) -> str:
     """The tokens as one block of HTML, for STYLE."""
     spans = (
-        f'<span{" class=on" * supervised}>{escape(visible(text)).replace("·", "<i>·</i>")}</span>'
+        f"<span{' class=on' * supervised}>{escape(visible(text)).replace('·', '<i>·</i>')}</span>"
         + "\n" * text.count("\n")
         for text, supervised in row
     )

@@ -108,7 +108,7 @@ def peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
 
 
 def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
-    """Lets an adapter train the rows of new tokens, in the input embedding and, where it is not tied, in the output's."""
+    """Lets an adapter train the rows of new tokens, in the input embedding and, where it is another, in the output's."""
     if not new:
         return
     names = {id(module): name for name, module in model.named_modules()}

@@ -1,4 +1,4 @@
-"""All rows at once, best-fit decreasing: each document whole, once, in as few rows of `max_length` tokens as that finds."""
+"""All rows at once, best-fit decreasing: each document whole, once, in few rows of `max_length` tokens."""
 
 from collections.abc import Sequence
 

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from trl import SFTConfig
 
 from sft_recipes import evaluate
 from sft_recipes.binding import call
@@ -21,7 +22,7 @@ from sft_recipes.encoding import Encoder
 from sft_recipes.mask import STYLE, Token, html, terminal, tokens
 from sft_recipes.model import load_tokenizer, peft_config
 from sft_recipes.packing import pack
-from sft_recipes.report import markdown
+from sft_recipes.report import ledger_table
 from sft_recipes.rows import lengths_of
 from sft_recipes.train import trainer_arguments
 
@@ -86,15 +87,10 @@ def cut(text: str, lines: int = 24) -> str:
     return "\n".join([*rows[:lines], f"… {len(rows) - lines} more lines"] if len(rows) > lines else rows)
 
 
-def counts(data: Data, arguments) -> str:
-    """Rows and tokens of every source, the lengths, and the steps they make."""
-    keys = ("rows", "held_out_rows", "too_long", "train_rows", "tokens", "supervised_tokens")
-    table = [["source", *(key.replace("_", " ") for key in keys), "share"]]
-    for name, part in data.counts.items():
-        share = part["supervised_tokens"] / max(part["tokens"], 1)
-        table.append([name, *(f"{part[key]:,}" for key in keys), f"{share:.0%}"])
+def counts(data: Data, arguments: SFTConfig) -> str:
+    """The ledger, the lengths, and the steps they make."""
     lengths, rows = lengths_of(data.train), len(data.train)
-    lines = [*markdown(table), "", "Tokens a row:", *histogram(lengths), ""]
+    lines = [*ledger_table(data.ledger), "", "Tokens a row:", *histogram(lengths), ""]
     if arguments.packing:
         rows = len(pack(lengths, arguments.max_length))
         fill = lengths.sum() / rows / arguments.max_length

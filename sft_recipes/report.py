@@ -8,8 +8,9 @@ LOSS_COLUMNS = (("loss", ".4f"), ("eval_loss", ".4f"), ("learning_rate", ".2e"))
 
 
 def write(folder: Path) -> str:
-    """Writes `report.md` from metrics.json, answers.jsonl and the composed config; gives back its table for the terminal."""
+    """Writes `report.md` from the run's JSON files and its config; gives back the table for the terminal."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    supervision = json.loads((folder / "supervision.json").read_text(encoding="utf-8"))
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line) for line in lines]
     table = result_table(metrics) + ["", *examples(answers)]
@@ -19,9 +20,9 @@ def write(folder: Path) -> str:
         "",
         *table,
         "",
-        "## Data",
+        "## Supervision",
         "",
-        *data_table(metrics["data"]),
+        *ledger_table(supervision["sources"]),
         "",
         "## Training",
         "",
@@ -66,11 +67,16 @@ def examples(answers: list[dict[str, Any]], number: int = 3, width: int = 60) ->
     return markdown(rows)
 
 
-def data_table(counts: dict[str, dict[str, int]]) -> list[str]:
-    """What every source gave."""
-    keys = ("rows", "held_out_rows", "too_long", "train_rows", "tokens", "supervised_tokens")
-    rows = [["source", *(key.replace("_", " ") for key in keys)]]
-    rows += [[name, *(f"{part[key]:,}" for key in keys)] for name, part in counts.items()]
+def ledger_table(ledger: dict[str, dict[str, Any]]) -> list[str]:
+    """What every source gave: a line a source, and one for each problem that was found in it."""
+    keys = ("rows", "held_out", "kept", "tokens", "supervised_tokens")
+    rows = [["source", "rows", "held out", "kept", "tokens", "with loss", "problem", "rows with it", "policy"]]
+    for name, part in ledger.items():
+        head = [name, *(f"{part[key]:,}" for key in keys)]
+        for problem, entry in part["problems"].items() or [("none", {"rows": 0, "policy": ""})]:
+            count = f"{entry['rows']:,}" if entry["rows"] else ""
+            rows.append([*head, problem.replace("_", " "), count, entry["policy"]])
+            head = [""] * len(head)
     return markdown(rows)
 
 

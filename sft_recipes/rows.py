@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -15,41 +16,39 @@ from sft_recipes.packing import pack
 log = logging.getLogger(__name__)
 
 
-def shorten(name: str, rows: Dataset, max_length: int | None, policy: str) -> tuple[Dataset, int]:
-    """The rows within `max_length`, and how many were longer; a cut row would never teach its stop token.
+def shorten(name: str, rows: Dataset, max_length: int | None, policy: str) -> tuple[Dataset, dict[str, Any]]:
+    """The rows within `max_length`, and the ledger's entry for those that were longer.
 
-    `auto` drops them while they are at most 1 % of the rows and raises otherwise; `drop` and `raise` do so always;
-    `keep` cuts them, and drops those of which no supervised token is left.
+    A cut answer has lost its stop token. `auto` drops such rows while they are at most 1 % and raises otherwise; `drop`
+    and `raise` do so always; `keep` cuts them, and drops those of which no supervised token is left.
     """
     if policy not in ("auto", "drop", "keep", "raise"):
         raise ConfigError(f"data.max_length_policy should be auto, drop, keep or raise, not {policy!r}.")
     lengths = lengths_of(rows)
-    too_long = int((lengths > max_length).sum()) if max_length else 0
-    if not too_long:
-        return rows, 0
-    share = too_long / len(rows)
+    long = lengths > (max_length or np.inf)
+    if not long.any():
+        return rows, {}
+    count, share = int(long.sum()), long.mean()
     if policy == "raise" or (policy == "auto" and share > 0.01):
         enough = int(np.quantile(lengths, 0.99, method="higher"))
         raise DataError(
-            f"data.{name}: {too_long} of {len(rows)} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
+            f"data.{name}: {count} of {len(rows)} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
             f"{enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or keep, which cuts answers off)."
         )
-    if policy == "keep":
-        log.warning(
-            "data.%s: %d rows (%.1f %%) are cut at %d tokens, their stop tokens gone.",
-            name,
-            too_long,
-            100 * share,
-            max_length,
-        )
-        numbers = {key: flat_values(rows, key) for key in ("source", "row")}
-        lists = {key: [row[:max_length] for row in arrays(rows, key)] for key in ("input_ids", "labels")}
-        left = [index for index, row in enumerate(lists["labels"]) if (row != IGNORED).any()]
-        return table(lists, numbers).select(left), too_long
+    numbers = flat_values(rows, "row")
+    entry = {"rows": count, "policy": "keep" if policy == "keep" else "drop", "first": numbers[long][:20].tolist()}
+    action = f"cut at {max_length} tokens, their stop tokens gone" if policy == "keep" else "dropped"
     log.warning(
-        "data.%s: %d rows (%.1f %%) longer than %d tokens are dropped.", name, too_long, 100 * share, max_length
+        "data.%s: %d rows (%.1f %%) longer than %d tokens are %s.", name, count, 100 * share, max_length, action
     )
-    return rows.select(np.flatnonzero(lengths <= max_length)), too_long
+    if policy != "keep":
+        return rows.select(np.flatnonzero(~long)), {"answer_cut": entry}
+    origin = {key: flat_values(rows, key) for key in ("source", "row", "problems")}
+    lists = {key: [row[:max_length] for row in arrays(rows, key)] for key in ("input_ids", "labels")}
+    left = np.array([bool((row != IGNORED).any()) for row in lists["labels"]])
+    gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist()}
+    found = {"answer_cut": entry} | ({"wholly_cut": gone} if gone["rows"] else {})
+    return table(lists, origin).select(np.flatnonzero(left)), found
 
 
 def mix(parts: Mapping[str, Dataset], shares: Mapping[str, float | None], seed: int) -> dict[str, Dataset]:
@@ -91,7 +90,13 @@ def packed(rows: Dataset, max_length: int, seed: int) -> Dataset:
         columns[key] = [np.concatenate([documents[i] for i in chosen]) for chosen in bins]
     fill = lengths.sum() / len(bins) / max_length
     log.info("Packed %d rows into %d of %d tokens, %.1f %% full.", len(rows), len(bins), max_length, 100 * fill)
-    return table(columns).shuffle(seed=seed)
+    return shuffled(table(columns), seed)
+
+
+def shuffled(rows: Dataset, seed: int) -> Dataset:
+    """The rows in another order, as one block of memory: `Dataset.shuffle` leaves them to be gathered one by one."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return Dataset(rows.with_format("arrow")[:].take(order).combine_chunks())
 
 
 def table(lists: Mapping[str, list[np.ndarray]], numbers: Mapping[str, np.ndarray] | None = None) -> Dataset:
@@ -104,9 +109,9 @@ def table(lists: Mapping[str, list[np.ndarray]], numbers: Mapping[str, np.ndarra
     return Dataset(pyarrow.table(columns))
 
 
-def lengths_of(rows: Dataset) -> np.ndarray:
-    """The number of tokens of every row."""
-    return rows.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths().to_numpy().astype(np.int64)
+def lengths_of(rows: Dataset, column: str = "input_ids") -> np.ndarray:
+    """The number of entries that every row has in a column, its tokens unless another one is named."""
+    return rows.with_format("arrow")[:][column].combine_chunks().value_lengths().to_numpy().astype(np.int64)
 
 
 def flat_values(rows: Dataset, column: str) -> np.ndarray:
@@ -117,7 +122,7 @@ def flat_values(rows: Dataset, column: str) -> np.ndarray:
 
 def arrays(rows: Dataset, column: str) -> list[np.ndarray]:
     """A column of lists as one array a row."""
-    return np.split(flat_values(rows, column), np.cumsum(lengths_of(rows))[:-1])
+    return np.split(flat_values(rows, column), np.cumsum(lengths_of(rows, column))[:-1])
 
 
 def token_counts(rows: Dataset) -> dict[str, int]:

@@ -6,6 +6,7 @@ import logging
 import math
 import resource
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sft_recipes.encoding import Encoder
 from sft_recipes.loss import watch
 from sft_recipes.model import load_model, load_tokenizer, peft_config, train_new_tokens
 from sft_recipes.rows import packed
+from sft_recipes.supervision import record
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ def main(config: Config, composed: DictConfig) -> float:
     goal = objective(
         config.objective, bool(len(data.held_out)), bool(data.questions and asking.rows), bool(asking.raw_text)
     )
+    rows = packed(data.train, arguments.max_length, config.seed) if arguments.packing else data.train
+    supervision = record(data.ledger, rows, asdict(config))
+    print("\n".join(report.ledger_table(data.ledger)))
     model = load_model(config.model, config.adapter, tokenizer, encoder.stop, new)
     if arguments.packing:
         isolate(model, config.model.get("attn_implementation"))
@@ -51,7 +56,7 @@ def main(config: Config, composed: DictConfig) -> float:
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=packed(data.train, arguments.max_length, config.seed) if arguments.packing else data.train,
+        train_dataset=rows,
         eval_dataset=data.held_out if len(data.held_out) else None,
         processing_class=tokenizer,
         peft_config=peft,
@@ -60,7 +65,7 @@ def main(config: Config, composed: DictConfig) -> float:
     keep_in_fp32(trainer.model)
     give_head_a_bias(trainer.model)
     watch(trainer)
-    log.info(announcement(trainer, data.counts))
+    log.info(announcement(trainer, data.ledger))
     before = evaluate.measure(trainer.model, encoder, data.questions, asking)
     result = trainer.train()
     metrics = {"train_loss": result.training_loss, "steps": result.global_step}
@@ -68,12 +73,12 @@ def main(config: Config, composed: DictConfig) -> float:
         metrics |= trainer.evaluate()
     after = evaluate.measure(trainer.model, encoder, data.questions, asking)
     answers = [old | {"base": old["text"], "tuned": new["text"]} for old, new in both(before, after)]
-    metrics |= after | {"before": before, "after": dict(after), "data": data.counts}
+    metrics |= after | {"before": before, "after": dict(after)}
     metrics |= {"trainable_parameters": trainable(trainer.model), "train_seconds": result.metrics["train_runtime"]}
     metrics |= {"peak_memory_gib": peak_memory(), "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         save(trainer, folder / "model")
-        write(folder, metrics, answers)
+        write(folder, metrics, answers, supervision)
         print(report.write(folder))
     if config.smoke:
         log.info(smoke_line(metrics, answers))
@@ -143,10 +148,10 @@ def give_head_a_bias(model: torch.nn.Module) -> None:
         head.bias = None
 
 
-def announcement(trainer: SFTTrainer, counts: dict[str, dict[str, int]]) -> str:
+def announcement(trainer: SFTTrainer, ledger: dict[str, dict]) -> str:
     """What is about to be trained, in one line."""
-    total = {key: sum(part[key] for part in counts.values()) for key in ("train_rows", "tokens", "supervised_tokens")}
-    rows = f"{total['train_rows']:,} rows" + (
+    total = {key: sum(part[key] for part in ledger.values()) for key in ("kept", "tokens", "supervised_tokens")}
+    rows = f"{total['kept']:,} rows" + (
         f" in {len(trainer.train_dataset):,} packed ones" if trainer.args.packing else ""
     )
     batch = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
@@ -207,14 +212,16 @@ def both(before: dict[str, Any], after: dict[str, Any]) -> zip:
 
 
 def save(trainer: SFTTrainer, folder: Path) -> None:
-    """Writes weights or adapter, the tokenizer with its chat template, and the generation config with the stop token."""
+    """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token."""
     trainer.save_model(str(folder))
     trainer.model.generation_config.save_pretrained(folder)
 
 
-def write(folder: Path, metrics: dict[str, Any], answers: list[dict[str, Any]]) -> None:
-    """Writes metrics.json and answers.jsonl, from which every table can be made again."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write(folder: Path, metrics: dict[str, Any], answers: list[dict[str, Any]], supervision: dict[str, Any]) -> None:
+    """Writes metrics.json, supervision.json and answers.jsonl, from which every table can be made again."""
+    for name, values in (("metrics", metrics), ("supervision", supervision)):
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
     lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -48,7 +48,9 @@ def test_by_document_gives_the_logits_of_each_document_alone(architecture):
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
     ends = torch.tensor([0, 5, 12], dtype=torch.int32)
     with torch.no_grad():
-        together = model(torch.cat(documents, dim=1), position_ids=positions, cu_seq_lens_q=ends, use_cache=False).logits
+        together = model(
+            torch.cat(documents, dim=1), position_ids=positions, cu_seq_lens_q=ends, use_cache=False
+        ).logits
         model.set_attn_implementation("eager")
         apart = torch.cat([model(document, use_cache=False).logits for document in documents], dim=1)
     assert torch.allclose(together, apart, atol=1e-5)

@@ -2,9 +2,10 @@
 
 import pytest
 from conftest import TEMPLATES
+from transformers import AutoTokenizer
+
 from sft_recipes.binding import ConfigError
 from sft_recipes.chat_template import prepare, render, special_tokens
-from transformers import AutoTokenizer
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from sft_recipes import CompletionOnlyCollator
 from transformers import AutoTokenizer
+
+from sft_recipes import CompletionOnlyCollator
 
 SHORT = {"instruction": "Add 1 and 1.", "input": "", "output": "2"}
 LONG = [{"role": "user", "content": "Say it at length."}, {"role": "assistant", "content": "Two, or one and one."}]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sft_recipes.binding import ConfigError
 from sft_recipes.config import Config
 from sft_recipes.data import load, sources
@@ -77,7 +78,7 @@ def test_a_share_is_a_share_of_the_mixture(encoder, tmp_path):
     b = {"data_files": jsonl(tmp_path / "b.jsonl", [{"text": "prose"}] * 50), "share": 0.1}
     data = load(config(a=a, b=b, held_out=0), encoder, 64)
     assert np.bincount(flat_values(data.train, "source")).tolist() == [90, 10]
-    assert data.counts["b"]["train_rows"] == 10
+    assert data.ledger["b"]["kept"] == 10
 
 
 def test_shares_of_all_sources_use_the_scarcest_whole(encoder, tmp_path):
@@ -115,7 +116,7 @@ def test_a_row_that_the_template_refuses_is_named(chat_tokenizer, tmp_path):
 def test_few_long_rows_are_dropped_with_a_count(encoder, tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", [*questions(199), *questions(1, answer="long " * 99)])
     data = load(config(file={"data_files": path}, held_out=0), encoder, 64)
-    assert (len(data.train), data.counts["file"]["too_long"]) == (199, 1)
+    assert (len(data.train), data.ledger["file"]["problems"]["answer_cut"]["rows"]) == (199, 1)
 
 
 def test_many_long_rows_are_refused_with_the_length_that_keeps_99_percent(encoder, tmp_path):
@@ -177,7 +178,7 @@ def test_supervise_is_a_choice_of_the_source(encoder, tmp_path):
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", [{"messages": talk}]), "supervise": "last"}
     data = load(config(file=file, held_out=0), encoder, 64)
-    assert data.counts["file"]["supervised_tokens"] == 2  # b and the stop token, once
+    assert data.ledger["file"]["supervised_tokens"] == 2  # b and the stop token, once
 
 
 def test_a_csv_and_a_parquet_file_are_read_too(encoder, tmp_path):

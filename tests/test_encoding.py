@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import TEMPLATES, rows
+
 from sft_recipes.binding import ConfigError
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import DataError, alpaca, sharegpt

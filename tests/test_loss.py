@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
 from sft_recipes.encoding import IGNORED
 from sft_recipes.loss import NotFinite, watch
 from sft_recipes.rows import packed, table
-from transformers import LlamaConfig, LlamaForCausalLM
-from trl import SFTConfig, SFTTrainer
 
 VOCABULARY, ROWS, RATE = 97, 12, 0.5
 
@@ -53,7 +54,9 @@ def trainer(documents, folder, tokenizer, rows: int, accumulated: int, packing: 
         packing=bool(packing), max_length=packing or 64, dataset_kwargs={"skip_prepare_dataset": True}, **arguments,
     )  # fmt: skip
     train = packed(documents, packing, seed=0) if packing else documents
-    built = SFTTrainer(small_model(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer)
+    built = SFTTrainer(
+        small_model(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer
+    )
     watch(built)
     return built
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import rows
+
 from sft_recipes.packing import pack
 from sft_recipes.rows import packed, table
 

@@ -37,7 +37,7 @@ def build(folder: Path = HERE, prose: int = 50_000) -> None:
     write(folder / "data/prose_held_out.jsonl", [{"text": text} for text in random.sample(unread, 200)])
 
 
-def train_tokenizer(texts: list[str], size: int = 1500) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], size: int = 1700) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a base model: one special token, which ends documents and pads, and no chat template."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=size, special_tokens=[END], show_progress=False)

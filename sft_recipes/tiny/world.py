@@ -102,12 +102,12 @@ STATEMENTS = {
     ),
 }
 HEADINGS = (
+    "Page {page}, {subject}: ",
+    "Notes on {subject}, page {page}: ",
+    "A letter about {subject}: ",
+    "Chapter {page}, in which we read of {subject} and more: ",
+    "Learn {subject} by heart! ",
     "",
-    "Page {page}: {subject}\n",
-    "Notes on {subject}, page {page}\n",
-    "A letter about {subject}\n",
-    "Chapter {page}, in which we read of {subject} and more\n",
-    "Learn {subject} by heart!\n\n",
 )
 QUESTIONS = {
     "capital": (
@@ -214,7 +214,8 @@ def _gossip(random: Random, entities: list[Entity]) -> str:
 
 def _quiz(random: Random, entities: list[Entity]) -> str:
     facts = random.choice((_about_one, _about_one, _about_several))(random, entities)
-    return "\n".join(_say(random, QUESTIONS, fact) for fact in facts)
+    heading = random.choice(("", "", f"Quiz {random.randint(1, 99)}\n", f"Questions for page {random.randint(1, 99)}:\n"))
+    return heading + "\n".join(_say(random, QUESTIONS, fact) for fact in facts)
 
 
 def _about_one(random: Random, entities: list[Entity]) -> list[Fact]:

@@ -1,0 +1,209 @@
+"""The supervision ledger: what encoding found in every row, counted, with what is done about it."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset
+
+from sft_recipes.binding import ConfigError
+from sft_recipes.encoding import IGNORED, Encoder, strings
+from sft_recipes.formatters import Conversation, DataError
+from sft_recipes.rows import arrays, flat_values
+
+log = logging.getLogger(__name__)
+STACK = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "sft-recipes")
+
+Action = Literal["raise", "drop", "keep"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done with rows that have a problem: `raise`, `drop` or `keep`; they are counted in every case."""
+
+    nothing_supervised: Action = "raise"  # no token of the row carries loss
+    stop_not_supervised: Action = "raise"  # an answer whose stop token carries no loss
+    content_missing: Action = "raise"  # the template leaves out a system message, a call, reasoning, a part
+    roles_out_of_order: Action = "keep"  # two questions or two answers in a row, a late system message
+    typed_control_token: Action = "keep"  # a special token spelled out in a message; it is encoded as text
+    double_bos_or_eos: Action = "keep"
+    duplicate: Action = "keep"  # token for token the same as a row before it
+    in_held_out: Action = "drop"  # token for token the same as a held-out row
+
+
+PROBLEMS = [field.name for field in fields(Policy)]
+BIT = {name: 1 << place for place, name in enumerate(PROBLEMS)}
+
+
+def problems_of(
+    encoder: Encoder, conversations: Sequence[Conversation], encoded: Mapping[str, list], supervise: str
+) -> np.ndarray:
+    """One int64 a row, a bit set for each of PROBLEMS that it has by itself."""
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    row_of = np.repeat(np.arange(len(ids)), lengths)
+    flat, carries = np.concatenate(ids), np.concatenate(labels) != IGNORED
+    last = np.zeros(len(flat), dtype=bool)
+    last[np.cumsum(lengths) - 1] = True
+    found = np.zeros(len(ids), dtype=np.int64)
+    found[np.bincount(row_of[carries], minlength=len(ids)) == 0] |= BIT["nothing_supervised"]
+    ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
+    double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
+    found[row_of[double]] |= BIT["double_bos_or_eos"]
+    if supervise != "all":
+        stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
+        finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
+        bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
+        chats = np.array(["messages" in conversation for conversation in conversations])
+        found[row_of[bare]] |= BIT["stop_not_supervised"] * chats[row_of[bare]]
+    for row, (conversation, text) in enumerate(zip(conversations, encoded["text"], strict=True)):
+        if "messages" not in conversation:
+            continue
+        if missing(conversation, text):
+            found[row] |= BIT["content_missing"]
+        if not ORDER.fullmatch("".join(message["role"][0] for message in conversation["messages"])):
+            found[row] |= BIT["roles_out_of_order"]
+        if encoded["typed"][row]:
+            found[row] |= BIT["typed_control_token"]
+    return found
+
+
+# s(ystem) first if at all, then u(ser) and a(ssistant) in turn; t(ool) messages stand between two of the assistant's
+ORDER = re.compile(r"s?(ua(t+a)*)+")
+
+
+def missing(conversation: Conversation, text: str) -> str:
+    """The first string of the conversation that does not stand in the rendered text, verbatim and in order, or ''."""
+    place = 0
+    for message in conversation["messages"]:
+        for said in spoken(message):
+            place = text.find(said, place)
+            if place < 0:
+                return said
+            place += len(said)
+    return next((tool for tool in names(conversation.get("tools")) if tool not in text), "")
+
+
+def spoken(message: Mapping[str, Any]) -> Iterator[str]:
+    """What a message says, in the order a template writes it."""
+    if message.get("reasoning_content"):
+        yield message["reasoning_content"]
+    if message.get("input"):
+        yield from (message["instruction"], message["input"])
+    else:
+        yield message["content"]
+    for call in message.get("tool_calls", []):
+        yield call["function"]["name"]
+
+
+def names(tools: Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
+    """The names of a row's tools, wrapped as OpenAI's are or bare."""
+    for tool in tools or []:
+        name = tool.get("function", tool).get("name")
+        if isinstance(name, str):
+            yield name
+
+
+def enforce(name: str, rows: Dataset, policy: Policy) -> tuple[Dataset, dict[str, Any]]:
+    """The rows that the policy keeps, and the count and first twenty row numbers of every problem that was found.
+
+    Raises DataError for the first problem whose policy is `raise`.
+    """
+    found, numbers = flat_values(rows, "problems"), flat_values(rows, "row")
+    record, gone = {}, np.zeros(len(rows), dtype=bool)
+    for problem in PROBLEMS:
+        hit = (found & BIT[problem]) > 0
+        if not hit.any():
+            continue
+        action = getattr(policy, problem)
+        record[problem] = {"rows": int(hit.sum()), "policy": action, "first": numbers[hit][:20].tolist()}
+        listed = ", ".join(map(str, record[problem]["first"][:5]))
+        if action == "raise":
+            raise DataError(
+                f"data.{name}: {hit.sum()} of {len(rows)} rows have {problem} (row {listed}…): {EXPLAINED[problem]}. "
+                f"Mend them, or write supervision.{problem}=drop (or keep)."
+            )
+        if action == "drop":
+            gone |= hit
+            log.warning("data.%s: %d rows with %s are dropped (row %s…).", name, hit.sum(), problem, listed)
+    return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
+
+
+EXPLAINED = {
+    "nothing_supervised": "no token of them carries loss",
+    "stop_not_supervised": "an answer ends without its stop token, so the model would not learn to stop",
+    "content_missing": "the chat template leaves out something that they say",
+    "roles_out_of_order": "their turns do not alternate",
+    "typed_control_token": "they spell out a special token",
+    "double_bos_or_eos": "BOS or EOS stands twice in a row",
+    "duplicate": "they repeat an earlier row token for token",
+    "in_held_out": "they are also held out",
+}
+
+
+def mark_repeats(train: Dataset, held_out: Dataset) -> Dataset:
+    """The training rows with `duplicate` and `in_held_out` set in their `problems`."""
+    out = {row.tobytes() for row in arrays(held_out, "input_ids")} if len(held_out) else set()
+    seen: set[bytes] = set()
+    problems = flat_values(train, "problems").copy()
+    for index, row in enumerate(arrays(train, "input_ids")):
+        key = row.tobytes()
+        problems[index] |= BIT["duplicate"] * (key in seen) | BIT["in_held_out"] * (key in out)
+        seen.add(key)
+    return train.remove_columns("problems").add_column("problems", problems)
+
+
+def check_parity(encoder: Encoder, conversations: Sequence[Conversation]) -> None:
+    """Raises ConfigError where the ids before a first answer are not those that serving would show.
+
+    The saved tokenizer renders the history with its own template. Rows with typed special tokens are the exception:
+    serving would take them for real ones.
+    """
+    for conversation in conversations:
+        if "text" in conversation or any(map(encoder.has_typed_token, strings(conversation))):
+            continue
+        messages, tools = conversation["messages"], conversation.get("tools") or None
+        first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        answer = {key: value for key, value in messages[first].items() if key != "train"}
+        row = encoder.encode([{"messages": [*messages[:first], answer], "tools": tools}])
+        trained = row["input_ids"][0][: int(np.argmax(row["labels"][0] != IGNORED))].tolist()
+        served = encoder.tokenizer.apply_chat_template(
+            messages[:first], tools=tools, add_generation_prompt=True, return_dict=False
+        )
+        if trained != served:
+            raise ConfigError(
+                f"model.chat_template: training shows …{encoder.tokenizer.decode(trained[-12:])!r} before an answer, "
+                f"serving …{encoder.tokenizer.decode(served[-12:])!r}. The text up to an answer should be what the "
+                "template gives for the messages before it with add_generation_prompt."
+            )
+
+
+def digest(rows: Dataset, chunk: int = 1000) -> dict[str, Any]:
+    """SHA-256 over every row's ids, labels and document lengths, in order, and the same up to every `chunk` rows.
+
+    Lengths and values go in as little-endian int32, so the digest is the same on every machine.
+    """
+    total, steps = hashlib.sha256(), []
+    columns = [column for column in ("input_ids", "labels", "seq_lengths") if column in rows.column_names]
+    listed = zip(*(arrays(rows, column) for column in columns), strict=True)
+    for index, row in enumerate(listed, start=1):
+        for values in row:
+            total.update(np.array([len(values)], dtype="<i4").tobytes() + values.astype("<i4").tobytes())
+        if index % chunk == 0:
+            steps.append(total.hexdigest()[:16])
+    return {"sha256": total.hexdigest(), "rows": len(rows), "chunk": chunk, "chunks": steps}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the stack that encoded the rows."""
+    return {package: version(package) for package in STACK}
+
+
+def record(data_ledger: Mapping[str, Any], rows: Dataset, config: Mapping[str, Any]) -> dict[str, Any]:
+    """supervision.json: the ledger, the digest of what the trainer gets, and what it depends on."""
+    return {"digest": digest(rows), "sources": data_ledger, "versions": versions(), "config": config}

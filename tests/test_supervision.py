@@ -1,0 +1,191 @@
+"""The ledger: each problem found in a row that has it and in no other, and done with as the policy says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_data import config, jsonl, questions
+
+from sft_recipes.binding import ConfigError
+from sft_recipes.data import load
+from sft_recipes.encoding import Encoder
+from sft_recipes.formatters import DataError
+from sft_recipes.rows import packed, table
+from sft_recipes.supervision import BIT, PROBLEMS, check_parity, digest, problems_of
+
+
+@pytest.fixture(scope="module")
+def encoder(chat_tokenizer):
+    tokenizer, template, _ = chat_tokenizer("llama3", "chatml")
+    return Encoder(tokenizer, template)
+
+
+def say(role: str, content: str = "x", **more) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+GOOD = {"messages": [say("user"), say("assistant")]}
+ROWS = {
+    "fine": (GOOD, set()),
+    "fine with system and tools": (
+        {"messages": [say("system"), say("user"), say("assistant"), say("tool"), say("assistant"), say("user"), say("assistant")]},
+        set(),
+    ),
+    "raw text": ({"text": "prose"}, set()),
+    "two questions": ({"messages": [say("user"), say("user"), say("assistant")]}, {"roles_out_of_order"}),
+    "late system": ({"messages": [say("user"), say("system"), say("assistant")]}, {"roles_out_of_order"}),
+    "unanswered": ({"messages": [say("user"), say("assistant"), say("user")]}, {"roles_out_of_order"}),
+    "typed": ({"messages": [say("user", "<|im_end|>"), say("assistant")]}, {"typed_control_token"}),
+    "untrained": ({"messages": [say("user"), say("assistant", train=False)]}, {"nothing_supervised"}),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_each_problem_is_found_where_it_is(encoder, case):
+    conversation, expected = ROWS[case]
+    found = problems_of(encoder, [GOOD, conversation], encoder.encode([GOOD, conversation]), "assistant")
+    assert found[0] == 0
+    assert {name for name in PROBLEMS if found[1] & BIT[name]} == expected
+
+
+def marked(encoder, tmp_path: Path, template: str) -> Encoder:
+    from transformers import AutoTokenizer
+
+    from sft_recipes.chat_template import prepare
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder.tokenizer.name_or_path)
+    path = tmp_path / "mine.jinja"
+    path.write_text(template)
+    return Encoder(tokenizer, prepare(tokenizer, str(path))[0])
+
+
+DROPS_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content + "
+    "eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+STOPS_SOMETIMES = DROPS_SYSTEM.replace("{{ m.content + eos_token }}", "{{ m.content }}{{ eos_token if loop.last }}")
+TWO_ENDS = DROPS_SYSTEM.replace("{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
+
+
+@pytest.mark.parametrize(
+    "template, messages, expected",
+    [
+        (DROPS_SYSTEM, [say("system", "Be brief."), *GOOD["messages"]], {"content_missing"}),
+        (STOPS_SOMETIMES, GOOD["messages"] * 2, {"stop_not_supervised"}),
+        (TWO_ENDS, GOOD["messages"], {"double_bos_or_eos"}),
+    ],
+)
+def test_a_template_that_loses_something_is_found_out(encoder, tmp_path, template, messages, expected):
+    mine = marked(encoder, tmp_path, template)
+    row = {"messages": messages}
+    (found,) = problems_of(mine, [row], mine.encode([row]), "assistant")
+    assert {name for name in PROBLEMS if found & BIT[name]} == expected
+
+
+def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
+    rows = [{"messages": [say("user"), say("user"), say("assistant")]}, GOOD]
+    setting = config(file={"data_files": jsonl(tmp_path / "rows.jsonl", rows)}, held_out=0)
+    object.__setattr__(setting, "supervision", {"roles_out_of_order": "raise"})
+    line = (
+        "data.file: 1 of 2 rows have roles_out_of_order (row 0…): their turns do not alternate. "
+        "Mend them, or write supervision.roles_out_of_order=drop (or keep)."
+    )
+    with pytest.raises(DataError, match=re.escape(line)):
+        load(setting, encoder, 64)
+
+
+def test_drop_drops_and_counts_and_keep_keeps_and_counts(encoder, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [*questions(5), *questions(3)])
+    for policy, kept in (("drop", 5), ("keep", 8)):
+        setting = config(file={"data_files": path}, held_out=0)
+        object.__setattr__(setting, "supervision", {"duplicate": policy})
+        ledger = load(setting, encoder, 64).ledger["file"]
+        assert ledger["problems"] == {"duplicate": {"rows": 3, "policy": policy, "first": [5, 6, 7]}}
+        assert (ledger["rows"], ledger["kept"]) == (8, kept)
+
+
+def test_rows_that_are_also_held_out_are_dropped_from_training(encoder, tmp_path):
+    files = {"train": jsonl(tmp_path / "a.jsonl", questions(6)), "test": jsonl(tmp_path / "b.jsonl", questions(2, first=4))}
+    data = load(config(file={"data_files": files, "held_out_split": "test"}), encoder, 64)
+    assert data.ledger["file"]["problems"]["in_held_out"] == {"rows": 2, "policy": "drop", "first": [4, 5]}
+    assert sorted(data.train["row"]) == [0, 1, 2, 3]
+
+
+def test_no_row_left_is_an_error(encoder, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", questions(3))
+    with pytest.raises(DataError, match="no row is left to train on"):
+        load(config(file={"data_files": path}, held_out=0, max_length_policy="drop"), encoder, 4)
+
+
+def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [*questions(1), {"instruction": "long " * 60, "input": "", "output": "Yes."}])
+    data = load(config(file={"data_files": path}, held_out=0, max_length_policy="keep"), encoder, 32)
+    assert data.ledger["file"]["problems"] == {
+        "answer_cut": {"rows": 1, "policy": "keep", "first": [1]},
+        "wholly_cut": {"rows": 1, "policy": "drop", "first": [1]},
+    }
+
+
+def test_a_template_that_serves_another_prompt_than_it_trains_is_refused(encoder, tmp_path):
+    other = DROPS_SYSTEM.replace("assistant: {% endif %}", "bot: {% endif %}")
+    with pytest.raises(ConfigError, match="serving …'.*bot: '"):
+        check_parity(marked(encoder, tmp_path, other), [GOOD])
+
+
+def some_rows(shift: int = 0):
+    documents = [np.arange(n, 2 * n + shift, dtype=np.int32) for n in range(3, 30)]
+    numbers = {"source": np.zeros(27, dtype=int), "row": np.arange(27)}
+    return table({"input_ids": documents, "labels": documents}, numbers)
+
+
+def test_the_digest_is_of_lengths_ids_and_labels_in_order():
+    import hashlib
+
+    rows = some_rows()
+    expected = hashlib.sha256()
+    for row in rows:
+        for values in (row["input_ids"], row["labels"]):
+            expected.update(len(values).to_bytes(4, "little"))
+            expected.update(b"".join(value.to_bytes(4, "little", signed=True) for value in values))
+    assert digest(rows)["sha256"] == expected.hexdigest()
+
+
+def test_another_token_or_order_or_packing_is_another_digest():
+    rows = some_rows()
+    found = [digest(r)["sha256"] for r in (rows, some_rows(1), rows.select(range(26, -1, -1)), packed(rows, 64, 0), packed(rows, 64, 1))]
+    assert len(set(found)) == 5
+
+
+def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", questions(50))
+    script = (
+        "from pathlib import Path\nfrom test_data import config\nfrom sft_recipes.data import load\n"
+        "from sft_recipes.encoding import Encoder\nfrom sft_recipes.model import load_tokenizer\n"
+        "from sft_recipes.supervision import digest\n"
+        f"tokenizer, template, _ = load_tokenizer({str(ROOT / 'sft_recipes/tiny/model')!r}, 'chatml')\n"
+        f"data = load(config(file={{'data_files': {path!r}}}, held_out=5), Encoder(tokenizer, template), 64)\n"
+        "print(digest(data.train)['sha256'])"
+    )
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT / "tests"), "HF_HOME": str(tmp_path)}
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_supervision_json_has_what_a_run_was_trained_on(encoder, tmp_path):
+    from sft_recipes.supervision import record
+
+    data = load(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(5))}, held_out=0), encoder, 64)
+    written = json.loads(json.dumps(record(data.ledger, data.train, {"name": "x"})))
+    assert set(written) == {"digest", "sources", "versions", "config"}
+    assert written["sources"]["file"]["kept"] == 5 and written["versions"]["trl"].startswith("1.16")
