@@ -65,6 +65,13 @@ NOT_HERE = {
     "model_init_kwargs": "Write model.dtype or model.attn_implementation.",
     "trust_remote_code": "Write model.trust_remote_code.",
 }
+# Numbers that only a mistake makes 0 or less; the classes take them and fail long after.
+ABOVE_ZERO = {
+    "trainer": ("learning_rate", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+                "gradient_accumulation_steps"),
+    "evaluate": ("batch_size", "max_new_tokens"),
+    "adapter.lora": ("r",),
+}  # fmt: skip
 
 
 def from_hydra(composed: DictConfig) -> Config:
@@ -82,6 +89,11 @@ def from_hydra(composed: DictConfig) -> Config:
     for key in config.trainer:
         if key in NOT_HERE:
             raise ConfigError(f"trainer.{key} is not used here. {NOT_HERE[key]}")
+    for group, names in ABOVE_ZERO.items():
+        for name in names:
+            value = OmegaConf.select(composed, f"{group}.{name}")
+            if isinstance(value, int | float) and value <= 0:
+                raise ConfigError(f"{group}.{name} should be above 0, not {value}.")
     if not isinstance(config.formatter.get("name"), str):
         raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
     check_adapter(config.adapter)
@@ -146,8 +158,8 @@ class RecipesSearchPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tells Hydra of our resolvers, the second config root, and the groups that take keys they do not list."""
-    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in OPEN_GROUPS}
+    """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
+    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "supervision")}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", choices, replace=True)

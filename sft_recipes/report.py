@@ -1,6 +1,9 @@
-"""A run's folder as report.md: what was trained and what became of the model."""
+"""A run's folder as report.md, or two runs compared: `python -m sft_recipes.report outputs/lima/2026-11-20_15-26-03`."""
 
+import argparse
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,54 @@ def shown(text: str, width: int) -> str:
     """A text as one cell of a table: line breaks made visible, cut at `width`."""
     text = text.replace("\n", "⏎").replace("|", "\\|")
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def compare(first: Path, second: Path) -> str:
+    """Whether two runs trained on the same tokens and, if not, where they part and what differs in their making."""
+    a, b = (json.loads((folder / "supervision.json").read_text(encoding="utf-8")) for folder in (first, second))
+    if a["digest"]["sha256"] == b["digest"]["sha256"]:
+        return f"Both trained on the same tokens, labels and packing: {a['digest']['rows']:,} rows, {a['digest']['sha256'][:16]}."
+    same = 0
+    for one, other in zip(a["digest"]["chunks"], b["digest"]["chunks"], strict=False):
+        same += one == other
+    chunk = a["digest"]["chunk"]
+    lines = [
+        f"They trained on different tokens: {a['digest']['rows']:,} and {b['digest']['rows']:,} rows, which part between "
+        f"row {same * chunk:,} and {(same + 1) * chunk:,} of the training order."
+    ]
+    for part in ("sources", "versions", "config"):
+        old, new = dict(leaves(a[part], part)), dict(leaves(b[part], part))
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                lines.append(f"{key}: {old.get(key, 'not there')} and {new.get(key, 'not there')}")
+    return "\n".join(lines)
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value in a nest of mappings with its dotted path.
+
+    >>> list(leaves({"a": {"b": 1}}, "x"))
+    [('x.a.b', 1)]
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}")
+    else:
+        yield path, value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the report of a run's folder again and prints its table; two folders are compared."""
+    parser = argparse.ArgumentParser(prog="python -m sft_recipes.report", description=main.__doc__)
+    parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
+    folders = parser.parse_args(arguments).folder
+    for folder in folders:
+        if not (folder / "supervision.json").is_file():
+            sys.exit(f"{folder} is not the folder of a finished run: it has no supervision.json.")
+    if len(folders) > 2:
+        sys.exit("One folder is reported, two are compared; more are not.")
+    print(write(*folders) if len(folders) == 1 else compare(*folders))
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,17 @@ GOOD = {"messages": [say("user"), say("assistant")]}
 ROWS = {
     "fine": (GOOD, set()),
     "fine with system and tools": (
-        {"messages": [say("system"), say("user"), say("assistant"), say("tool"), say("assistant"), say("user"), say("assistant")]},
+        {
+            "messages": [
+                say("system"),
+                say("user"),
+                say("assistant"),
+                say("tool"),
+                say("assistant"),
+                say("user"),
+                say("assistant"),
+            ]
+        },
         set(),
     ),
     "raw text": ({"text": "prose"}, set()),
@@ -111,7 +121,10 @@ def test_drop_drops_and_counts_and_keep_keeps_and_counts(encoder, tmp_path):
 
 
 def test_rows_that_are_also_held_out_are_dropped_from_training(encoder, tmp_path):
-    files = {"train": jsonl(tmp_path / "a.jsonl", questions(6)), "test": jsonl(tmp_path / "b.jsonl", questions(2, first=4))}
+    files = {
+        "train": jsonl(tmp_path / "a.jsonl", questions(6)),
+        "test": jsonl(tmp_path / "b.jsonl", questions(2, first=4)),
+    }
     data = load(config(file={"data_files": files, "held_out_split": "test"}), encoder, 64)
     assert data.ledger["file"]["problems"]["in_held_out"] == {"rows": 2, "policy": "drop", "first": [4, 5]}
     assert sorted(data.train["row"]) == [0, 1, 2, 3]
@@ -158,7 +171,10 @@ def test_the_digest_is_of_lengths_ids_and_labels_in_order():
 
 def test_another_token_or_order_or_packing_is_another_digest():
     rows = some_rows()
-    found = [digest(r)["sha256"] for r in (rows, some_rows(1), rows.select(range(26, -1, -1)), packed(rows, 64, 0), packed(rows, 64, 1))]
+    found = [
+        digest(r)["sha256"]
+        for r in (rows, some_rows(1), rows.select(range(26, -1, -1)), packed(rows, 64, 0), packed(rows, 64, 1))
+    ]
     assert len(set(found)) == 5
 
 
@@ -175,7 +191,11 @@ def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
     environment = {"PATH": "", "PYTHONPATH": str(ROOT / "tests"), "HF_HOME": str(tmp_path)}
     found = {
         subprocess.run(
-            [sys.executable, "-c", script], env=environment | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env=environment | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }

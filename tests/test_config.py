@@ -1,0 +1,246 @@
+"""Every file of conf/ and recipes/, found on disk, and how values from YAML are checked."""
+
+import inspect
+import re
+from typing import Literal
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback
+from trl import SFTConfig
+
+from sft_recipes import data, evaluate
+from sft_recipes.binding import ConfigError, call, check, did_you_mean, fits
+from sft_recipes.config import NOT_HERE, Config, folder, from_hydra, register
+from sft_recipes.formatters import FORMATTERS
+from sft_recipes.model import load_tokenizer, peft_config, quantization_config
+from sft_recipes.retired import RETIRED
+from sft_recipes.supervision import Policy
+
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("conf/*/*.yaml"))]
+ADDITIONS = [f"+{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("recipes/*/*.yaml"))]
+RECIPES = sorted(path.stem for path in ROOT.glob("recipes/recipe/*.yaml"))
+FILE = ["data=file", "data.file.data_files=rows.jsonl"]
+NEEDS = {"model=local": ["model.id=a/b"], "data=file": FILE[1:]}
+NEEDS |= {choice: FILE for choice in OPTIONS if choice.startswith("formatter=")}
+
+
+def composed(*overrides: str) -> Config:
+    """What a command line with these overrides runs."""
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+        return from_hydra(compose("config", list(overrides)))
+
+
+def error_of(function, *arguments) -> str:
+    """The line of the ConfigError that this call raises."""
+    with pytest.raises(ConfigError) as raised:
+        function(*arguments)
+    return str(raised.value)
+
+
+def test_every_option_and_recipe_on_disk_was_found():
+    assert {"model=tiny", "data=file", "adapter=qlora", "trainer=default", "formatter=auto"} <= set(OPTIONS)
+    assert {"+recipe=tiny", "+recipe=lima", "+sweep=lr_epochs", "+debug=smoke"} <= set(ADDITIONS)
+
+
+@pytest.mark.parametrize("choice", OPTIONS + ADDITIONS)
+def test_it_composes_and_every_class_accepts_what_it_says(choice):
+    base = [] if choice.startswith("+recipe") else ["+recipe=tiny"]
+    config = composed(*base, choice, *NEEDS.get(choice, []))
+    stopping = inspect.signature(EarlyStoppingCallback).parameters
+    check(SFTConfig, {key: value for key, value in config.trainer.items() if key not in stopping}, "trainer")
+    check(EarlyStoppingCallback, {key: config.trainer[key] for key in stopping if key in config.trainer}, "trainer")
+    assert (peft_config(config.adapter) is None) == (config.adapter["type"] == "none")
+    assert (quantization_config(config.adapter) is None) == ("quantization" not in config.adapter)
+    check(load_tokenizer, config.model, "model")
+    call(evaluate.Options, config.evaluate, "evaluate")
+    call(Policy, config.supervision, "supervision")
+    sources = data.sources(config)
+    call(data.Options, {key: value for key, value in config.data.items() if key not in sources}, "data")
+    for name, source in sources.items():
+        data.find_formatter(name, source, {"name": "alpaca"}, [])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_name_of_its_file_and_opens_with_its_command(name):
+    text = (ROOT / "recipes" / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
+    comments = text.partition("\ndefaults:")[0]
+    assert composed(f"+recipe={name}").name == name
+    assert comments.startswith("# @package _global_\n# ")
+    assert f"# python -m sft_recipes{'' if name == 'tiny' else f' +recipe={name}'}" in comments.splitlines()
+
+
+@pytest.mark.parametrize("choice", [choice for choice in OPTIONS if choice.startswith(("model=", "data="))])
+def test_a_model_or_a_dataset_is_a_name_of_the_hub_or_ships_with_the_package(choice):
+    config = composed("+recipe=tiny", choice, *NEEDS.get(choice, []))
+    for source in data.sources(config).values():
+        assert source.path in (None, "json") or re.fullmatch(r"[\w-]+/[\w.-]+", source.path)
+    ours = config.model["id"] == str(ROOT / "sft_recipes" / "tiny" / "model")
+    assert ours or re.fullmatch(r"[\w-]+/[\w.-]+", config.model["id"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("conf/formatter/*.yaml")))
+def test_a_formatter_option_names_itself_and_there_is_one_for_each_formatter(name):
+    assert OmegaConf.load(ROOT / "conf" / "formatter" / f"{name}.yaml").name == name
+    assert name == "auto" or name in FORMATTERS
+    assert all(f"formatter={formatter}" in OPTIONS for formatter in FORMATTERS)
+
+
+def test_a_mixture_is_a_list_of_sources_with_shares():
+    config = composed("+recipe=tiny", "data=[lima,dolly]", "data.dolly.share=0.3")
+    assert list(data.sources(config)) == ["lima", "dolly"]
+    assert data.sources(config)["dolly"].share == 0.3
+
+
+def test_a_field_of_a_class_needs_no_plus():
+    config = composed("+recipe=tiny", "trainer.weight_decay=0.1", "adapter.lora.use_rslora=true", "model.dtype=float32")
+    assert config.trainer["weight_decay"] == 0.1
+    assert config.adapter["lora"]["use_rslora"] is True
+    assert config.model["dtype"] == "float32"
+
+
+# What is written instead of a retired name is checked against the signatures of today.
+PLACES = {
+    "trainer": {*inspect.signature(SFTConfig).parameters, *inspect.signature(EarlyStoppingCallback).parameters},
+    "model": set(inspect.signature(load_tokenizer).parameters),
+    "adapter.lora": set(inspect.signature(LoraConfig).parameters),
+    "data": set(inspect.signature(data.Options).parameters),
+    "data.NAME": set(inspect.signature(data.Source).parameters),
+}
+
+
+@pytest.mark.parametrize("name", RETIRED)
+def test_what_is_written_instead_of_a_retired_name_exists(name):
+    instead = re.split(r"[ =]", RETIRED[name])[0]
+    place, _, field = instead.rpartition(".")
+    assert instead in ("hydra.run.dir", "nothing:", "adapter") or field in PLACES[place]
+
+
+def test_a_retired_name_of_the_trainer_is_no_field_of_it_today():
+    fields = set(inspect.signature(SFTConfig).parameters)
+    moved = {name for name in set(RETIRED) & fields if RETIRED[name] == f"trainer.{name}"}
+    kept = {"output_dir", "gradient_checkpointing"}  # fields still: the run sets the one, the other has a successor
+    assert set(RETIRED) & fields == moved | kept
+
+
+def test_what_the_run_sets_itself_is_a_field_of_the_trainer_and_no_yaml_sets_it():
+    assert set(NOT_HERE) <= set(inspect.signature(SFTConfig).parameters)
+
+
+def alpaca_like(row: dict, /, output: str = "output", turns: int = 1, strict: bool = False, share: float = 1.0,
+                length: int | None = None, policy: Literal["drop", "keep"] = "drop", names: list[str] | None = None,
+                more: dict | None = None):  # fmt: skip
+    return (row, output, turns, strict, share, length, policy, names, more)
+
+
+def needs_id(id: str, revision: str | None = None) -> str:
+    return f"{id}@{revision}"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"strict": "no"}, "data.x.strict should be true or false, not 'no'."),
+        ({"strict": 1}, "data.x.strict should be true or false, not 1."),
+        ({"turns": True}, "data.x.turns should be a whole number, not true."),
+        ({"turns": 1.5}, "data.x.turns should be a whole number, not 1.5."),
+        ({"share": "1e-5x"}, "data.x.share should be a number, not '1e-5x'."),
+        ({"share": None}, "data.x.share should be a number, not null."),
+        ({"length": "long"}, "data.x.length should be a whole number or null, not 'long'."),
+        ({"output": 3}, "data.x.output should be text, not 3."),
+        ({"names": "a"}, "data.x.names should be a list or null, not 'a'."),
+        ({"more": [1]}, "data.x.more should be a mapping or null, not [1]."),
+        ({"policy": "kep"}, "data.x.policy cannot be 'kep'. Did you mean keep?"),
+        ({"policy": False}, 'data.x.policy should be "drop", "keep", not false.'),
+        ({"outputt": "a"}, "data.x.outputt is not a field of alpaca_like. Did you mean output?"),
+        ({"lr": 1}, "data.x.lr is not a field of alpaca_like. Write trainer.learning_rate."),
+        (
+            {"row": 1},
+            "data.x.row is not a field of alpaca_like. "
+            "Choices: length, more, names, output, policy, share, strict, turns.",
+        ),
+    ],
+)
+def test_check_names_the_place_what_was_found_and_what_to_write(values, line):
+    assert error_of(check, alpaca_like, values, "data.x") == line
+
+
+def test_check_accepts_what_the_signature_accepts():
+    check(alpaca_like, {"turns": 2, "share": 1, "length": None, "policy": "keep", "names": ["a"], "more": {}}, "data.x")
+
+
+def test_a_missing_value_is_named():
+    assert error_of(check, needs_id, {}, "model") == "model.id is missing. Write model.id=…"
+
+
+def test_at_the_root_of_the_config_a_key_stands_alone():
+    assert error_of(check, needs_id, {"id": 3}, "") == "id should be text, not 3."
+
+
+def test_call_gives_back_what_the_function_gives_back():
+    assert call(needs_id, {"id": "a", "revision": "b"}, "model") == "a@b"
+
+
+def test_what_a_class_itself_refuses_becomes_one_line():
+    line = error_of(call, SFTConfig, {"output_dir": "x", "logging_steps": 0, "use_cpu": True}, "trainer")
+    assert line == "trainer: logging strategy IntervalStrategy.STEPS requires non-zero --logging_steps"
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "line"),
+    [
+        (SFTConfig, {"learning_ratee": 1}, "x.learning_ratee is not a field of SFTConfig. Did you mean learning_rate?"),
+        (SFTConfig, {"lr_scheduler_type": "cosin"}, "x.lr_scheduler_type cannot be 'cosin'. Did you mean cosine?"),
+        (SFTConfig, {"eval_strategy": False}, 'x.eval_strategy should be "no", "steps", "epoch", not false.'),
+        (SFTConfig, {"report_to": 3}, "x.report_to should be null or text or a list, not 3."),
+        (LoraConfig, {"bias": "some"}, "x.bias cannot be 'some'. Choices: all, lora_only, none."),
+        (LoraConfig, {"rr": 8}, "x.rr is not a field of LoraConfig. Did you mean r?"),
+        (BitsAndBytesConfig, {"load_in_4bits": True},
+         "x.load_in_4bits is not a field of BitsAndBytesConfig. Did you mean load_in_4bit?"),
+        (load_tokenizer, {"id": "a", "idd": 1}, "x.idd is not a field of x. Did you mean id?"),
+    ],
+)  # fmt: skip
+def test_the_classes_of_trl_peft_and_transformers_are_checked_by_their_own_hints(target, values, line):
+    assert error_of(check, target, values, "x") == line
+
+
+def test_a_pattern_among_literals_takes_any_text():
+    check(LoraConfig, {"init_lora_weights": "pissa_niter_4"}, "adapter.lora")
+
+
+def test_a_hint_that_names_what_is_not_imported_is_passed_over():
+    def formatter(row: "Nowhere", column: str = "a"): ...  # noqa: F821
+
+    check(formatter, {"row": {}, "column": 3}, "formatter")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fitting"),
+    [
+        ("no", bool, False),
+        (1, float, True),
+        (True, float, False),
+        (True, int, False),
+        (None, int | None, True),
+        ("auto", int | str, True),
+        ([1], list[str], True),
+        ({}, dict | str | None, True),
+        ("a", dict, False),
+    ],
+)
+def test_fits_tells_yaml_types_apart(value, hint, fitting):
+    assert fits(value, hint) is fitting
+
+
+def test_did_you_mean_offers_the_one_close_name_or_the_few_there_are():
+    assert did_you_mean("learning_ratee", ["learning_rate", "padding_free"]) == " Did you mean learning_rate?"
+    assert did_you_mean("lim", ["lima", "alpaca"]) == " Did you mean lima?"
+    assert did_you_mean("nosuch", ["lima", "alpaca"]) == " Choices: alpaca, lima."
+    assert did_you_mean("nosuch", [str(number) for number in range(50)]) == ""
+    assert did_you_mean("nosuch", []) == ""
