@@ -92,7 +92,7 @@ class Encoder:
         ]
 
     def method(self, before: str, marked: bool) -> str:
-        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, or with typed ones."""
+        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, with typed ones."""
         if not before:
             return "marked start" if marked else "start"
         if marked:

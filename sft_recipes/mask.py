@@ -10,13 +10,15 @@ from sft_recipes.chat_template import prepare
 from sft_recipes.collator import conversation
 from sft_recipes.encoding import IGNORED, Encoder
 
-Token = tuple[str, bool]  # what it adds to the text, and whether the loss is taken on it
+Token = tuple[str, bool, bool]  # what it adds to the text, whether the loss is taken on it, whether it is a stop token
 SUPERVISED, IGNORED_COLOUR = ("\033[30;42m", "\033[30;102m"), ("\033[38;5;250m", "\033[38;5;243m")
+STOP = "\033[30;43m"
 END = "\033[0m"
 STYLE = """<style>
 .sft-mask {font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; background: #fff; color: #666; padding: 1em}
 .sft-mask span {border-radius: 3px; box-shadow: inset 0 0 0 1px #ddd}
 .sft-mask .on {background: #b7ebc0; color: #073b12; box-shadow: inset 0 0 0 1px #7cc98b}
+.sft-mask .stop {background: #ffe08a; color: #4a3800; box-shadow: inset 0 0 0 1px #d9b440}
 .sft-mask i {opacity: .55; font-style: normal}
 </style>
 """
@@ -35,20 +37,24 @@ def show_mask(row: Any, tokenizer: PreTrainedTokenizerFast, chat_template: str |
     `chat_template` is the name of one of ours, a path, or None for the tokenizer's own.
     """
     template, _ = prepare(tokenizer, chat_template)
-    encoded = Encoder(tokenizer, template).encode([conversation(row)])
-    return Mask(STYLE + html(tokens(tokenizer, encoded["input_ids"][0].tolist(), encoded["labels"][0].tolist())))
+    encoder = Encoder(tokenizer, template)
+    encoded = encoder.encode([conversation(row)])
+    ids, labels = encoded["input_ids"][0].tolist(), encoded["labels"][0].tolist()
+    return Mask(STYLE + html(tokens(encoder, ids, labels)))
 
 
-def tokens(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], labels: Sequence[int]) -> list[Token]:
+def tokens(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> list[Token]:
     """The text that each token adds; the tokens of one character that is spread over several stand together."""
     found, group, before = [], [], []
+    tokenizer = encoder.tokenizer
+    stops = {tokenizer.convert_tokens_to_ids(encoder.stop), tokenizer.eos_token_id}
     for position, (id, label) in enumerate(zip(ids, labels, strict=True)):
         group.append(id)
         text = tokenizer.decode(before + group)[len(tokenizer.decode(before)) :]
         following = position + 1 < len(ids) and (labels[position + 1] == IGNORED) == (label == IGNORED)
         if text.endswith("\ufffd") and following and len(group) < 6:
             continue
-        found.append((text, label != IGNORED))
+        found.append((text, label != IGNORED, label != IGNORED and id in stops))
         before, group = group[-1:], []
     return found
 
@@ -63,7 +69,10 @@ def visible(text: str) -> str:
 
 
 def terminal(row: Sequence[Token], width: int, colour: bool) -> str:
-    """The tokens wrapped at `width`; supervised ones on green, or without colour between ⟦ and ⟧, parted by │."""
+    """The tokens wrapped at `width`, parted by │ or in two shades.
+
+    Supervised ones stand on green and their stop token on yellow, or without colour between ⟦ and ⟧ and before ■.
+    """
     lines, line, used = [], "", 0
     for text, piece in coloured(row) if colour else plain(row):
         for start in range(0, len(text), width):
@@ -73,7 +82,7 @@ def terminal(row: Sequence[Token], width: int, colour: bool) -> str:
                 line, used = "", 0
             line += piece.format(part.replace("{", "{{").replace("}", "}}")) if colour else part
             used += len(part)
-        if text.rstrip("│⟧⟦").endswith("⏎"):
+        if text.rstrip("│⟧⟦■").endswith("⏎"):
             lines.append(line)
             line, used = "", 0
     return "\n".join([*lines, line] if line else lines)
@@ -81,24 +90,24 @@ def terminal(row: Sequence[Token], width: int, colour: bool) -> str:
 
 def coloured(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
     """Each token and its escape codes, two shades in turn, so that the borders of tokens show."""
-    for index, (text, supervised) in enumerate(row):
-        yield visible(text), (SUPERVISED if supervised else IGNORED_COLOUR)[index % 2] + "{}" + END
+    for index, (text, supervised, stop) in enumerate(row):
+        yield visible(text), (STOP if stop else (SUPERVISED if supervised else IGNORED_COLOUR)[index % 2]) + "{}" + END
 
 
 def plain(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
     """Each token with its border, and brackets where supervision begins and ends."""
-    for index, (text, supervised) in enumerate(row):
+    for index, (text, supervised, stop) in enumerate(row):
         before = index > 0 and row[index - 1][1]
         after = index + 1 < len(row) and row[index + 1][1]
-        mark = ("⟦" if supervised and not before else "") + visible(text)
+        mark = ("⟦" if supervised and not before else "") + visible(text) + "■" * stop
         yield mark + ("⟧" if supervised and not after else "│"), ""
 
 
 def html(row: Sequence[Token]) -> str:
     """The tokens as one block of HTML, for STYLE."""
-    spans = (
-        f"<span{' class=on' * supervised}>{escape(visible(text)).replace('·', '<i>·</i>')}</span>"
-        + "\n" * text.count("\n")
-        for text, supervised in row
-    )
+    spans = []
+    for text, supervised, stop in row:
+        kind = ' class="stop"' if stop else ' class="on"' if supervised else ""
+        shown = escape(visible(text)).replace("·", "<i>·</i>")
+        spans.append(f"<span{kind}>{shown}</span>" + "\n" * text.count("\n"))
     return f'<div class="sft-mask">{"".join(spans)}</div>'

@@ -42,11 +42,13 @@ def main(config: Config, composed: DictConfig) -> float:
     for why, index in chosen(data.train, config.seed):
         shown = steps(config, encoder, data.train[index])
         title = f"{why} row: {shown['title']}"
-        mask = tokens(tokenizer, data.train[index]["input_ids"], data.train[index]["labels"])
+        mask = tokens(encoder, data.train[index]["input_ids"], data.train[index]["labels"])
         print(title, "=" * len(title), sep="\n")
         for label in ("raw", "messages", "text"):
             print(f"\n{label}:\n{cut(shown[label])}")
-        print(f"\ntokens, those with loss {'on green' if colour else 'between ⟦ and ⟧'}:")
+        print(
+            f"\ntokens, with loss {'on green, the stop token on yellow' if colour else 'between ⟦ and ⟧, ■ behind the stop token'}:"
+        )
         print(terminal(mask, width, colour), end="\n\n")
         page.append(section(title, shown, mask))
     summary = counts(data, arguments)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import torch
 from datasets import Dataset
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sft_recipes.binding import ConfigError
 from sft_recipes.encoding import IGNORED
@@ -97,6 +99,23 @@ def shuffled(rows: Dataset, seed: int) -> Dataset:
     """The rows in another order, as one block of memory: `Dataset.shuffle` leaves them to be gathered one by one."""
     order = np.random.default_rng(seed).permutation(len(rows))
     return Dataset(rows.with_format("arrow")[:].take(order).combine_chunks())
+
+
+def with_lengths(rows: Dataset) -> Dataset:
+    """The rows with their `length`, by which the trainer batches rows that need little padding."""
+    return rows.add_column("length", lengths_of(rows))
+
+
+def padding_share(rows: Dataset, batch: int, accumulated: int, grouped: bool, seed: int) -> float:
+    """The share of padding in batches of `batch` rows, in an order drawn as the trainer draws its own."""
+    lengths = lengths_of(rows)
+    generator = torch.Generator().manual_seed(seed)
+    if grouped:
+        order = get_length_grouped_indices(lengths.tolist(), batch * accumulated, generator=generator)
+    else:
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = np.split(lengths[order], range(batch, len(lengths), batch))
+    return 1 - lengths.sum() / sum(len(some) * some.max() for some in batches)
 
 
 def table(lists: Mapping[str, list[np.ndarray]], numbers: Mapping[str, np.ndarray] | None = None) -> Dataset:

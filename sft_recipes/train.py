@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -25,7 +26,7 @@ from sft_recipes.data import load
 from sft_recipes.encoding import Encoder
 from sft_recipes.loss import watch
 from sft_recipes.model import load_model, load_tokenizer, peft_config, train_new_tokens
-from sft_recipes.rows import packed
+from sft_recipes.rows import packed, padding_share, with_lengths
 from sft_recipes.supervision import record
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def main(config: Config, composed: DictConfig) -> float:
     goal = objective(
         config.objective, bool(len(data.held_out)), bool(data.questions and asking.rows), bool(asking.raw_text)
     )
-    rows = packed(data.train, arguments.max_length, config.seed) if arguments.packing else data.train
-    supervision = record(data.ledger, rows, asdict(config))
+    rows = packed(data.train, arguments.max_length, config.seed) if arguments.packing else with_lengths(data.train)
+    supervision = record(data.ledger, rows, asdict(config)) | {"padding": padding(rows, arguments)}
     print("\n".join(report.ledger_table(data.ledger)))
     model = load_model(config.model, config.adapter, tokenizer, encoder.stop, new)
     if arguments.packing:
@@ -83,6 +84,17 @@ def main(config: Config, composed: DictConfig) -> float:
     if config.smoke:
         log.info(smoke_line(metrics, answers))
     return metrics[goal]
+
+
+def padding(rows: Dataset, arguments: SFTConfig) -> float:
+    """The share of padding in what the model will read; packed rows need none."""
+    if arguments.packing:
+        return 0.0
+    grouped = arguments.train_sampling_strategy == "group_by_length"
+    batch, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    share = padding_share(rows, batch, accumulated, grouped, arguments.seed)
+    log.info("%.1f %% of what the model reads is padding; trainer.packing=true needs none.", 100 * share)
+    return share
 
 
 def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:

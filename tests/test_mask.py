@@ -3,47 +3,52 @@
 import re
 
 from sft_recipes import show_mask
+from sft_recipes.encoding import Encoder
 from sft_recipes.mask import html, plain, terminal, tokens, visible
 
-ROW = [("user", False), ("\n", False), ("two", True), (" words", True), ("<stop>", True), ("\n", False)]
+ROW = [
+    ("user", False, False), ("\n", False, False), ("two", True, False), (" words", True, False), ("<stop>", True, True),
+    ("\n", False, False),
+]  # fmt: skip
 
 
 def test_without_colour_brackets_show_where_the_loss_is():
-    assert terminal(ROW, 80, colour=False) == "user│⏎│\n⟦two│·words│<stop>⟧⏎│"
+    assert terminal(ROW, 80, colour=False) == "user│⏎│\n⟦two│·words│<stop>■⟧⏎│"
 
 
 def test_lines_wrap_between_tokens():
-    lines = terminal([("abcd", True)] * 5, 12, colour=False).splitlines()
+    lines = terminal([("abcd", True, False)] * 5, 12, colour=False).splitlines()
     assert lines == ["⟦abcd│abcd│", "abcd│abcd│", "abcd⟧"]
 
 
 def test_in_colour_only_supervised_tokens_are_on_green():
     shown = terminal(ROW, 80, colour=True)
-    assert re.findall(r"\033\[30;(?:42|102)m(.*?)\033\[0m", shown) == ["two", "·words", "<stop>"]
+    assert re.findall(r"\033\[30;(?:42|102)m(.*?)\033\[0m", shown) == ["two", "·words"]
+    assert re.findall(r"\033\[30;43m(.*?)\033\[0m", shown) == ["<stop>"]
     assert re.sub(r"\033\[[\d;]*m", "", shown) == "user⏎\ntwo·words<stop>⏎"
 
 
 def test_html_marks_supervised_tokens_and_escapes_the_rest():
     assert (
-        html([("<b>", False), ("a", True)])
-        == '<div class="sft-mask"><span>&lt;b&gt;</span><span class=on>a</span></div>'
+        html([("<b>", False, False), ("a", True, False)])
+        == '<div class="sft-mask"><span>&lt;b&gt;</span><span class="on">a</span></div>'
     )
 
 
 def test_braces_and_blanks_survive():
     assert visible("\t{x} \r\n") == "→{x}·␍⏎"
-    assert "{x}" in terminal([("{x}", True)], 80, colour=True)
+    assert "{x}" in terminal([("{x}", True, False)], 80, colour=True)
 
 
 def test_characters_of_several_tokens_stand_together(chat_tokenizer):
-    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    tokenizer, marked, _ = chat_tokenizer("llama3", "chatml")
     ids = tokenizer("né 🙂!", add_special_tokens=False).input_ids
-    shown = [text for text, _ in tokens(tokenizer, ids, ids)]
+    shown = [text for text, _, _ in tokens(Encoder(tokenizer, marked), ids, ids)]
     assert "".join(shown) == "né 🙂!" and not any("\ufffd" in text for text in shown)
-    assert list(plain([("x", True)])) == [("⟦x⟧", "")]
+    assert list(plain([("x", True, False)])) == [("⟦x⟧", "")]
 
 
 def test_show_mask_renders_a_row_in_a_notebook(chat_tokenizer):
     tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
     shown = show_mask({"instruction": "Add.", "input": "", "output": "2"}, tokenizer)._repr_html_()
-    assert re.findall(r"<span class=on>(.*?)</span>", shown) == ["2", "&lt;|im_end|&gt;"]
+    assert re.findall(r'<span class="(\w+)">(.*?)</span>', shown) == [("on", "2"), ("stop", "&lt;|im_end|&gt;")]

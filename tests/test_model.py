@@ -60,7 +60,10 @@ def test_spare_rows_that_are_alike_are_made_distinct(base):
 
 def test_the_stop_token_comes_first_in_the_generation_config_and_eos_stays(base):
     model, tokenizer, _ = load(base())
-    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
+    assert model.generation_config.eos_token_id == [
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        tokenizer.eos_token_id,
+    ]
 
 
 def test_trained_weights_are_fp32_whatever_the_checkpoint_has(base):
@@ -88,7 +91,10 @@ def test_no_new_tokens_need_no_training(base):
 @pytest.mark.parametrize(
     "adapter, line",
     [
-        ({"type": "lora", "lora": {"rank": 8}}, "adapter.lora.rank is not a field of LoraConfig. Write adapter.lora.r."),
+        (
+            {"type": "lora", "lora": {"rank": 8}},
+            "adapter.lora.rank is not a field of LoraConfig. Write adapter.lora.r.",
+        ),
         ({"type": "lora", "lora": {"r": "8"}}, "adapter.lora.r should be a whole number, not '8'."),
     ],
 )

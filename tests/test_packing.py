@@ -5,7 +5,7 @@ import pytest
 from conftest import rows
 
 from sft_recipes.packing import pack
-from sft_recipes.rows import packed, table
+from sft_recipes.rows import packed, padding_share, table
 
 
 def slow_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
@@ -59,3 +59,21 @@ def test_real_lengths_are_packed_to_99_5_percent():
 
 
 REAL = ("gsm8k_train.json", "gpteacher_roleplay.json", "alpaca_en_demo.json")
+
+
+def test_rows_grouped_by_length_are_padded_less():
+    random = np.random.default_rng(0)
+    documents = [np.ones(length, dtype=np.int32) for length in random.integers(1, 500, size=400)]
+    numbers = {"source": np.zeros(400, dtype=int), "row": np.arange(400)}
+    some = table({"input_ids": documents, "labels": documents}, numbers)
+    assert (
+        padding_share(some, 8, 2, grouped=True, seed=0) < 0.1 < 0.4 < padding_share(some, 8, 2, grouped=False, seed=0)
+    )
+
+
+def test_the_share_of_padding_by_hand():
+    documents = [np.ones(length, dtype=np.int32) for length in (2, 4)]
+    numbers = {"source": np.zeros(2, dtype=int), "row": np.arange(2)}
+    some = table({"input_ids": documents, "labels": documents}, numbers)
+    assert padding_share(some, 2, 1, grouped=False, seed=0) == pytest.approx(2 / 8)
+    assert padding_share(some, 1, 1, grouped=False, seed=0) == 0
