@@ -3,14 +3,12 @@
 import logging
 import os
 import re
-import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from traceback import clear_frames
-from urllib.parse import urlsplit
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -24,6 +22,7 @@ from yaml import MarkedYAMLError
 from sft_recipes.binding import ConfigError, did_you_mean, one_line, unknown
 from sft_recipes.config import OPEN_GROUPS, Config, check_user_folder, folder, from_hydra, register
 from sft_recipes.formatters import DataError
+from sft_recipes.hub import go_offline_if_need_be
 
 log = logging.getLogger("sft_recipes")
 USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException, MarkedYAMLError)
@@ -48,8 +47,7 @@ def run(composed: DictConfig) -> float:
     """One job: the mode's module does it, and its objective goes back to Hydra's sweeper."""
     try:
         config = from_hydra(composed)
-        if wants_hub(config) and not reaches_hub():
-            os.environ["HF_HUB_OFFLINE"] = "1"  # what is cached is used; else the hub's client retries for 47 s
+        go_offline_if_need_be(config)
         return import_module(f"sft_recipes.{config.mode}").main(config, composed)
     except Exception as error:
         if isinstance(error, USER_ERRORS):
@@ -61,23 +59,6 @@ def run(composed: DictConfig) -> float:
         error.logged = True
         clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it the model on the GPU
         raise
-
-
-def wants_hub(config: Config) -> bool:
-    """Whether the model or a source is neither a folder here nor one of datasets' builders: a name of the hub's."""
-    sources = [source.get("path") for source in config.data.values() if isinstance(source, Mapping)]
-    names = [config.model.get("id"), *(path for path in sources if "/" in str(path))]
-    return any(isinstance(name, str) and not Path(name).exists() for name in names)
-
-
-def reaches_hub() -> bool:
-    """Whether the hub's name is known here; behind a proxy only the proxy knows."""
-    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
-        return True
-    try:
-        return bool(socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443))
-    except OSError:
-        return False
 
 
 def main() -> None:

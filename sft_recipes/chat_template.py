@@ -42,6 +42,11 @@ def template_text(choice: str | None, tokenizer: PreTrainedTokenizerFast) -> str
     else:
         names = [path.stem for path in TEMPLATES.glob("*.jinja")]
         raise ConfigError(f"model.chat_template={choice} is no template and no file.{did_you_mean(choice, names)}")
+    if not has_generation_markers(text):
+        raise ConfigError(
+            "model.chat_template has no {% generation %} markers around what the assistant says. Choose one of ours "
+            "(model.chat_template=chatml) or give the path of a copy with markers."
+        )
     if "strftime_now" in text:
         raise ConfigError(
             "model.chat_template writes today's date into the prompt (strftime_now), so that every day trains another "
@@ -112,10 +117,7 @@ def stop_token(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
         tokenizer, template, [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     )
     if not spans:
-        raise ConfigError(
-            "model.chat_template has no {% generation %} markers around what the assistant says. Choose one of ours "
-            "(model.chat_template=chatml) or give the path of a copy with markers."
-        )
+        raise ConfigError("model.chat_template marks nothing in a question and its answer with {% generation %}.")
     start, end = spans[-1]
     stop = text[start:end].rpartition(answer)[2].strip()
     if stop not in special_tokens(tokenizer):

@@ -70,7 +70,6 @@ ABOVE_ZERO = {
     "trainer": ("learning_rate", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
                 "gradient_accumulation_steps"),
     "evaluate": ("batch_size", "max_new_tokens"),
-    "adapter.lora": ("r",),
 }  # fmt: skip
 
 
@@ -86,25 +85,33 @@ def from_hydra(composed: DictConfig) -> Config:
     values = OmegaConf.to_container(composed, resolve=True)
     check(Config, values, "")
     config = Config(**values)
+    if not isinstance(config.formatter.get("name"), str):
+        raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
+    check_values(config)
+    check_adapter(config.adapter)
+    return config
+
+
+def check_values(config: Config) -> None:
+    """Raises ConfigError for a field that has no use here, and for a number that would fail after all is loaded."""
     for key in config.trainer:
         if key in NOT_HERE:
             raise ConfigError(f"trainer.{key} is not used here. {NOT_HERE[key]}")
     for group, names in ABOVE_ZERO.items():
         for name in names:
-            value = OmegaConf.select(composed, f"{group}.{name}")
+            value = getattr(config, group).get(name)
             if isinstance(value, int | float) and value <= 0:
                 raise ConfigError(f"{group}.{name} should be above 0, not {value}.")
-    if not isinstance(config.formatter.get("name"), str):
-        raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
-    check_adapter(config.adapter)
-    return config
 
 
 def check_adapter(adapter: dict[str, Any]) -> None:
     """Raises ConfigError for an unknown key and for LoRA without its fields; warns of fields without LoRA."""
     check(Adapter, adapter, "adapter")
-    if adapter["type"] == "lora" and "lora" not in adapter:
+    lora = adapter.get("lora")
+    if adapter["type"] == "lora" and not lora:
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
+    if lora and lora.get("r") == 0:
+        raise ConfigError("adapter.lora.r should be above 0, not 0.")
     if adapter["type"] == "none" and len(adapter) > 1:
         log.warning("adapter=none trains every weight, the fields of adapter.lora are not used. Or write adapter=lora.")
 

@@ -1,13 +1,14 @@
 """Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix, pack."""
 
 import inspect
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_dataset
@@ -41,7 +42,7 @@ class Source:
     held_out_split: str | None = None  # held out are the rows of this split, rather than some of `split`
     formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; None takes the root choice
     share: float | None = None  # of the mixture's rows; a source without one gives all it has
-    supervise: str = "assistant"  # assistant | last | all
+    supervise: Literal["assistant", "last", "all"] = "assistant"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Options:
     """The entries of `data` that hold for all sources."""
 
     held_out: float = 0.02  # a share below 1, or a number of rows, of each source
-    max_length_policy: str = "auto"  # auto | drop | keep | raise
+    max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,12 @@ def sources(config: Config) -> dict[str, Source]:
     if not found:
         raise ConfigError("data names no source. Write data=NAME, or data=file data.file.data_files=rows.jsonl.")
     label = config.formatter.get("name", "auto")
-    if label != "auto" and all(source.formatter for source in found.values()):
+    if config.formatter != {"name": "auto"} and all(source.formatter for source in found.values()):
         raise ConfigError(f"formatter={label} is used by no source: {', '.join(found)} have their own.")
+    for name, source in found.items():
+        if source.path is None:
+            builder(name, source.data_files)
+        find_formatter(name, source, config.formatter, None)
     return found
 
 
@@ -131,9 +136,10 @@ def load_rows(name: str, source: Source, split: str) -> Dataset:
     try:
         return load_dataset(path, split=split, **{key: value for key, value in arguments.items() if value is not None})
     except DatasetGenerationError as error:
-        raise DataError(
-            f"data.{name}: {files or path} cannot be read: {one_line(error.__cause__ or error)[:300]}"
-        ) from error
+        why = broken_line(files) or one_line(error.__cause__ or error)[:300]
+        raise DataError(f"data.{name}: {files or path} cannot be read: {why}.") from error
+    except StopIteration as error:
+        raise DataError(f"data.{name}: {files or path} has no rows.") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise ConfigError(
             f"data.{name}: {files or path} is not here and could not be downloaded. Offline, give your own rows: "
@@ -141,6 +147,18 @@ def load_rows(name: str, source: Source, split: str) -> Dataset:
         ) from error
     except ValueError as error:
         raise ConfigError(f"data.{name}: {one_line(error)[:300]}") from error
+
+
+def broken_line(files: Any) -> str:
+    """Which line of a .jsonl file is not JSON, or ''."""
+    if isinstance(files, str) and files.endswith(".jsonl") and Path(files).is_file():
+        with open(files, encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    json.loads(line or "0") if line.strip() else None
+                except ValueError as error:
+                    return f"line {number} is not JSON ({error})"
+    return ""
 
 
 def builder(name: str, files: str | list | dict | None) -> str:
@@ -159,21 +177,29 @@ def builder(name: str, files: str | list | dict | None) -> str:
 
 
 def find_formatter(
-    name: str, source: Source, root: Mapping[str, Any], columns: Sequence[str]
-) -> Callable[[Mapping[str, Any]], Conversation]:
-    """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns."""
+    name: str, source: Source, root: Mapping[str, Any], columns: Sequence[str] | None
+) -> Callable[[Mapping[str, Any]], Conversation] | None:
+    """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns.
+
+    Before the columns are known this checks the choice, and `auto` is None.
+    """
     where = f"data.{name}.formatter" if source.formatter else "formatter"
     chosen = source.formatter or root
     chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     label = chosen.pop("name", "auto")
+    if label == "auto" and columns is None:
+        return None
     if label == "auto":
-        label = auto(columns)
+        try:
+            label = auto(columns)
+        except DataError as error:
+            raise DataError(f"data.{name}: {error}") from error
         log.info("data.%s: formatter %s, by its columns %s", name, label, ", ".join(columns))
     if "." in label:
         return own_formatter(where, label, chosen)
     if label not in FORMATTERS:
         raise ConfigError(f"{where}={label} is no formatter.{did_you_mean(label, [*FORMATTERS, 'auto'])}")
-    check(FORMATTERS[label], {"row": {}, **chosen}, where)
+    check(FORMATTERS[label], chosen, where)
     return partial(FORMATTERS[label], **chosen)
 
 
@@ -182,8 +208,10 @@ def own_formatter(where: str, label: str, columns: Mapping[str, Any]) -> Callabl
     module, _, function = label.rpartition(".")
     try:
         own = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{where}={label} could not be imported: {one_line(error)}.") from error
+    if not callable(own):
+        raise ConfigError(f"{where}={label} is not a function.")
     check(own, {next(iter(inspect.signature(own).parameters), "row"): {}, **columns}, where)
 
     def formatter(row: Mapping[str, Any]) -> Conversation:
@@ -198,6 +226,8 @@ def own_formatter(where: str, label: str, columns: Mapping[str, Any]) -> Callabl
 def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:
     """The indices, in order, of the rows that are held out: `wanted` is a number of rows, or a share below 1."""
     number = round(rows * wanted) if wanted < 1 else int(wanted)
+    if wanted > 1 and number != wanted:
+        raise ConfigError(f"data.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
     if not 0 <= number < max(rows, 1):
         raise ConfigError(f"data.held_out={wanted} leaves none of {rows} rows to train on.")
     return np.sort(np.random.default_rng(seed).permutation(rows)[:number])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ class Options:
     batch_size: int = 16
     max_new_tokens: int = 256
     raw_text: str | None = None  # a .txt or .jsonl file with a text column
+
+    def __post_init__(self):
+        if self.rows < 0 or self.batch_size < 1 or self.max_new_tokens < 1:
+            raise ConfigError("evaluate.rows should not be negative, batch_size and max_new_tokens at least 1.")
+        if self.raw_text and not (Path(self.raw_text).is_file() and self.raw_text.endswith((".txt", ".jsonl"))):
+            raise ConfigError(f"evaluate.raw_text={self.raw_text} should be a .txt or .jsonl file that is there.")
 
 
 def measure(model: PreTrainedModel, encoder: Encoder, questions: Sequence[Mapping], options: Options) -> dict[str, Any]:

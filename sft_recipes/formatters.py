@@ -25,7 +25,7 @@ class DataError(ValueError):
 
 
 def alpaca(
-    row: Row, instruction: str = "instruction", input: str = "input", output: str = "output", system: str = "system"
+    row: Row, /, instruction: str = "instruction", input: str = "input", output: str = "output", system: str = "system"
 ) -> Conversation:
     """One turn: the instruction, then its input if there is one, then the answer.
 
@@ -43,7 +43,7 @@ def alpaca(
 
 
 def sharegpt(
-    row: Row, conversations: str = "conversations", system: str = "system", tools: str = "tools"
+    row: Row, /, conversations: str = "conversations", system: str = "system", tools: str = "tools"
 ) -> Conversation:
     """Turns of `from` and `value` (or `role` and `content`), or bare strings that alternate as in LIMA.
 
@@ -60,7 +60,7 @@ def sharegpt(
     return {"messages": front + messages} | _tools(row, tools, "sharegpt")
 
 
-def chatml(row: Row, messages: str = "messages", tools: str = "tools") -> Conversation:
+def chatml(row: Row, /, messages: str = "messages", tools: str = "tools") -> Conversation:
     """OpenAI's messages, with text parts joined, arguments of calls parsed, and Arrow's nulls removed.
 
     >>> chatml({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "tool_calls": None}]})
@@ -71,7 +71,7 @@ def chatml(row: Row, messages: str = "messages", tools: str = "tools") -> Conver
 
 
 def prompt_completion(
-    row: Row, prompt: str = "prompt", completion: str = "completion", tools: str = "tools"
+    row: Row, /, prompt: str = "prompt", completion: str = "completion", tools: str = "tools"
 ) -> Conversation:
     """The prompt, then the completion, each a text or a list of messages; only the completion is trained on.
 
@@ -84,7 +84,7 @@ def prompt_completion(
     return {"messages": history + answer} | _tools(row, tools, "prompt_completion")
 
 
-def text(row: Row, text: str = "text") -> Conversation:
+def text(row: Row, /, text: str = "text") -> Conversation:
     """Raw text, trained on every token."""
     return {"text": _filled(_column(row, text, "text"), text)}
 

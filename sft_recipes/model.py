@@ -1,7 +1,7 @@
 """Tokenizer, chat template, weights and adapter, from the config's `model` and `adapter`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -22,7 +22,7 @@ def load_tokenizer(
     chat_template: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    dtype: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     attn_implementation: str | None = None,
 ) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
     """The tokenizer as it is saved and served, the chat template with markers, and the new tokens' ids.
@@ -38,7 +38,9 @@ def load_tokenizer(
 
 def not_found(id: str, error: Exception) -> ConfigError:
     """The line for a model that is neither a folder here nor in the hub's reach."""
-    if Path(id).exists() or id.startswith((".", "/", "~")):
+    if id.startswith((".", "/", "~")) and not Path(id).exists():
+        return ConfigError(f"model.id={id}: there is no such folder.")
+    if Path(id).exists():
         return ConfigError(f"model.id={id} is not a folder with a model and its tokenizer: {one_line(error)[:200]}")
     return ConfigError(
         f"model.id={id} could not be loaded. Offline, give a folder: model=local model.id=path/to/model. Gated or "
@@ -47,21 +49,27 @@ def not_found(id: str, error: Exception) -> ConfigError:
 
 
 def load_model(
-    options: dict[str, Any], adapter: dict[str, Any], tokenizer: PreTrainedTokenizerFast, stop: str, new: list[int]
+    options: dict[str, Any],
+    quantization: BitsAndBytesConfig | None,
+    frozen: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    stop: str,
+    new: list[int],
 ) -> PreTrainedModel:
     """The base model, with an embedding for every token and the stop token in its generation config.
 
-    Weights are fp32 when they are trained; under an adapter the frozen base is bf16 on a GPU that has it.
+    Weights are fp32 when they are trained; the base that an adapter leaves `frozen` is bf16 on a GPU that has it.
     """
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    dtype = options.get("dtype") or ("bfloat16" if adapter["type"] != "none" and half else "float32")
+    dtype = options.get("dtype") or ("bfloat16" if frozen and half else "float32")
     rest = {key: options[key] for key in ("revision", "trust_remote_code", "attn_implementation") if key in options}
-    quantization = quantization_config(adapter)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             options["id"], dtype=dtype, quantization_config=quantization, **rest
         )
-    except (OSError, ValueError) as error:
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"model: {one_line(error)[:300]}") from error
+    except OSError as error:
         raise not_found(options["id"], error) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -110,7 +118,7 @@ def distinct(rows: torch.Tensor) -> bool:
 
 def quantization_config(adapter: dict[str, Any]) -> BitsAndBytesConfig | None:
     """The 4-bit or 8-bit config of `adapter.quantization`, if there is one."""
-    if "quantization" not in adapter:
+    if adapter.get("quantization") is None:
         return None
     return call(BitsAndBytesConfig, adapter["quantization"], "adapter.quantization")
 
@@ -119,13 +127,11 @@ def peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
     """The adapter's PEFT config, or None for full fine-tuning; raises ConfigError for an unknown type or field."""
     if adapter["type"] == "none":
         return None
-    if adapter["type"] != "lora":
-        raise ConfigError(f"adapter.type should be none or lora, not {adapter['type']!r}.")
     return call(LoraConfig, {"task_type": "CAUSAL_LM", **adapter["lora"]}, "adapter.lora")
 
 
 def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
-    """Lets an adapter train the rows of new tokens, in the input embedding and, where it is another, in the output's."""
+    """Lets an adapter train the rows of new tokens, in the input embedding and in an untied output embedding."""
     if not new:
         return
     names = {id(module): name for name, module in model.named_modules()}
@@ -133,3 +139,23 @@ def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -
     if model.get_output_embeddings().weight is not layers[0].weight:
         layers.append(model.get_output_embeddings())
     peft.trainable_token_indices = {names[id(layer)]: new for layer in layers}
+
+
+def keep_in_fp32(model: torch.nn.Module) -> None:
+    """Trained weights as fp32: TRL casts QLoRA adapters to bf16, where small updates are rounded away.
+
+    Goes when TRL leaves them alone: SFTTrainer.__init__, "PEFT adapter weights are converted to bf16".
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def give_head_a_bias(model: torch.nn.Module) -> None:
+    """No bias, said aloud: TRL's fused LM head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper does not know.
+
+    Goes when PEFT passes `bias` on to the wrapped layer: peft/utils/other.py, TrainableTokensWrapper._hasattr_wrapped.
+    """
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None

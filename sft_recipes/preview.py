@@ -15,16 +15,16 @@ from omegaconf import DictConfig
 from trl import SFTConfig
 
 from sft_recipes import evaluate
+from sft_recipes.arguments import trainer_arguments
 from sft_recipes.binding import call
 from sft_recipes.config import Config
 from sft_recipes.data import Data, find_formatter, load, load_rows, sources
 from sft_recipes.encoding import Encoder
 from sft_recipes.mask import STYLE, Token, html, terminal, tokens
-from sft_recipes.model import load_tokenizer, peft_config
+from sft_recipes.model import load_tokenizer, peft_config, quantization_config
 from sft_recipes.packing import pack
 from sft_recipes.report import ledger_table
 from sft_recipes.rows import lengths_of
-from sft_recipes.train import trainer_arguments
 
 
 def main(config: Config, composed: DictConfig) -> float:
@@ -33,6 +33,7 @@ def main(config: Config, composed: DictConfig) -> float:
     arguments, _ = trainer_arguments(config, folder)
     call(evaluate.Options, config.evaluate, "evaluate")
     peft_config(config.adapter)
+    quantization_config(config.adapter)
     tokenizer, template, _ = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
     data = load(config, encoder, arguments.max_length)
@@ -46,9 +47,8 @@ def main(config: Config, composed: DictConfig) -> float:
         print(title, "=" * len(title), sep="\n")
         for label in ("raw", "messages", "text"):
             print(f"\n{label}:\n{cut(shown[label])}")
-        print(
-            f"\ntokens, with loss {'on green, the stop token on yellow' if colour else 'between ⟦ and ⟧, ■ behind the stop token'}:"
-        )
+        marks = "on green, the stop token on yellow" if colour else "between ⟦ and ⟧, ■ behind the stop token"
+        print(f"\ntokens, with loss {marks}:")
         print(terminal(mask, width, colour), end="\n\n")
         page.append(section(title, shown, mask))
     summary = counts(data, arguments)

@@ -1,4 +1,4 @@
-"""A run's folder as report.md, or two runs compared: `python -m sft_recipes.report outputs/lima/2026-11-20_15-26-03`."""
+"""A run's folder as report.md, or two runs compared: `python -m sft_recipes.report outputs/lima/<date>`."""
 
 import argparse
 import json
@@ -119,14 +119,15 @@ def compare(first: Path, second: Path) -> str:
     """Whether two runs trained on the same tokens and, if not, where they part and what differs in their making."""
     a, b = (json.loads((folder / "supervision.json").read_text(encoding="utf-8")) for folder in (first, second))
     if a["digest"]["sha256"] == b["digest"]["sha256"]:
-        return f"Both trained on the same tokens, labels and packing: {a['digest']['rows']:,} rows, {a['digest']['sha256'][:16]}."
+        same = f"{a['digest']['rows']:,} rows, {a['digest']['sha256'][:16]}"
+        return f"Both trained on the same tokens, labels and packing: {same}."
     same = 0
     for one, other in zip(a["digest"]["chunks"], b["digest"]["chunks"], strict=False):
         same += one == other
     chunk = a["digest"]["chunk"]
     lines = [
-        f"They trained on different tokens: {a['digest']['rows']:,} and {b['digest']['rows']:,} rows, which part between "
-        f"row {same * chunk:,} and {(same + 1) * chunk:,} of the training order."
+        f"They trained on different tokens: {a['digest']['rows']:,} and {b['digest']['rows']:,} rows, which part "
+        f"between row {same * chunk:,} and {(same + 1) * chunk:,} of the training order."
     ]
     for part in ("sources", "versions", "config"):
         old, new = dict(leaves(a[part], part)), dict(leaves(b[part], part))

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
-from sft_recipes.__main__ import main, reaches_hub, wants_hub
+from sft_recipes.__main__ import main
 from sft_recipes.config import Config, folder
+from sft_recipes.hub import reaches_hub, wants_hub
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft")
 SHORT = ["model=tiny", "data=file", "data.file.data_files=rows.jsonl", "trainer.max_steps=1", "trainer.max_length=128",
@@ -126,6 +127,7 @@ def test_a_mistake_on_the_command_line_is_one_line_on_stderr(command, typed, lin
         ("formatter.name=null", "formatter.name should be the name of a formatter. Write formatter=auto."),
         ("adapter.r=8", "adapter.r is not a field of adapter. Write adapter.lora.r."),
         ("adapter.type=dora", "adapter.type cannot be 'dora'. Did you mean lora?"),
+        ("adapter.lora=null", "adapter.type=lora needs adapter.lora. Write adapter=lora."),
         ("~adapter.lora", "adapter.type=lora needs adapter.lora. Write adapter=lora."),
         ("trainer.max_length=0", "trainer.max_length should be above 0, not 0."),
         ("evaluate.batch_size=-1", "evaluate.batch_size should be above 0, not -1."),
@@ -253,16 +255,16 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        (["model.id=/nosuch"], "model.id=/nosuch is not a folder with a model and its tokenizer: "),
+        (["model.id=/nosuch"], "model.id=/nosuch: there is no such folder."),
         (["data.file.data_files=nosuch.jsonl"], "data.file: nosuch.jsonl is not here and could not be downloaded. "),
         (["data.file.data_files=some.pdf"], "data.file.data_files=some.pdf should end with .json, .jsonl, .csv, "),
         (["data.file.data_files=broken.jsonl"], "data.file: "),
-        (["data.file.data_files=other.csv"], "no formatter reads the columns question, answer. "),
+        (["data.file.data_files=other.csv"], "data.file: no formatter reads the columns question, answer. "),
         (["formatter=sharegpt"], "data.file row 0 (rows.jsonl, line 1): sharegpt needs 'conversations', the row has "),
         (["formatter=nosuch.rows"], "formatter=nosuch.rows could not be imported: No module named 'nosuch'."),
         (["formatter=alpaca", "formatter.outputt=x"],
          "formatter.outputt is not a field of alpaca. Did you mean output?"),
-        (["objective=nosuch"], "objective=nosuch is not measured in this run. Measured are train_loss."),
+        (["objective=nosuch"], "objective=nosuch is not measured in this run. Measured are train_loss, "),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_used_are_one_line(command, tmp_path, typed, line):

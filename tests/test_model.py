@@ -35,7 +35,7 @@ def base(tokenizer_folder, tmp_path):
 
 def load(folder: str, adapter: dict = FULL, template: str = "chatml"):
     tokenizer, _, new = load_tokenizer(folder, template)
-    return load_model({"id": folder}, adapter, tokenizer, "<|im_end|>", new), tokenizer, new
+    return load_model({"id": folder}, None, adapter is LORA, tokenizer, "<|im_end|>", new), tokenizer, new
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -105,6 +105,6 @@ def test_a_wrong_adapter_field_gets_a_line(adapter, line):
 
 
 def test_a_model_that_is_not_there_gets_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="is not a folder with a model and its tokenizer") as caught:
+    with pytest.raises(ConfigError, match="nowhere: there is no such folder.$") as caught:
         load_tokenizer(str(tmp_path / "nowhere"), "chatml")
     assert "\n" not in str(caught.value)
