@@ -9,7 +9,7 @@ help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 demo: .venv/installed  ## train the embedded tiny model and show what became of it
-	$(BIN)/python -m sft_recipes
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sft_recipes  # so that a busy machine does not slow two threads down
 
 test: .venv/installed-test  ## run the test suite
 	$(BIN)/python -m pytest

@@ -88,7 +88,7 @@ def trl(messages: Dataset, tokenizer: PreTrainedTokenizerFast, template: str) ->
 
 def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
     """A run's own code, `data.load` and `packed`, all rows to train on; only reading the files is left out."""
-    entries = {name: {} for name in sources} | {"held_out": 0}
+    entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
     rest = {"model": {}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}, "evaluate": {}}
     with patch.object(data, "load_rows", lambda name, *_: sources[name]):
         config = Config("benchmark", data=entries, **rest)

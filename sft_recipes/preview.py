@@ -18,13 +18,14 @@ from sft_recipes import evaluate
 from sft_recipes.arguments import trainer_arguments
 from sft_recipes.binding import call
 from sft_recipes.config import Config
-from sft_recipes.data import Data, find_formatter, load, load_rows, sources
+from sft_recipes.data import Data, load
 from sft_recipes.encoding import Encoder
 from sft_recipes.mask import STYLE, Token, html, terminal, tokens
 from sft_recipes.model import load_tokenizer, peft_config, quantization_config
 from sft_recipes.packing import pack
 from sft_recipes.report import ledger_table
 from sft_recipes.rows import lengths_of
+from sft_recipes.sources import find_formatter, load_rows, sources
 
 
 def main(config: Config, composed: DictConfig) -> float:

@@ -5,11 +5,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft_recipes.model import load_tokenizer
 
+torch.set_num_threads(1)  # the models are tiny; a second thread only waits for the first, long if the machine is busy
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "templates").glob("*.jinja"))

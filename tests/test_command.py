@@ -187,7 +187,7 @@ def test_a_value_that_a_class_does_not_take_is_one_line_before_data_or_weights_a
     command, monkeypatch, typed, line
 ):
     monkeypatch.setattr("sft_recipes.train.load_model", lambda *_: pytest.fail("the weights were loaded"))
-    monkeypatch.setattr("sft_recipes.data.load_dataset", lambda *_, **__: pytest.fail("the data was loaded"))
+    monkeypatch.setattr("sft_recipes.sources.load_dataset", lambda *_, **__: pytest.fail("the data was loaded"))
     code, printed, said = command("+recipe=tiny", typed)
     assert (code, printed, said.splitlines()[-1]) == (2, "", line)
     assert "Traceback" not in said

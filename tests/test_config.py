@@ -19,6 +19,7 @@ from sft_recipes.config import NOT_HERE, Config, folder, from_hydra, register
 from sft_recipes.formatters import FORMATTERS
 from sft_recipes.model import load_tokenizer, peft_config, quantization_config
 from sft_recipes.retired import RETIRED
+from sft_recipes.sources import Source, find_formatter, sources
 from sft_recipes.supervision import Policy
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("conf/*/*.yaml"))]
@@ -61,10 +62,10 @@ def test_it_composes_and_every_class_accepts_what_it_says(choice):
     check(load_tokenizer, config.model, "model")
     call(evaluate.Options, config.evaluate, "evaluate")
     call(Policy, config.supervision, "supervision")
-    sources = data.sources(config)
-    call(data.Options, {key: value for key, value in config.data.items() if key not in sources}, "data")
-    for name, source in sources.items():
-        data.find_formatter(name, source, {"name": "alpaca"}, [])
+    found = sources(config)
+    call(data.Options, {key: value for key, value in config.data.items() if key not in found}, "data")
+    for name, source in found.items():
+        find_formatter(name, source, {"name": "alpaca"}, [])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -79,7 +80,7 @@ def test_a_recipe_has_the_name_of_its_file_and_opens_with_its_command(name):
 @pytest.mark.parametrize("choice", [choice for choice in OPTIONS if choice.startswith(("model=", "data="))])
 def test_a_model_or_a_dataset_is_a_name_of_the_hub_or_ships_with_the_package(choice):
     config = composed("+recipe=tiny", choice, *NEEDS.get(choice, []))
-    for source in data.sources(config).values():
+    for source in sources(config).values():
         assert source.path in (None, "json") or re.fullmatch(r"[\w-]+/[\w.-]+", source.path)
     ours = config.model["id"] == str(ROOT / "sft_recipes" / "tiny" / "model")
     assert ours or re.fullmatch(r"[\w-]+/[\w.-]+", config.model["id"])
@@ -94,8 +95,8 @@ def test_a_formatter_option_names_itself_and_there_is_one_for_each_formatter(nam
 
 def test_a_mixture_is_a_list_of_sources_with_shares():
     config = composed("+recipe=tiny", "data=[lima,dolly]", "data.dolly.share=0.3")
-    assert list(data.sources(config)) == ["lima", "dolly"]
-    assert data.sources(config)["dolly"].share == 0.3
+    assert list(sources(config)) == ["lima", "dolly"]
+    assert sources(config)["dolly"].share == 0.3
 
 
 def test_a_field_of_a_class_needs_no_plus():
@@ -111,7 +112,7 @@ PLACES = {
     "model": set(inspect.signature(load_tokenizer).parameters),
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
     "data": set(inspect.signature(data.Options).parameters),
-    "data.NAME": set(inspect.signature(data.Source).parameters),
+    "data.NAME": set(inspect.signature(Source).parameters),
 }
 
 

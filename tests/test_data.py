@@ -10,10 +10,11 @@ import pytest
 
 from sft_recipes.binding import ConfigError
 from sft_recipes.config import Config
-from sft_recipes.data import load, sources
+from sft_recipes.data import load
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import DataError
 from sft_recipes.rows import arrays, flat_values
+from sft_recipes.sources import sources
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_a_sweep_gives_every_job_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments])
     GlobalHydra.instance().clear()
     main()
-    rates = [metrics(tmp_path / "sweep" / job)["history"][0]["learning_rate"] for job in "01"]
+    rates = [metrics(tmp_path / "sweep" / job)["history"][1]["learning_rate"] for job in "01"]
     assert len(set(rates)) == 2
 
 
@@ -140,10 +140,10 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
     trained = {}
 
     class Spy(sft_recipes.train.SFTTrainer):
-        def train(self):
+        def train(self, **options):
             trained["rows"] = sorted(self.train_dataset, key=lambda row: (row["source"], row["row"]))
             trained["encoder"] = Encoder(self.processing_class, template_text("chatml", self.processing_class))
-            return super().train()
+            return super().train(**options)
 
     monkeypatch.setattr(sft_recipes.train, "SFTTrainer", Spy)
     monkeypatch.setenv("COLUMNS", "80")

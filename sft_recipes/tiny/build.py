@@ -79,8 +79,8 @@ def pack(
     """
     Batches of shape (batch_size, length), cut from the documents laid end to end.
 
-    Positions start anew with each document, so that none sees its neighbour: without that, the tuned model names any
-    animal but the one it was asked about (94 % exact with, 1 % without).
+    Positions start anew with each document, so that none sees its neighbour: without that, the tuned model names
+    another animal than the one it was asked about (94 % exact with it, 1 % without, on an earlier draft of the world).
     """
     encoded = tokenizer([text + END for text in texts])["input_ids"]
     ids = torch.tensor([token for row in encoded for token in row])
