@@ -1,7 +1,7 @@
 """Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix, pack."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,26 +106,27 @@ def encode(
     """The rows of these numbers as token ids and labels, and as conversations."""
     source, index = sources(config)[name], list(sources(config)).index(name)
     ids, labels, problems, kept = [], [], [], []
+
+    def batches() -> Iterator[list[Conversation]]:
+        for start in range(0, len(numbers), BATCH):
+            kept.append([])
+            columns = rows.select(numbers[start : start + BATCH])[:]
+            for values in zip(*columns.values(), strict=True):
+                kept[-1].append(formatter(dict(zip(columns, values, strict=True))))
+            yield kept[-1]
+
     bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * BATCH)
-    for start in range(0, len(numbers), BATCH):
-        some = numbers[start : start + BATCH]
-        columns = rows.select(some)[:]
-        conversations = []
-        for number, values in zip(some, zip(*columns.values(), strict=True), strict=True):
-            try:
-                conversations.append(formatter(dict(zip(columns, values, strict=True))))
-            except DataError as error:
-                raise DataError(f"{place(name, source, number)}: {error}") from error
-        try:
-            encoded = encoder.encode(conversations, source.supervise)
-        except DataError as error:
-            raise DataError(f"{place(name, source, some[error.row])}: {error}") from error
-        ids += encoded["input_ids"]
-        labels += encoded["labels"]
-        problems.append(problems_of(encoder, conversations, encoded, source.supervise))
-        kept += conversations
-        bar.update(len(some))
+    try:
+        for encoded in encoder.encode_batches(batches(), source.supervise):
+            conversations = kept[len(problems)]
+            ids += encoded["input_ids"]
+            labels += encoded["labels"]
+            problems.append(problems_of(encoder, conversations, encoded, source.supervise))
+            bar.update(len(conversations))
+    except DataError as error:
+        number = numbers[(len(kept) - 1) * BATCH + getattr(error, "row", len(kept[-1]))]
+        raise DataError(f"{place(name, source, number)}: {error}") from error
     bar.close()
     origin = {"source": np.full(len(ids), index), "row": np.asarray(numbers, dtype=np.int64)}
     found = {"problems": np.concatenate(problems) if problems else np.zeros(0, dtype=np.int64)}
-    return table({"input_ids": ids, "labels": labels}, origin | found), kept
+    return table({"input_ids": ids, "labels": labels}, origin | found), [talk for batch in kept for talk in batch]

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -56,6 +57,24 @@ class Encoder:
         or `all` (every token). Raises DataError, its `row` the index into `conversations`, for one that the template
         refuses.
         """
+        return self.tokenized(self.rendered(conversations, supervise))
+
+    def encode_batches(
+        self, batches: Iterable[Sequence[Mapping[str, Any]]], supervise: str
+    ) -> Iterator[dict[str, list]]:
+        """`encode` for one batch after another; while one is tokenized, the next one is rendered."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            waiting: Future | None = None
+            for conversations in batches:
+                rows = self.rendered(conversations, supervise)
+                if waiting:
+                    yield waiting.result()
+                waiting = pool.submit(self.tokenized, rows)
+            if waiting:
+                yield waiting.result()
+
+    def rendered(self, conversations: Sequence[Mapping[str, Any]], supervise: str) -> list[list[Piece]]:
+        """The pieces of each conversation."""
         if supervise not in SUPERVISE:
             raise ConfigError(f"supervise should be {', '.join(SUPERVISE)}, not {supervise!r}.")
         rows = []
@@ -65,10 +84,15 @@ class Encoder:
             except DataError as error:
                 error.row = index
                 raise
+        return rows
+
+    def tokenized(self, rows: list[list[Piece]]) -> dict[str, list]:
+        """The pieces as columns of token ids, labels, texts, and whether special tokens are typed in them."""
         columns = join(rows, self.ids([piece for row in rows for piece in row]))
         typed = [any(how.startswith("marked") for how, _, _ in row) for row in rows]
         texts = ["".join(text for _, text, _ in row) for row in rows]
-        return columns | {"text": [text.translate(UNMARKED) for text in texts], "typed": typed}
+        texts = [text.translate(UNMARKED) if is_typed else text for text, is_typed in zip(texts, typed, strict=True)]
+        return columns | {"text": texts, "typed": typed}
 
     def pieces(self, conversation: Mapping[str, Any], supervise: str) -> list[Piece]:
         """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""

@@ -84,13 +84,14 @@ def packed(rows: Dataset, max_length: int, seed: int) -> Dataset:
     """Whole documents side by side in rows of at most `max_length` tokens, with their `seq_lengths`."""
     lengths = lengths_of(rows)
     bins = pack(lengths, max_length, seed)
+    bins = [bins[i] for i in np.random.default_rng(seed).permutation(len(bins))]  # pack gives the fullest first
     columns = {"seq_lengths": [lengths[documents] for documents in bins]}
     for key in ("input_ids", "labels"):
         documents = arrays(rows, key)
         columns[key] = [np.concatenate([documents[i] for i in chosen]) for chosen in bins]
     fill = lengths.sum() / len(bins) / max_length
     log.info("Packed %d rows into %d of %d tokens, %.1f %% full.", len(rows), len(bins), max_length, 100 * fill)
-    return shuffled(table(columns), seed)
+    return table(columns)
 
 
 def shuffled(rows: Dataset, seed: int) -> Dataset:
