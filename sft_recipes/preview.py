@@ -116,5 +116,8 @@ def histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]
 
 def section(title: str, shown: dict[str, str], mask: list[Token]) -> str:
     """One row of preview.html."""
-    folded = (f"<details><summary>{key}</summary><pre>{escape(shown[key])}</pre></details>" for key in shown)
+    folded = (
+        f"<details><summary>{key}</summary><pre>{escape(shown[key])}</pre></details>"
+        for key in ("raw", "messages", "text")
+    )
     return f"<h2>{escape(title)}</h2>{''.join(folded)}{html(mask)}"

@@ -1,0 +1,83 @@
+"""README.md stays true: its commands run, its Python runs, its tables are what a run prints."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+from transformers import AutoTokenizer
+
+from sft_recipes.__main__ import main
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+INLINE = re.findall(r"`(python -m sft_recipes[^`\n]*)`", README)
+COMMANDS = [line.partition("   #")[0] for block in BLOCKS for line in block.splitlines()] + INLINE
+SHORT = ["trainer.max_steps=2", "evaluate.rows=2", "evaluate.raw_text=null"]  # what a test adds, to be quick
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of a new user's, with a recipe of his own."""
+    mine = tmp_path_factory.mktemp("user")
+    (mine / "my_conf" / "recipe").mkdir(parents=True)
+    recipe = "# @package _global_\ndefaults:\n  - override /model: tiny\n  - override /data: [tiny]\nname: mine\n"
+    (mine / "my_conf" / "recipe" / "mine.yaml").write_text(recipe)
+    return mine
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests():
+    assert [command.strip() for command in COMMANDS[:2]] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_every_command_runs(command, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    if command.startswith("make"):  # what it would run; running it here would install and test within the test
+        done = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "python -m" in done.stdout
+    elif command.startswith("echo"):
+        subprocess.run(command, shell=True, check=True)
+    elif command.startswith("python -m sft_recipes.report"):
+        runs = sorted((folder / "outputs" / "tiny").iterdir())
+        finished = next(run for run in runs if (run / "supervision.json").is_file())
+        subprocess.run([sys.executable, "-m", "sft_recipes.report", str(finished)], check=True)
+    else:
+        arguments = shlex.split(command)[3:]
+        quick = [] if {"--cfg", "--help"} & set(arguments) else SHORT
+        monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments, *quick])
+        GlobalHydra.instance().clear()
+        try:
+            main()
+        except SystemExit as stop:
+            assert not stop.code
+
+
+def test_the_notebook_lines_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "my.jsonl").write_text('{"instruction": "Say hi.", "input": "", "output": "Hi!"}\n')
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    names = {"tokenizer": AutoTokenizer.from_pretrained(ROOT / "sft_recipes" / "tiny" / "model")}
+    exec(code, names)  # noqa: S102
+    assert names["rows"][0]["messages"][-1] == {"role": "assistant", "content": "Hi!"}
+    assert names["collate"]([names["rows"][0]])["labels"].shape[0] == 1
+
+
+def test_every_choice_that_is_named_is_there():
+    listed = dict(re.findall(r"^(?:conf|recipes)/(\w+)/ +(.*?)(?:   .*)?$", README, re.MULTILINE))
+    for group, names in listed.items():
+        for name in names.replace("…", " ").split():
+            assert any((ROOT / root / group / f"{name}.yaml").is_file() for root in ("conf", "recipes")), (group, name)
+
+
+def test_the_mask_shown_is_the_preview_s(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.argv", ["sft_recipes", "mode=preview"])
+    GlobalHydra.instance().clear()
+    main()
+    shown = re.search(r"```\n(first row:.*?)\n```", README, re.DOTALL)[1]
+    assert capsys.readouterr().out.startswith(shown)
