@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import (
     _CONTROL_TOKEN_END,
     _CONTROL_TOKEN_START,
-    encode_marked_chat,
     mark_control_tokens,
 )
 
@@ -151,14 +150,21 @@ class Encoder:
             return batch(self.inner, texts)
         if method == "after":  # as serving does, which encodes a special token and what follows it together
             return [ids[1:] for ids in batch(tokenizer.backend_tokenizer, [anchor + text for text in texts])]
-        if method == "marked" and anchor:
-            return [encode_marked_chat(tokenizer, text) for text in texts]
         if method == "marked":
-            return [encode_marked_chat(tokenizer, self.stop + text)[1:] for text in texts]
+            return [self.with_typed_tokens(text, start=anchor == "start") for text in texts]
         if method == "raw":
             rows = batch(tokenizer.backend_tokenizer, texts, add_special_tokens=True, encode_special_tokens=True)
             return [ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id] for ids in rows]
         return batch(tokenizer.backend_tokenizer, texts)
+
+    def with_typed_tokens(self, text: str, start: bool) -> list[int]:
+        """The ids of a text in which special tokens that a row spells out stand between transformers' markers."""
+        ids: list[int] = []
+        for place, part in enumerate(re.split(f"{_CONTROL_TOKEN_START}(.*?){_CONTROL_TOKEN_END}", text)):
+            if part:
+                backend = self.tokenizer.backend_tokenizer if start and not ids else self.inner
+                ids += batch(backend, [part], encode_special_tokens=place % 2 == 1)[0]
+        return ids
 
 
 def batch(

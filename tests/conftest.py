@@ -32,7 +32,7 @@ def base_tokenizer_folder(kind: str, root: Path) -> Path:
     """A folder with a base model's tokenizer of one kind: byte-level BPE, SentencePiece, or Llama-3 like."""
     folder = root / kind
     folder.mkdir(exist_ok=True)
-    if kind in ("neox", "llama2") and not SHARED.is_dir():
+    if kind in ("neox", "llama2", "legacy") and not SHARED.is_dir():
         pytest.skip("needs ../shared/data")
     if kind == "neox":
         tokenizer = PreTrainedTokenizerFast(
@@ -45,6 +45,18 @@ def base_tokenizer_folder(kind: str, root: Path) -> Path:
         config["add_bos_token"] = True
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    elif (
+        kind == "legacy"
+    ):  # SentencePiece as Mistral 7B's tokenizer.json has it: a dummy prefix after every special token
+        spec = json.loads(
+            AutoTokenizer.from_pretrained(base_tokenizer_folder("llama2", root)).backend_tokenizer.to_str()
+        )
+        replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replaced]}
+        spec["pre_tokenizer"] = None
+        PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        ).save_pretrained(folder)
     elif kind == "llama3":
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.Sequence(

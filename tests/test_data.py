@@ -175,6 +175,30 @@ def test_a_root_formatter_that_no_source_uses_is_an_error():
         sources(config(formatter="alpaca", a={"path": "x", "formatter": "chatml"}))
 
 
+def test_no_nulls_of_arrow_s_merged_structs_reach_the_template(encoder, tmp_path):
+    def call(**arguments):
+        return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "", "tool_calls": [call(x=1)]},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "", "tool_calls": [call(y="b")]},
+            ]
+        },
+    ]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    data = load(config(file={"data_files": path}, held_out=0), encoder, None)
+    texts = [encoder.tokenizer.decode(ids) for ids in arrays(data.train, "input_ids")]
+    assert sorted(re.search(r'"arguments": (.*)}\n', text)[1] for text in texts) == ['{"x": 1}', '{"y": "b"}']
+
+
 def test_supervise_is_a_choice_of_the_source(encoder, tmp_path):
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", [{"messages": talk}]), "supervise": "last"}

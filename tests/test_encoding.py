@@ -8,7 +8,7 @@ from sft_recipes.binding import ConfigError
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import DataError, alpaca, sharegpt
 
-KINDS = ("tiny", "llama3", "neox", "llama2")
+KINDS = ("tiny", "llama3", "neox", "llama2", "legacy")
 ANSWERS = {
     "plain": "Paris.",
     "leading space": " Paris.",
@@ -90,8 +90,8 @@ def test_every_turn_sees_what_serving_would_show(chat_tokenizer, kind, template)
 def test_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
     ids = Encoder(tokenizer, marked).encode([{"messages": [*ask("Hi", "Hello!"), *ask("a", "b")]}])["input_ids"][0]
-    wanted = {"llama2": 1}.get(kind, 0)  # of these four only Llama 2's tokenizer puts a BOS in front by itself
-    if kind == "llama2":
+    wanted = {"llama2": 1, "legacy": 1}.get(kind, 0)  # only Llama 2's tokenizers put a BOS in front by themselves
+    if wanted:
         assert ids[0] == tokenizer.bos_token_id
     if tokenizer.bos_token_id != tokenizer.eos_token_id:
         assert (ids == tokenizer.bos_token_id).sum() == wanted
@@ -140,6 +140,15 @@ def test_raw_text_is_trained_on_every_token_and_ends_with_eos(chat_tokenizer):
     row = Encoder(tokenizer, marked).encode([{"text": "The sea is wide."}])
     assert row["labels"][0].tolist() == row["input_ids"][0].tolist()
     assert tokenizer.decode(row["input_ids"][0]) == "The sea is wide." + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("kind", ["llama2", "legacy"])
+def test_raw_text_has_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind):
+    tokenizer, marked, _ = chat_tokenizer(kind, "llama2")
+    row = Encoder(tokenizer, marked).encode([{"text": "The sea</s> is wide."}])  # the typed one stays text
+    ids = row["input_ids"][0].tolist()
+    assert (ids[0], ids.count(1), ids[-1], ids.count(2)) == (1, 1, 2, 1)
+    assert tokenizer.decode(ids[1:-1]).strip() == "The sea</s> is wide."
 
 
 def test_calls_and_answers_are_trained_but_observations_and_tool_lists_are_not(chat_tokenizer):
