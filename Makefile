@@ -8,9 +8,8 @@ BIN    := .venv/bin
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-# PASSIVE: on a busy machine two waiting threads otherwise slow each other down many times over
 demo: .venv/installed  ## train the embedded tiny model and show what became of it
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sft_recipes
+	$(BIN)/python -m sft_recipes
 
 test: .venv/installed-test  ## run the test suite
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ def write(folder: Path) -> str:
     supervision = json.loads((folder / "supervision.json").read_text(encoding="utf-8"))
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line) for line in lines]
-    table = result_table(metrics) + ["", *examples(answers)]
+    table = [*result_table(metrics), "", *examples(answers, width=60)]
     config = (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
     page = [
         f"# {folder.parent.name} · {folder.name}",
@@ -41,7 +42,8 @@ def write(folder: Path) -> str:
         "```",
     ]
     (folder / "report.md").write_text("\n".join(page) + "\n", encoding="utf-8")
-    return "\n".join(table)
+    cell = max(20, (shutil.get_terminal_size().columns - 10) // 3)
+    return "\n".join([*result_table(metrics), "", *examples(answers, cell)])
 
 
 def result_table(metrics: dict[str, Any]) -> list[str]:
@@ -60,7 +62,7 @@ def result_table(metrics: dict[str, Any]) -> list[str]:
     return markdown(rows)
 
 
-def examples(answers: list[dict[str, Any]], number: int = 3, width: int = 60) -> list[str]:
+def examples(answers: list[dict[str, Any]], width: int, number: int = 3) -> list[str]:
     """A few held-out questions with both answers, spread over the whole list."""
     if not answers:
         return []
@@ -73,7 +75,7 @@ def examples(answers: list[dict[str, Any]], number: int = 3, width: int = 60) ->
 def ledger_table(ledger: dict[str, dict[str, Any]]) -> list[str]:
     """What every source gave: a line a source, and one for each problem that was found in it."""
     keys = ("rows", "held_out", "kept", "tokens", "supervised_tokens")
-    rows = [["source", "rows", "held out", "kept", "tokens", "with loss", "problem", "rows with it", "policy"]]
+    rows = [["source", "rows", "held out", "kept", "tokens", "with loss", "problem", "in rows", "policy"]]
     for name, part in ledger.items():
         head = [name, *(f"{part[key]:,}" for key in keys)]
         for problem, entry in part["problems"].items() or [("none", {"rows": 0, "policy": ""})]:

@@ -58,7 +58,7 @@ def test_report_md_has_supervision_training_and_config(run):
     folder = run("a")
     write(folder)
     page = (folder / "report.md").read_text()
-    assert "| tiny   | 10   | 2        | 9    | 90     | 30        | duplicate | 1            | drop   |" in page
+    assert "| tiny   | 10   | 2        | 9    | 90     | 30        | duplicate | 1       | drop   |" in page
     assert "7 steps in 3 s, 1,000 trained parameters" in page
     assert "seed: 42" in page
 
