@@ -48,7 +48,7 @@ def run(composed: DictConfig) -> float:
     try:
         config = from_hydra(composed)
         go_offline_if_need_be(config)
-        return import_module(f"sft_recipes.{config.mode}").main(config, composed)
+        return import_module(f"sft_recipes.{config.mode}").main(config)
     except Exception as error:
         if isinstance(error, USER_ERRORS):
             log.error(message(error))

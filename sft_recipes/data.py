@@ -83,9 +83,10 @@ def read(name: str, options: Options, config: Config, encoder: Encoder) -> Data:
     out = [] if source.held_out_split else held_out_rows(len(rows), options.held_out, config.seed)
     out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
     numbers = range(len(out_rows)) if source.held_out_split else out
-    train, trained = encode(name, config, formatter, encoder, rows, np.setdiff1d(np.arange(len(rows)), out))
-    held_out, questions = encode(name, config, formatter, encoder, out_rows, numbers)
-    check_parity(encoder, trained[:: max(1, len(trained) // PARITY_ROWS)])
+    trained = np.setdiff1d(np.arange(len(rows)), out)
+    train, some = encode(name, config, formatter, encoder, rows, trained, every=max(1, len(trained) // PARITY_ROWS))
+    held_out, questions = encode(name, config, formatter, encoder, out_rows, numbers, every=1)
+    check_parity(encoder, some)
     questions = [question for question in questions if "messages" in question]
     return Data(train, held_out, questions, {"fingerprint": fingerprint(source, rows)})
 
@@ -101,9 +102,9 @@ def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:
 
 
 def encode(
-    name: str, config: Config, formatter: Callable, encoder: Encoder, rows: Dataset, numbers: Sequence[int]
+    name: str, config: Config, formatter: Callable, encoder: Encoder, rows: Dataset, numbers: Sequence[int], every: int
 ) -> tuple[Dataset, list[Conversation]]:
-    """The rows of these numbers as token ids and labels, and as conversations."""
+    """The rows of these numbers as token ids and labels, and one in `every` as a conversation."""
     source, index = sources(config)[name], list(sources(config)).index(name)
     ids, labels, problems, kept = [], [], [], []
 
@@ -121,6 +122,7 @@ def encode(
             conversations = kept[len(problems)]
             ids += encoded["input_ids"]
             labels += encoded["labels"]
+            kept[len(problems)] = conversations[::every]
             problems.append(problems_of(encoder, conversations, encoded, source.supervise))
             bar.update(len(conversations))
     except DataError as error:

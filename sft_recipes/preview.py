@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from trl import SFTConfig
 
 from sft_recipes import evaluate
@@ -28,7 +27,7 @@ from sft_recipes.rows import lengths_of
 from sft_recipes.sources import find_formatter, load_rows, sources
 
 
-def main(config: Config, composed: DictConfig) -> float:
+def main(config: Config) -> float:
     """Prints a few rows, raw, as messages, as text and as supervised tokens, then the counts; writes preview.html."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     arguments, _ = trainer_arguments(config, folder)

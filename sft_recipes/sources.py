@@ -83,7 +83,7 @@ def broken_line(files: Any) -> str:
         with open(files, encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    json.loads(line or "0") if line.strip() else None
+                    json.loads(line) if line.strip() else None
                 except ValueError as error:
                     return f"line {number} is not JSON ({error})"
     return ""

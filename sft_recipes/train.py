@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from peft import PeftConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
@@ -48,7 +47,7 @@ from sft_recipes.supervision import record
 log = logging.getLogger(__name__)
 
 
-def main(config: Config, composed: DictConfig) -> float:
+def main(config: Config) -> float:
     """Trains, writes the run folder, and gives back the objective."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     arguments, callbacks = trainer_arguments(config, folder)
