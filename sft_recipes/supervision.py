@@ -159,28 +159,38 @@ def mark_repeats(train: Dataset, held_out: Dataset) -> Dataset:
 
 
 def check_parity(encoder: Encoder, conversations: Sequence[Conversation]) -> None:
-    """Raises ConfigError where the ids before a first answer are not those that serving would show.
+    """Raises ConfigError where training shows another context before an answer than serving would.
 
-    The saved tokenizer renders the history with its own template. Rows with typed special tokens are the exception:
-    serving would take them for real ones.
+    The saved tokenizer renders the history with its own template. Before a first answer the ids have to be equal,
+    before a last one the text: an earlier answer is encoded by itself when it is trained, and with the line break
+    before it when it is history. Rows with typed special tokens are the exception, as serving would take them for real
+    ones; rows whose turns do not alternate are served in no other way than they are written.
     """
     for conversation in conversations:
         if "text" in conversation or any(map(encoder.has_typed_token, strings(conversation))):
             continue
         messages, tools = conversation["messages"], conversation.get("tools") or None
-        first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-        answer = {key: value for key, value in messages[first].items() if key != "train"}
-        row = encoder.encode([{"messages": [*messages[:first], answer], "tools": tools}])
-        trained = row["input_ids"][0][: int(np.argmax(row["labels"][0] != IGNORED))].tolist()
-        served = encoder.tokenizer.apply_chat_template(
-            messages[:first], tools=tools, add_generation_prompt=True, return_dict=False
-        )
-        if trained != served:
-            raise ConfigError(
-                f"model.chat_template: training shows …{encoder.tokenizer.decode(trained[-12:])!r} before an answer, "
-                f"serving …{encoder.tokenizer.decode(served[-12:])!r}. The text up to an answer should be what the "
-                "template gives for the messages before it with add_generation_prompt."
+        if not ORDER.fullmatch("".join(message["role"][0] for message in messages)):
+            continue
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        for turn in {answers[0], answers[-1]} - {0}:  # nothing stands before a message that opens the conversation
+            said = [
+                {key: value for key, value in message.items() if key != "train"} for message in messages[: turn + 1]
+            ]
+            row = encoder.encode([{"messages": said, "tools": tools}])
+            ids, carries = row["input_ids"][0], row["labels"][0] != IGNORED
+            start = np.flatnonzero(carries & ~np.append(False, carries[:-1]))[-1]
+            trained = ids[:start].tolist()
+            served = encoder.tokenizer.apply_chat_template(
+                messages[:turn], tools=tools, add_generation_prompt=True, return_dict=False
             )
+            texts = [encoder.tokenizer.decode(some) for some in (trained, served)]
+            if texts[0] != texts[1] or (turn == answers[0] and trained != served):
+                raise ConfigError(
+                    f"model.chat_template: training shows …{texts[0][-40:]!r} before an answer, serving "
+                    f"…{texts[1][-40:]!r}. The text up to an answer should be what the template gives for the messages "
+                    "before it with add_generation_prompt."
+                )
 
 
 def digest(rows: Dataset, chunk: int = 1000) -> dict[str, Any]:

@@ -151,6 +151,27 @@ def test_a_template_that_serves_another_prompt_than_it_trains_is_refused(encoder
         check_parity(marked(encoder, tmp_path, other), [GOOD])
 
 
+def test_a_conversation_that_the_assistant_opens_is_trained(encoder, tmp_path):
+    opened = {"messages": [say("assistant", "Hello!"), say("user"), say("assistant")]}
+    data = load(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", [opened])}, held_out=0), encoder, 64)
+    assert data.ledger["file"]["problems"]["roles_out_of_order"]["rows"] == 1
+
+
+def test_earlier_answers_that_merge_with_a_line_break_are_no_other_context(encoder):
+    check_parity(encoder, [{"messages": [say("user"), say("assistant", "\n\nHm."), say("user"), say("assistant")]}])
+
+
+def test_a_template_that_changes_earlier_answers_is_refused(encoder, tmp_path):
+    talk = [say("user"), say("assistant", "long"), say("user"), say("assistant", "short")]
+    with pytest.raises(ConfigError, match="before an answer, serving"):
+        check_parity(marked(encoder, tmp_path, CUTS_WHEN_SERVED), [{"messages": talk}])
+
+
+CUTS_WHEN_SERVED = DROPS_SYSTEM.replace(
+    "{{ m.content + eos_token }}", "{{ m.content[:1] if add_generation_prompt else m.content }}{{ eos_token }}"
+)
+
+
 def some_rows(shift: int = 0):
     documents = [np.arange(n, 2 * n + shift, dtype=np.int32) for n in range(3, 30)]
     numbers = {"source": np.zeros(27, dtype=int), "row": np.arange(27)}
