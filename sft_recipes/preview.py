@@ -9,8 +9,10 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
 from sft_recipes import evaluate
@@ -51,7 +53,7 @@ def main(config: Config) -> float:
         print(f"\ntokens, with loss {marks}:")
         print(terminal(mask, width, colour), end="\n\n")
         page.append(section(title, shown, mask))
-    summary = counts(data, arguments)
+    summary = f"{counts(data, arguments)}\n{memory(config)}"
     print(summary)
     page.append(f"<pre>{escape(summary)}</pre>")
     (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
@@ -101,6 +103,22 @@ def counts(data: Data, arguments: SFTConfig) -> str:
     steps = math.ceil(rows / batch)
     lines.append(f"{steps:,} steps an epoch of {batch} rows; {arguments.num_train_epochs:g} epochs.")
     return "\n".join(lines)
+
+
+def memory(config: Config) -> str:
+    """What the weights and the optimizer will hold, from the model's shape alone; the rest depends on the hardware."""
+    options = {key: config.model[key] for key in ("revision", "trust_remote_code") if key in config.model}
+    shape = AutoConfig.from_pretrained(config.model["id"], **options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=options.get("trust_remote_code", False))
+    number = sum(parameter.numel() for parameter in model.parameters())
+    held = {"fp32 weights, gradients and AdamW's two moments": 16}
+    if config.adapter["type"] != "none":
+        held = {"the frozen weights in fp32": 4, "in bf16": 2} | (
+            {"in 4 bits": 0.5} if "quantization" in config.adapter else {}
+        )
+    sizes = ", ".join(f"{label} {number * size / 2**30:.3g} GiB" for label, size in held.items())
+    return f"{number:,} parameters: {sizes}. Activations and time are not estimated; a run says after its first steps."
 
 
 def histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:

@@ -153,3 +153,15 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
     longest = max(trained["rows"], key=lambda row: len(row["input_ids"]))
     for row in (trained["rows"][0], longest):
         assert terminal(tokens(trained["encoder"], row["input_ids"], row["labels"]), 80, colour=False) in printed
+
+
+@pytest.mark.parametrize(
+    ("adapter", "line"),
+    [
+        ("none", "fp32 weights, gradients and AdamW's two moments take 7.6 MiB"),
+        ("lora", "frozen weights in bf16 take 1.0 MiB"),
+    ],
+)
+def test_preview_says_what_the_weights_take(command, adapter, line):
+    _, printed, _ = command("mode=preview", f"adapter={adapter}")
+    assert f"498,336 parameters: {line}." in printed  # 498,336 × 16 or 2 bytes
