@@ -112,13 +112,13 @@ def memory(config: Config) -> str:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=options.get("trust_remote_code", False))
     number = sum(parameter.numel() for parameter in model.parameters())
-    held = {"fp32 weights, gradients and AdamW's two moments": 16}
+    label, size = "fp32 weights, gradients and AdamW's two moments", 16
     if config.adapter["type"] != "none":
-        held = {"the frozen weights in fp32": 4, "in bf16": 2} | (
-            {"in 4 bits": 0.5} if "quantization" in config.adapter else {}
+        label, size = (
+            ("frozen weights in 4 bits", 0.5) if "quantization" in config.adapter else ("frozen bf16 weights", 2)
         )
-    sizes = ", ".join(f"{label} {number * size / 2**30:.3g} GiB" for label, size in held.items())
-    return f"{number:,} parameters: {sizes}. Activations and time are not estimated; a run says after its first steps."
+    total = f"{number * size / 2**30:.1f} GiB" if number * size > 2**30 else f"{number * size / 2**20:.1f} MiB"
+    return f"{number:,} parameters: {label} take {total}. Activations and time are not estimated before a run."
 
 
 def histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:

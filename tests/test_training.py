@@ -159,7 +159,7 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
     ("adapter", "line"),
     [
         ("none", "fp32 weights, gradients and AdamW's two moments take 7.6 MiB"),
-        ("lora", "frozen weights in bf16 take 1.0 MiB"),
+        ("lora", "frozen bf16 weights take 1.0 MiB"),
     ],
 )
 def test_preview_says_what_the_weights_take(command, adapter, line):
