@@ -32,6 +32,7 @@ class Config:
     trainer: dict[str, Any]
     evaluate: dict[str, Any]
     supervision: dict[str, Any] = field(default_factory=dict)
+    preview: dict[str, Any] = field(default_factory=dict)
     mode: Literal["train", "preview"] = "train"
     seed: int = 42
     objective: str | None = None

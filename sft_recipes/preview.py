@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -29,11 +30,19 @@ from sft_recipes.rows import lengths_of
 from sft_recipes.sources import find_formatter, load_rows, sources
 
 
+@dataclass(frozen=True)
+class Options:
+    """The config's `preview`."""
+
+    rows: int = 1  # drawn, besides the first and the longest
+
+
 def main(config: Config) -> float:
     """Prints a few rows, raw, as messages, as text and as supervised tokens, then the counts; writes preview.html."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     arguments, _ = trainer_arguments(config, folder)
     call(evaluate.Options, config.evaluate, "evaluate")
+    drawn = call(Options, config.preview, "preview").rows
     peft_config(config.adapter)
     quantization_config(config.adapter)
     tokenizer, template, _ = call(load_tokenizer, config.model, "model")
@@ -42,7 +51,7 @@ def main(config: Config) -> float:
     width = shutil.get_terminal_size().columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     page = [f"<!doctype html><meta charset=utf-8><title>{escape(config.name)}: preview</title>{STYLE}"]
-    for why, index in chosen(data.train, config.seed):
+    for why, index in chosen(data.train, drawn, config.seed):
         shown = steps(config, encoder, data.train[index])
         title = f"{why} row: {shown['title']}"
         mask = tokens(encoder, data.train[index]["input_ids"], data.train[index]["labels"])
@@ -61,12 +70,13 @@ def main(config: Config) -> float:
     return 0.0
 
 
-def chosen(rows: Dataset, seed: int) -> list[tuple[str, int]]:
-    """The first row in the order of the files, the longest, and one drawn with the run's seed; each once."""
-    first = int(np.lexsort((rows["row"], rows["source"]))[0])
-    longest, drawn = int(lengths_of(rows).argmax()), int(np.random.default_rng(seed).integers(len(rows)))
-    found = {first: "first", longest: "longest", drawn: "drawn"}
-    return [(why, index) for index, why in found.items()]
+def chosen(rows: Dataset, drawn: int, seed: int) -> list[tuple[str, int]]:
+    """The first row in the order of the files, the longest, and some drawn with the run's seed; each once."""
+    first, longest = int(np.lexsort((rows["row"], rows["source"]))[0]), int(lengths_of(rows).argmax())
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    others = [index for index in order if index not in (first, longest)][:drawn]
+    found = dict.fromkeys(others, "drawn") | {longest: "longest", first: "first"}
+    return [(found[index], index) for index in dict.fromkeys([first, longest, *others])]
 
 
 def steps(config: Config, encoder: Encoder, row: dict) -> dict[str, str]:

@@ -165,3 +165,8 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
 def test_preview_says_what_the_weights_take(command, adapter, line):
     _, printed, _ = command("mode=preview", f"adapter={adapter}")
     assert f"498,336 parameters: {line}." in printed  # 498,336 × 16 or 2 bytes
+
+
+def test_preview_rows_is_how_many_are_drawn(command):
+    _, printed, _ = command("mode=preview", "preview.rows=3")
+    assert re.findall(r"^(\w+) row: data", printed, re.MULTILINE) == ["first", "longest", "drawn", "drawn", "drawn"]
