@@ -1,6 +1,5 @@
 """Conversations become `input_ids` and `labels`: the loss is on the answers and their stop tokens and nothing else."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import (
     _CONTROL_TOKEN_END,
@@ -17,6 +15,7 @@ from transformers.utils.chat_template_utils import (
     mark_control_tokens,
 )
 
+from sft_recipes.backend import batch, without_dummy_prefix
 from sft_recipes.binding import ConfigError, one_line
 from sft_recipes.chat_template import render, special_tokens, stop_token
 from sft_recipes.formatters import DataError
@@ -167,19 +166,6 @@ class Encoder:
         return ids
 
 
-def batch(
-    backend: Tokenizer, texts: list[str], add_special_tokens: bool = False, encode_special_tokens: bool = False
-) -> list[list[int]]:
-    """The ids of many texts at once, on all cores; `encode_special_tokens` reads special tokens in them as text."""
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = encode_special_tokens
-    try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
-    finally:
-        backend.encode_special_tokens = False
-
-
 def chosen(spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise: str) -> list[tuple[int, int]]:
     """The assistant's spans that are trained; raises DataError where one has to be chosen and cannot be told apart."""
     train = [message.get("train") is not False for message in messages if message["role"] == "assistant"]
@@ -202,31 +188,6 @@ def join(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list[np.nda
     labels = np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORED))
     ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([len(row) for row in rows])]
     return {"input_ids": np.split(flat, ends[:-1]), "labels": np.split(labels, ends[:-1])}
-
-
-def without_dummy_prefix(backend: Tokenizer) -> Tokenizer:
-    """A tokenizer for the middle of a text: SentencePiece's dummy prefix belongs to the beginning of a text alone."""
-    splitting, normalizing = parts(backend.pre_tokenizer, "pretokenizers"), parts(backend.normalizer, "normalizers")
-    prefixed = any(part.get("prepend_scheme", "never") != "never" or part.get("add_prefix_space") for part in splitting)
-    if not prefixed and not any(part["type"] == "Prepend" for part in normalizing):
-        return backend
-    spec = json.loads(backend.to_str())
-    for part in splitting:
-        part |= {"prepend_scheme": "never"} if part["type"] == "Metaspace" else {}
-        part |= {"add_prefix_space": False} if part["type"] == "ByteLevel" else {}
-    if splitting:
-        spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splitting}
-    kept = [part for part in normalizing if part["type"] != "Prepend"]
-    spec["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-    return Tokenizer.from_str(json.dumps(spec))
-
-
-def parts(component: Any, key: str) -> list[dict[str, Any]]:
-    """The members of a tokenizers Sequence as mappings, or the one component there is."""
-    if component is None:
-        return []
-    spec = json.loads(component.__getstate__())
-    return spec.get(key, [spec])
 
 
 def strings(value: Any) -> Iterator[str]:

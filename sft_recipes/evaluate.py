@@ -39,8 +39,9 @@ def measure(model: PreTrainedModel, encoder: Encoder, questions: Sequence[Mappin
     model.eval()
     model.config.use_cache = True
     found: dict[str, Any] = {}
-    if options.rows and questions:
-        found["answers"] = answers(model, encoder.tokenizer, questions[: options.rows], options)
+    asked = [question for question in questions if answerable(question["messages"])][: options.rows]
+    if asked:
+        found["answers"] = answers(model, encoder.tokenizer, asked, options)
         count = len(found["answers"])
         found["exact_match"] = sum(answer["text"] == answer["reference"] for answer in found["answers"]) / count
         found["stops"] = sum(answer["stops"] for answer in found["answers"]) / count
@@ -82,6 +83,12 @@ def answers(
                 {"prompt": past[-1]["content"], "reference": reference, "text": text, "stops": end is not None}
             )
     return results
+
+
+def answerable(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether something stands before the last answer, and that answer is a text rather than a call of a tool."""
+    past, reference = history(messages)
+    return bool(past) and bool(reference)
 
 
 def history(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:

@@ -1,11 +1,9 @@
 """The supervision ledger: what encoding found in every row, counted, with what is done about it."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +15,6 @@ from sft_recipes.formatters import Conversation, DataError
 from sft_recipes.rows import arrays, flat_values
 
 log = logging.getLogger(__name__)
-STACK = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "sft-recipes")
-
 Action = Literal["raise", "drop", "keep"]
 
 
@@ -173,7 +169,7 @@ def check_parity(encoder: Encoder, conversations: Sequence[Conversation]) -> Non
         if not ORDER.fullmatch("".join(message["role"][0] for message in messages)):
             continue
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        for turn in {answers[0], answers[-1]} - {0}:  # nothing stands before a message that opens the conversation
+        for turn in {answers[0], answers[-1]}:
             said = [
                 {key: value for key, value in message.items() if key != "train"} for message in messages[: turn + 1]
             ]
@@ -191,29 +187,3 @@ def check_parity(encoder: Encoder, conversations: Sequence[Conversation]) -> Non
                     f"…{texts[1][-40:]!r}. The text up to an answer should be what the template gives for the messages "
                     "before it with add_generation_prompt."
                 )
-
-
-def digest(rows: Dataset, chunk: int = 1000) -> dict[str, Any]:
-    """SHA-256 over every row's ids, labels and document lengths, in order, and the same up to every `chunk` rows.
-
-    Lengths and values go in as little-endian int32, so the digest is the same on every machine.
-    """
-    total, steps = hashlib.sha256(), []
-    columns = [column for column in ("input_ids", "labels", "seq_lengths") if column in rows.column_names]
-    listed = zip(*(arrays(rows, column) for column in columns), strict=True)
-    for index, row in enumerate(listed, start=1):
-        for values in row:
-            total.update(np.array([len(values)], dtype="<i4").tobytes() + values.astype("<i4").tobytes())
-        if index % chunk == 0:
-            steps.append(total.hexdigest()[:16])
-    return {"sha256": total.hexdigest(), "rows": len(rows), "chunk": chunk, "chunks": steps}
-
-
-def versions() -> dict[str, str]:
-    """The versions of the stack that encoded the rows."""
-    return {package: version(package) for package in STACK}
-
-
-def record(data_ledger: Mapping[str, Any], rows: Dataset, config: Mapping[str, Any]) -> dict[str, Any]:
-    """supervision.json: the ledger, the digest of what the trainer gets, and what it depends on."""
-    return {"digest": digest(rows), "sources": data_ledger, "versions": versions(), "config": config}

@@ -29,6 +29,7 @@ from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
 from sft_recipes.config import Config
 from sft_recipes.data import load
+from sft_recipes.digest import record
 from sft_recipes.encoding import Encoder
 from sft_recipes.loss import watch
 from sft_recipes.model import (
@@ -42,7 +43,6 @@ from sft_recipes.model import (
 )
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
-from sft_recipes.supervision import record
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def main(config: Config) -> float:
     tokenizer, template, new = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
     data = load(config, encoder, arguments.max_length)
-    asked = bool(data.questions and asking.rows)
+    asked = asking.rows > 0 and any(evaluate.answerable(question["messages"]) for question in data.questions)
     goal = objective(config.objective, len(data.held_out) > 0, asked, asking.raw_text is not None)
     rows = packed(data.train, arguments.max_length, config.seed) if arguments.packing else with_lengths(data.train)
     supervision = record(data.ledger, rows, asdict(config)) | {"padding": padding(rows, arguments)}
@@ -183,11 +183,13 @@ def write(folder: Path, metrics: dict[str, Any], answers: list[dict[str, Any]], 
 
 
 def smoke_line(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:
-    """The verdict of a +debug=smoke run; raises RuntimeError where the loss does not fall or is not finite."""
+    """The verdict of a +debug=smoke run; raises ConfigError where the loss does not fall or is not finite."""
     losses = [entry["loss"] for entry in metrics["history"] if "loss" in entry]
+    if len(losses) < 2:
+        raise ConfigError("Smoke test: too few steps to see the loss fall. Raise trainer.max_steps.")
     first, last = losses[0], sum(losses[-3:]) / len(losses[-3:])
     if not math.isfinite(last) or last >= first:
-        raise RuntimeError(f"Smoke test failed: the loss went from {first:.3f} to {last:.3f}.")
+        raise ConfigError(f"Smoke test failed: the loss went from {first:.3f} to {last:.3f}.")
     example = answers[0]["tuned"] if answers else ""
     return (
         f"Smoke test passed: the loss fell from {first:.3f} to {last:.3f} in {metrics['steps']} steps, peak memory "

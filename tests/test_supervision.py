@@ -13,10 +13,11 @@ from test_data import config, jsonl, questions
 
 from sft_recipes.binding import ConfigError
 from sft_recipes.data import load
+from sft_recipes.digest import digest, record
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import DataError
 from sft_recipes.rows import packed, table
-from sft_recipes.supervision import BIT, PROBLEMS, check_parity, digest, problems_of
+from sft_recipes.supervision import BIT, PROBLEMS, check_parity, problems_of
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,7 @@ def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
     script = (
         "from pathlib import Path\nfrom test_data import config\nfrom sft_recipes.data import load\n"
         "from sft_recipes.encoding import Encoder\nfrom sft_recipes.model import load_tokenizer\n"
-        "from sft_recipes.supervision import digest\n"
+        "from sft_recipes.digest import digest\n"
         f"tokenizer, template, _ = load_tokenizer({str(ROOT / 'sft_recipes/tiny/model')!r}, 'chatml')\n"
         f"data = load(config(file={{'data_files': {path!r}}}, held_out=5), Encoder(tokenizer, template), 64)\n"
         "print(digest(data.train)['sha256'])"
@@ -224,8 +225,6 @@ def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
 
 
 def test_supervision_json_has_what_a_run_was_trained_on(encoder, tmp_path):
-    from sft_recipes.supervision import record
-
     data = load(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(5))}, held_out=0), encoder, 64)
     written = json.loads(json.dumps(record(data.ledger, data.train, {"name": "x"})))
     assert set(written) == {"digest", "sources", "versions", "config"}

@@ -170,3 +170,25 @@ def test_preview_says_what_the_weights_take(command, adapter, line):
 def test_preview_rows_is_how_many_are_drawn(command):
     _, printed, _ = command("mode=preview", "preview.rows=3")
     assert re.findall(r"^(\w+) row: data", printed, re.MULTILINE) == ["first", "longest", "drawn", "drawn", "drawn"]
+
+
+def test_a_smoke_run_too_short_to_judge_says_so(command):
+    code, _, folder = command("+debug=smoke", "trainer.max_steps=2", "evaluate.raw_text=null")
+    assert code == 2
+    assert (
+        "Smoke test: too few steps to see the loss fall. Raise trainer.max_steps."
+        in (folder / "sft_recipes.log").read_text()
+    )
+
+
+def test_held_out_rows_without_a_question_are_not_asked(command, tmp_path):
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in (talk, talk[1:]))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    files = f"data.file.data_files={{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl}}"
+    code, _, folder = command(
+        "data=file", files, "data.file.held_out_split=test", "supervision.in_held_out=keep", *SHORT
+    )
+    assert code == 0
+    assert [json.loads(line)["prompt"] for line in (folder / "answers.jsonl").read_text().splitlines()] == ["Hi"]
