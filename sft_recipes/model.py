@@ -90,7 +90,8 @@ def add_rows(model: PreTrainedModel, new: list[int]) -> None:
 
     Spare rows that differ from each other stay as they are. Other new rows are the mean of the rows before them and 0.3
     of their spread as noise: the mean alone, transformers' default, makes two control tokens equal to 3e-6, and the
-    whole spread makes a base model say them (the tiny model's loss on raw text goes from 0.812 to 1.557; with 0.3 it is 0.814).
+    whole spread makes a base model say them (the tiny model's loss on raw text goes from 0.812 to 1.557; with 0.3 it is
+    0.814).
     """
     if not new:
         return
