@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -11,6 +13,7 @@ from trl import SFTConfig
 
 from sft_recipes.binding import ConfigError, call
 from sft_recipes.config import Config
+from sft_recipes.data import streamed
 from sft_recipes.progress import Clock
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     if "bf16" not in values and "fp16" not in values:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     check_trackers(values.get("report_to"))
+    if streamed(config):
+        values |= for_streams(config.trainer)
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call(SFTConfig, values | own, "trainer")
     if arguments.packing and arguments.max_length is None:
@@ -37,6 +42,15 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
     return arguments, callbacks
+
+
+def for_streams(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stream needs of the trainer; raises ConfigError for what it cannot do."""
+    if values.get("max_steps", -1) <= 0:
+        raise ConfigError("trainer.max_steps is missing: a stream has no length. Write trainer.max_steps=1000.")
+    if values.get("dataloader_num_workers"):
+        raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, or its rows could not be counted.")
+    return {"train_sampling_strategy": "random"}  # the stream shuffles; it has no lengths to group by
 
 
 def check_trackers(wanted: str | list[str] | None) -> None:

@@ -15,7 +15,7 @@ from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import Conversation, DataError
 from sft_recipes.rows import flat_values, mix, shorten, shuffled, table, token_counts
 from sft_recipes.sources import find_formatter, fingerprint, load_rows, place, sources
-from sft_recipes.supervision import Policy, check_parity, enforce, mark_repeats, problems_of
+from sft_recipes.supervision import Policy, announce, check_parity, enforce, keys, mark_repeats, problems_of
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # rows that are formatted and encoded at once
@@ -41,6 +41,15 @@ class Data:
     ledger: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems
 
 
+def streamed(config: Config) -> bool:
+    """Whether the sources are streamed; raises ConfigError where only some of them are."""
+    asked = {name: source.streaming for name, source in sources(config).items()}
+    if any(asked.values()) and not all(asked.values()):
+        other = min(asked, key=asked.get)
+        raise ConfigError(f"data.{other}.streaming should be true, too: all sources are streamed, or none.")
+    return any(asked.values())
+
+
 def load(config: Config, encoder: Encoder, max_length: int | None) -> Data:
     """The rows to train on, in an order drawn with the run's seed, those that are held out, and the ledger of both.
 
@@ -53,7 +62,7 @@ def load(config: Config, encoder: Encoder, max_length: int | None) -> Data:
     cutting = "keep" if config.smoke else options.max_length_policy
     parts = {name: read(name, options, config, encoder) for name in found}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
-    train = mark_repeats(concatenate_datasets([part.train for part in parts.values()]), held_out)
+    train = mark_repeats(concatenate_datasets([part.train for part in parts.values()]), keys(held_out), set())
     kept, ledger = {}, {}
     for index, (name, part) in enumerate(parts.items()):
         mine = train.select(np.flatnonzero(flat_values(train, "source") == index))
@@ -61,6 +70,7 @@ def load(config: Config, encoder: Encoder, max_length: int | None) -> Data:
         kept[name], cut = shorten(name, mine, max_length, cutting)
         counts = {"rows": len(part.train), "held_out": len(part.held_out)}
         ledger[name] = part.ledger | counts | {"problems": problems | cut}
+        announce(name, problems | cut)
     kept = mix(kept, {name: source.share for name, source in found.items()}, config.seed)
     for name, rows in kept.items():
         ledger[name] |= {"kept": len(rows)} | token_counts(rows)
@@ -102,9 +112,19 @@ def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:
 
 
 def encode(
-    name: str, config: Config, formatter: Callable, encoder: Encoder, rows: Dataset, numbers: Sequence[int], every: int
+    name: str,
+    config: Config,
+    formatter: Callable,
+    encoder: Encoder,
+    rows: Dataset,
+    numbers: Sequence[int],
+    every: int,
+    first: int = 0,
 ) -> tuple[Dataset, list[Conversation]]:
-    """The rows of these numbers as token ids and labels, and one in `every` as a conversation."""
+    """The rows of these numbers as token ids and labels, and one in `every` as a conversation.
+
+    `first` is the number of the first row in its source, where `rows` are a part of it.
+    """
     source, index = sources(config)[name], list(sources(config)).index(name)
     ids, labels, problems, kept = [], [], [], []
 
@@ -127,8 +147,8 @@ def encode(
             bar.update(len(conversations))
     except DataError as error:
         number = numbers[(len(kept) - 1) * BATCH + getattr(error, "row", len(kept[-1]))]
-        raise DataError(f"{place(name, source, number)}: {error}") from error
+        raise DataError(f"{place(name, source, first + number)}: {error}") from error
     bar.close()
-    origin = {"source": np.full(len(ids), index), "row": np.asarray(numbers, dtype=np.int64)}
+    origin = {"source": np.full(len(ids), index), "row": first + np.asarray(numbers, dtype=np.int64)}
     found = {"problems": np.concatenate(problems) if problems else np.zeros(0, dtype=np.int64)}
     return table({"input_ids": ids, "labels": labels}, origin | found), [talk for batch in kept for talk in batch]

@@ -1,7 +1,7 @@
 """Which tokens a run was trained on, as one number that is the same on every machine."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -13,20 +13,38 @@ from sft_recipes.rows import arrays
 STACK = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "sft-recipes")
 
 
-def digest(rows: Dataset, chunk: int = 1000) -> dict[str, Any]:
-    """SHA-256 over every row's ids, labels and document lengths, in order, and the same up to every `chunk` rows.
+COLUMNS = ("input_ids", "labels", "seq_lengths")
+CHUNK = 1000  # rows between two intermediate digests, by which two runs are told where they part
+
+
+class Digest:
+    """SHA-256 over every row's ids, labels and document lengths, in order, and the same up to every CHUNK rows.
 
     Lengths and values go in as little-endian int32, so the digest is the same on every machine.
     """
-    total, steps = hashlib.sha256(), []
-    columns = [column for column in ("input_ids", "labels", "seq_lengths") if column in rows.column_names]
-    listed = zip(*(arrays(rows, column) for column in columns), strict=True)
-    for index, row in enumerate(listed, start=1):
+
+    def __init__(self):
+        self.total, self.rows, self.chunks = hashlib.sha256(), 0, []
+
+    def add(self, row: Iterable[np.ndarray]) -> None:
+        """Takes in one row's columns."""
         for values in row:
-            total.update(np.array([len(values)], dtype="<i4").tobytes() + values.astype("<i4").tobytes())
-        if index % chunk == 0:
-            steps.append(total.hexdigest()[:16])
-    return {"sha256": total.hexdigest(), "rows": len(rows), "chunk": chunk, "chunks": steps}
+            self.total.update(np.array([len(values)], dtype="<i4").tobytes() + values.astype("<i4").tobytes())
+        self.rows += 1
+        if self.rows % CHUNK == 0:
+            self.chunks.append(self.total.hexdigest()[:16])
+
+    def record(self) -> dict[str, Any]:
+        """What supervision.json holds of it."""
+        return {"sha256": self.total.hexdigest(), "rows": self.rows, "chunk": CHUNK, "chunks": self.chunks}
+
+
+def digest(rows: Dataset) -> dict[str, Any]:
+    """The digest of all rows of a dataset."""
+    found = Digest()
+    for row in zip(*(arrays(rows, column) for column in COLUMNS if column in rows.column_names), strict=True):
+        found.add(row)
+    return found.record()
 
 
 def versions() -> dict[str, str]:
@@ -34,6 +52,6 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in STACK}
 
 
-def record(data_ledger: Mapping[str, Any], rows: Dataset, config: Mapping[str, Any]) -> dict[str, Any]:
+def record(data_ledger: Mapping[str, Any], digest: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """supervision.json: the ledger, the digest of what the trainer gets, and what it depends on."""
-    return {"digest": digest(rows), "sources": data_ledger, "versions": versions(), "config": config}
+    return {"digest": digest, "sources": data_ledger, "versions": versions(), "config": config}

@@ -16,11 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
-from sft_recipes import evaluate
+from sft_recipes import evaluate, streaming
 from sft_recipes.arguments import trainer_arguments
 from sft_recipes.binding import call
 from sft_recipes.config import Config
-from sft_recipes.data import Data, load
+from sft_recipes.data import Data, load, streamed
 from sft_recipes.encoding import Encoder
 from sft_recipes.mask import STYLE, Token, html, terminal, tokens
 from sft_recipes.model import load_tokenizer, peft_config, quantization_config
@@ -47,7 +47,10 @@ def main(config: Config) -> float:
     quantization_config(config.adapter)
     tokenizer, template, _ = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
-    data = load(config, encoder, arguments.max_length)
+    if streamed(config):
+        data, _ = streaming.load(config, encoder, arguments.max_length, arguments.packing)
+    else:
+        data = load(config, encoder, arguments.max_length)
     width = shutil.get_terminal_size().columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     page = [f"<!doctype html><meta charset=utf-8><title>{escape(config.name)}: preview</title>{STYLE}"]
@@ -84,7 +87,7 @@ def steps(config: Config, encoder: Encoder, row: dict) -> dict[str, str]:
     name = list(sources(config))[row["source"]]
     source = sources(config)[name]
     rows = load_rows(name, source, source.split)
-    raw = rows[row["row"]]
+    raw = next(iter(rows.skip(row["row"])))
     conversation = find_formatter(name, source, config.formatter, rows.column_names)(raw)
     text = conversation["text"] if "text" in conversation else encoder.render(**conversation)[0]
     return {
@@ -110,8 +113,11 @@ def counts(data: Data, arguments: SFTConfig) -> str:
         fill = lengths.sum() / rows / arguments.max_length
         lines.append(f"Packed into {rows:,} rows of {arguments.max_length} tokens, {fill:.1%} full.")
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    steps = math.ceil(rows / batch)
-    lines.append(f"{steps:,} steps an epoch of {batch} rows; {arguments.num_train_epochs:g} epochs.")
+    if arguments.max_steps > 0:
+        lines.append(f"{arguments.max_steps:,} steps of {batch} rows.")
+    else:
+        steps, epochs = math.ceil(rows / batch), arguments.num_train_epochs
+        lines.append(f"{steps:,} steps an epoch of {batch} rows; {epochs:g} epochs.")
     return "\n".join(lines)
 
 

@@ -37,10 +37,6 @@ def shorten(name: str, rows: Dataset, max_length: int | None, policy: str) -> tu
         )
     numbers = flat_values(rows, "row")
     entry = {"rows": count, "policy": "keep" if policy == "keep" else "drop", "first": numbers[long][:20].tolist()}
-    action = f"cut at {max_length} tokens, their stop tokens gone" if policy == "keep" else "dropped"
-    log.warning(
-        "data.%s: %d rows (%.1f %%) longer than %d tokens are %s.", name, count, 100 * share, max_length, action
-    )
     if policy != "keep":
         return rows.select(np.flatnonzero(~long)), {"answer_cut": entry}
     origin = {key: flat_values(rows, key) for key in ("source", "row", "problems")}
@@ -140,7 +136,7 @@ def flat_values(rows: Dataset, column: str) -> np.ndarray:
 
 def arrays(rows: Dataset, column: str) -> list[np.ndarray]:
     """A column of lists as one array a row."""
-    return np.split(flat_values(rows, column), np.cumsum(lengths_of(rows, column))[:-1])
+    return np.split(flat_values(rows, column), np.cumsum(lengths_of(rows, column))[:-1]) if len(rows) else []
 
 
 def token_counts(rows: Dataset) -> dict[str, int]:

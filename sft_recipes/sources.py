@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from sft_recipes.binding import ConfigError, call, check, did_you_mean, one_line
@@ -36,6 +36,7 @@ class Source:
     formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; None takes the root choice
     share: float | None = None  # of the mixture's rows; a source without one gives all it has
     supervise: Literal["assistant", "last", "all"] = "assistant"
+    streaming: bool = False  # rows are read, encoded and packed while training goes on; needs trainer.max_steps
 
 
 def sources(config: Config) -> dict[str, Source]:
@@ -55,12 +56,13 @@ def sources(config: Config) -> dict[str, Source]:
     return found
 
 
-def load_rows(name: str, source: Source, split: str) -> Dataset:
-    """One split of a source; raises ConfigError in one line where it is not to be had."""
+def load_rows(name: str, source: Source, split: str) -> Dataset | IterableDataset:
+    """One split of a source, a stream where it is streamed; raises ConfigError where it is not to be had."""
     path, files = source.path, source.data_files
     if path is None:
         path = builder(name, files)
     arguments = {"name": source.name, "data_files": files, "data_dir": source.data_dir, "revision": source.revision}
+    arguments |= {"streaming": True} if source.streaming else {}
     try:
         return load_dataset(path, split=split, **{key: value for key, value in arguments.items() if value is not None})
     except DatasetGenerationError as error:
@@ -151,13 +153,16 @@ def own_formatter(where: str, label: str, columns: Mapping[str, Any]) -> Callabl
     return formatter
 
 
-def fingerprint(source: Source, rows: Dataset) -> str:
-    """What tells two versions of a source apart: its one local file's SHA-256, else the fingerprint of `datasets`."""
+def fingerprint(source: Source, rows: Dataset | IterableDataset) -> str:
+    """What tells two versions of a source apart: its one local file's SHA-256, else the fingerprint of `datasets`.
+
+    A stream has none: there it is what was asked for.
+    """
     files = source.data_files
     if isinstance(files, str) and Path(files).is_file():
         with open(files, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return rows._fingerprint
+    return f"{source.path}@{source.revision or 'main'}" if source.streaming else rows._fingerprint
 
 
 def place(name: str, source: Source, number: int) -> str:

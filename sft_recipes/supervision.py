@@ -126,7 +126,6 @@ def enforce(name: str, rows: Dataset, policy: Policy) -> tuple[Dataset, dict[str
             )
         if action == "drop":
             gone |= hit
-            log.warning("data.%s: %d rows with %s are dropped (row %s…).", name, hit.sum(), problem, listed)
     return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
 
 
@@ -139,17 +138,34 @@ EXPLAINED = {
     "double_bos_or_eos": "BOS or EOS stands twice in a row",
     "duplicate": "they repeat an earlier row token for token",
     "in_held_out": "they are also held out",
+    "answer_cut": "they are longer than trainer.max_length",
+    "wholly_cut": "nothing supervised is left of them",
 }
 
 
-def mark_repeats(train: Dataset, held_out: Dataset) -> Dataset:
-    """The training rows with `duplicate` and `in_held_out` set in their `problems`."""
-    out = {row.tobytes() for row in arrays(held_out, "input_ids")} if len(held_out) else set()
-    seen: set[bytes] = set()
+def announce(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
+    """Says in the log which rows are dropped or cut."""
+    for problem, found in problems.items():
+        if found["policy"] == "drop" or problem == "answer_cut":
+            action = "dropped" if found["policy"] == "drop" else "cut, their stop tokens gone"
+            listed = ", ".join(map(str, found["first"][:5]))
+            log.warning(
+                "data.%s: %d rows (%s: %s) are %s (row %s…).",
+                name, found["rows"], problem, EXPLAINED[problem], action, listed,
+            )  # fmt: skip
+
+
+def keys(rows: Dataset) -> set[int]:
+    """The rows' token ids as one number each, by which repeats are found."""
+    return {hash(row.tobytes()) for row in arrays(rows, "input_ids")} if len(rows) else set()
+
+
+def mark_repeats(train: Dataset, held_out: set[int], seen: set[int]) -> Dataset:
+    """The training rows with `duplicate` and `in_held_out` set in their `problems`; `seen` grows by their keys."""
     problems = flat_values(train, "problems").copy()
     for index, row in enumerate(arrays(train, "input_ids")):
-        key = row.tobytes()
-        problems[index] |= BIT["duplicate"] * (key in seen) | BIT["in_held_out"] * (key in out)
+        key = hash(row.tobytes())
+        problems[index] |= BIT["duplicate"] * (key in seen) | BIT["in_held_out"] * (key in held_out)
         seen.add(key)
     return train.remove_columns("problems").add_column("problems", problems)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from hydra.core.hydra_config import HydraConfig
 from peft import PeftConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -23,13 +23,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import evaluate, report
+from sft_recipes import evaluate, report, streaming
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
 from sft_recipes.config import Config
-from sft_recipes.data import load
-from sft_recipes.digest import record
+from sft_recipes.data import Data, load, streamed
+from sft_recipes.digest import digest, record
 from sft_recipes.encoding import Encoder
 from sft_recipes.loss import watch
 from sft_recipes.model import (
@@ -43,6 +43,7 @@ from sft_recipes.model import (
 )
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
+from sft_recipes.streaming import Stream
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,13 @@ def main(config: Config) -> float:
     peft, quantization = peft_config(config.adapter), quantization_config(config.adapter)
     tokenizer, template, new = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
-    data = load(config, encoder, arguments.max_length)
+    data, rows, stream = prepare(config, encoder, arguments)
     asked = asking.rows > 0 and any(evaluate.answerable(question["messages"]) for question in data.questions)
     goal = objective(config.objective, len(data.held_out) > 0, asked, asking.raw_text is not None)
-    rows = packed(data.train, arguments.max_length, config.seed) if arguments.packing else with_lengths(data.train)
-    supervision = record(data.ledger, rows, asdict(config)) | {"padding": padding(rows, arguments)}
+    supervision = record(data.ledger, digest(rows) if stream is None else {}, asdict(config))
+    supervision |= {"padding": padding(data.train, arguments)}
+    if arguments.process_index == 0:
+        write(folder, "supervision", supervision)
     print("\n".join(report.ledger_table(data.ledger)))
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)
     if arguments.packing:
@@ -80,18 +83,35 @@ def main(config: Config) -> float:
     metrics |= {"train_seconds": result.metrics["train_runtime"], "peak_memory_gib": peak_memory()}
     metrics |= {"history": trainer.state.log_history}
     if trainer.is_world_process_zero():
+        if stream:
+            write(folder, "supervision", supervision | {"sources": stream.ledger, "digest": stream.digest.record()})
         save(trainer, folder / "model", encoder)
-        write(folder, metrics, answers, supervision)
+        write(folder, "metrics", metrics)
+        lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
         print(report.write(folder))
     if config.smoke:
         log.info(smoke_line(metrics, answers))
     return metrics[goal]
 
 
+def prepare(
+    config: Config, encoder: Encoder, arguments: SFTConfig
+) -> tuple[Data, Dataset | IterableDataset, Stream | None]:
+    """The rows as they are read, as the trainer gets them, and the stream they come from, if they are streamed."""
+    if streamed(config):
+        data, stream = streaming.load(config, encoder, arguments.max_length, arguments.packing)
+        return data, stream.dataset(), stream
+    data = load(config, encoder, arguments.max_length)
+    if arguments.packing:
+        return data, packed(data.train, arguments.max_length, config.seed), None
+    return data, with_lengths(data.train), None
+
+
 def build(
     model: PreTrainedModel,
     arguments: SFTConfig,
-    rows: Dataset,
+    rows: Dataset | IterableDataset,
     held_out: Dataset,
     tokenizer: PreTrainedTokenizerFast,
     peft: PeftConfig | None,
@@ -133,17 +153,20 @@ def padding(rows: Dataset, arguments: SFTConfig) -> float:
 def announcement(trainer: SFTTrainer, ledger: dict[str, dict]) -> str:
     """What is about to be trained, in one line."""
     total = {key: sum(part[key] for part in ledger.values()) for key in ("kept", "tokens", "supervised_tokens")}
-    rows = f"{total['kept']:,} rows" + (
-        f" in {len(trainer.train_dataset):,} packed ones" if trainer.args.packing else ""
-    )
+    found = f"{total['tokens']:,} tokens, {total['supervised_tokens']:,} of them supervised"
+    if isinstance(trainer.train_dataset, IterableDataset):
+        rows = f"streamed rows, the first {total['kept']:,} of which have {found}"
+    else:
+        packed_rows = f" in {len(trainer.train_dataset):,} packed ones" if trainer.args.packing else ""
+        rows = f"{total['kept']:,} rows{packed_rows}, {found}"
     batch = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
     steps = trainer.args.max_steps
     if steps < 0:
         steps = math.ceil(len(trainer.train_dataset) / batch) * trainer.args.num_train_epochs
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     return (
-        f"Training {trainable(trainer.model):,} of {parameters:,} parameters on {rows}, {total['tokens']:,} tokens, "
-        f"{total['supervised_tokens']:,} of them supervised: {steps:,.0f} steps of {batch} rows."
+        f"Training {trainable(trainer.model):,} of {parameters:,} parameters on {rows}: "
+        f"{steps:,.0f} steps of {batch} rows."
     )
 
 
@@ -173,13 +196,9 @@ def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
 
 
-def write(folder: Path, metrics: dict[str, Any], answers: list[dict[str, Any]], supervision: dict[str, Any]) -> None:
-    """Writes metrics.json, supervision.json and answers.jsonl, from which every table can be made again."""
-    for name, values in (("metrics", metrics), ("supervision", supervision)):
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+def write(folder: Path, name: str, values: dict[str, Any]) -> None:
+    """Writes metrics.json or supervision.json, from which every table can be made again."""
+    (folder / f"{name}.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def smoke_line(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:

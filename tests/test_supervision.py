@@ -226,6 +226,6 @@ def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
 
 def test_supervision_json_has_what_a_run_was_trained_on(encoder, tmp_path):
     data = load(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(5))}, held_out=0), encoder, 64)
-    written = json.loads(json.dumps(record(data.ledger, data.train, {"name": "x"})))
+    written = json.loads(json.dumps(record(data.ledger, digest(data.train), {"name": "x"})))
     assert set(written) == {"digest", "sources", "versions", "config"}
     assert written["sources"]["file"]["kept"] == 5 and written["versions"]["trl"].startswith("1.16")

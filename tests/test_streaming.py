@@ -1,0 +1,144 @@
+"""Streams: the rows, the ledger and the errors that other rows have, while training goes on."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from test_data import config, jsonl, questions
+from test_training import SHORT, command, metrics  # noqa: F401
+
+from sft_recipes import data, streaming
+from sft_recipes.arguments import trainer_arguments
+from sft_recipes.binding import ConfigError
+from sft_recipes.encoding import Encoder
+from sft_recipes.formatters import DataError
+from sft_recipes.rows import arrays
+
+
+@pytest.fixture(scope="module")
+def encoder(chat_tokenizer):
+    tokenizer, template, _ = chat_tokenizer("llama3", "chatml")
+    return Encoder(tokenizer, template)
+
+
+def stream(encoder, packing: int = 0, max_length: int = 64, held_out: int = 0, **sources):
+    named = {name: {**source, "streaming": True} for name, source in sources.items()}
+    return streaming.load(config(held_out=held_out, **named), encoder, packing or max_length, packing > 0)[1]
+
+
+def documents(rows) -> Counter:
+    """The rows' documents, ids and labels, and how often each comes."""
+    found = Counter()
+    for row in rows:
+        ends = np.cumsum(row.get("seq_lengths", [len(row["input_ids"])]))[:-1]
+        parts = zip(*(np.split(row[key], ends) for key in ("input_ids", "labels")), strict=True)
+        found.update((tuple(map(int, ids)), tuple(map(int, labels))) for ids, labels in parts)
+    return found
+
+
+MIXED = [*questions(40), *questions(3), {"instruction": "<|im_end|>", "input": "", "output": "Typed."}]
+
+
+@pytest.mark.parametrize("packing", [0, 128])
+def test_a_stream_gives_the_documents_and_the_ledger_of_the_same_rows_loaded(encoder, tmp_path, packing):
+    file = {"data_files": jsonl(tmp_path / "rows.jsonl", MIXED)}
+    loaded = data.load(config(file=file, held_out=0), encoder, packing or 64)
+    streamed = stream(encoder, packing, file=file)
+    rows = list(streamed())
+    expected = zip(arrays(loaded.train, "input_ids"), arrays(loaded.train, "labels"), strict=True)
+    assert documents(rows) == documents({"input_ids": ids, "labels": labels} for ids, labels in expected)
+    assert streamed.ledger["file"] == loaded.ledger["file"]
+    assert streamed.ledger["file"]["problems"]["duplicate"]["first"] == [40, 41, 42]
+    assert max(len(row["input_ids"]) for row in rows) <= (packing or 64)
+
+
+def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "BUFFER", 50)
+    random = np.random.default_rng(0)
+    rows = [
+        {"instruction": f"Question {n}?", "input": "", "output": "Yes. " * random.integers(1, 40)} for n in range(400)
+    ]
+    streamed = stream(encoder, 256, file={"data_files": jsonl(tmp_path / "rows.jsonl", rows)})
+    packed = list(streamed())
+    fill = np.array([len(row["input_ids"]) for row in packed]) / 256
+    assert fill[:-2].mean() > 0.98 and documents(packed).total() == 400
+    assert [row["seq_lengths"].sum() for row in packed] == [len(row["input_ids"]) for row in packed]
+
+
+def test_the_first_rows_are_held_out_and_not_trained_on(encoder, tmp_path):
+    streamed = stream(encoder, held_out=5, file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(30))})
+    assert [talk["messages"][0]["content"] for talk in streamed.questions] == [f"Question {n}?" for n in range(5)]
+    texts = {encoder.tokenizer.decode(row["input_ids"]) for row in streamed()}
+    assert len(texts) == 25 and not any("Question 4?" in text for text in texts)
+
+
+def test_sources_are_drawn_by_their_shares(encoder, tmp_path):
+    some = {"data_files": jsonl(tmp_path / "a.jsonl", questions(1000)), "share": 0.2}
+    more = {"data_files": jsonl(tmp_path / "b.jsonl", questions(1000, first=5000, answer="No."))}
+    list((streamed := stream(encoder, some=some, more=more))())
+    no = sum("No." in encoder.tokenizer.decode(row["input_ids"]) for row in streamed())
+    total = len(list(streamed()))
+    assert no == pytest.approx(0.8 * total, rel=0.05) and total > 1000  # until the larger share's source ends
+
+
+def test_later_passes_give_the_rows_in_another_order_and_count_nothing_twice(encoder, tmp_path):
+    streamed = stream(encoder, file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(30))})
+    first, second = list(streamed()), list(streamed())
+    assert documents(first) == documents(second)
+    assert [row["input_ids"].tolist() for row in first] != [row["input_ids"].tolist() for row in second]
+    assert streamed.ledger["file"]["rows"] == 30 and streamed.digest.rows == 60
+
+
+def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
+    rows = [*questions(1500), {"instruction": "Hm?", "input": "", "output": None}]
+    with pytest.raises(DataError, match=re.escape("data.file row 1500 (")):
+        stream(encoder, file={"data_files": jsonl(tmp_path / "rows.jsonl", rows)})
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "policy", "line"),
+    [
+        (questions(3), 4, "drop", "none of 3 rows is left to train on"),
+        ([*questions(95), *questions(5, 100, "no " * 60)], 64, "auto", "5 of the first 100 rows are longer than trainer.max_length=64"),
+    ],
+)  # fmt: skip
+def test_too_long_rows_are_refused_as_elsewhere(encoder, tmp_path, rows, length, policy, line):
+    file = {"data_files": jsonl(tmp_path / "rows.jsonl", rows), "streaming": True}
+    with pytest.raises(DataError, match=re.escape(line)):
+        streaming.load(config(held_out=0, max_length_policy=policy, file=file), encoder, length, False)
+
+
+def test_what_a_stream_cannot_do_is_said(encoder, tmp_path):
+    file = {"data_files": jsonl(tmp_path / "rows.jsonl", questions(30)), "streaming": True}
+    setting = config(held_out=0, file=file)
+    with pytest.raises(ConfigError, match="trainer.max_steps is missing"):
+        trainer_arguments(setting, tmp_path)
+    with pytest.raises(ConfigError, match="a stream has no length to take a share of"):
+        streaming.load(config(held_out=0.1, file=file), encoder, 64, False)
+    with pytest.raises(ConfigError, match="data.b.streaming should be true, too"):
+        data.streamed(config(a=file, b={**file, "streaming": False}))
+    with pytest.raises(ConfigError, match="drawn by their shares"):
+        streaming.load(config(held_out=0, a=file, b=file), encoder, 64, False)
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_a_streamed_run_trains_over_several_passes_and_records_them(command, tmp_path, packing):  # noqa: F811
+    path = jsonl(tmp_path / "rows.jsonl", questions(40))
+    code, printed, folder = command(
+        "model=tiny", "data=file", f"data.file.data_files={path}", "data.file.streaming=true", "data.held_out=4",
+        f"trainer.packing={packing}", "trainer.per_device_train_batch_size=4", "trainer.max_length=256", *SHORT,
+        "trainer.max_steps=12", "trainer.gradient_accumulation_steps=1",
+    )  # fmt: skip
+    written = json.loads((folder / "supervision.json").read_text())
+    assert code == 0 and metrics(folder)["steps"] == 12 and metrics(folder)["eval_loss"] > 0
+    assert (written["sources"]["file"]["rows"], written["sources"]["file"]["held_out"]) == (36, 4)
+    assert written["digest"]["rows"] >= 12  # a pass may end in the middle of a batch
+
+
+def test_preview_shows_a_stream_s_rows(command, tmp_path):  # noqa: F811
+    path = jsonl(tmp_path / "rows.jsonl", questions(40))
+    streamed = ["data=file", f"data.file.data_files={path}", "data.file.streaming=true", "data.held_out=0"]
+    code, printed, _ = command("mode=preview", "model=tiny", *streamed, "trainer.max_steps=7")
+    assert code == 0 and "first row: data.file 0" in printed and "7 steps of 128 rows." in printed
