@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sft_recipes.binding import ConfigError
+from sft_recipes.binding import ConfigError, one_line
 
 log = logging.getLogger(__name__)
 BY_DOCUMENT = "sdpa_by_document"
@@ -93,6 +93,8 @@ def prove_isolation(model: PreTrainedModel, length: int = 24) -> float:
         change = (logits(first) - logits(other)).abs().max().item()
     except TypeError as error:
         raise ConfigError(refusal(model, "takes no position_ids")) from error
+    except ValueError as error:  # transformers' own refusal, of short convolutions without their kernels
+        raise ConfigError(refusal(model, f"cannot ({one_line(error).rstrip('.')})")) from error
     model.train(was_training)
     if not change <= TOLERANCE.get(model.dtype, 1e-5):
         raise ConfigError(refusal(model, f"lets one document change the logits of the next by {change:.1g}"))

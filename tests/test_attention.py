@@ -10,7 +10,7 @@ from sft_recipes.binding import ConfigError
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "n_embd": 32, "n_layer": 2, "n_head": 4,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
 
 
@@ -22,8 +22,10 @@ def small(architecture: str, **changes):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **values))
 
 
-SAFE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt_neox", "gpt2", "phi", "olmo2", "smollm3"]
-LEAKING = ["bloom", "opt", "mpt", "falcon", "xglm"]
+SAFE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "phi", "phi3", "olmo2", "smollm3",
+        "granite", "cohere2", "starcoder2", "mixtral", "olmoe"]  # fmt: skip
+LEAKING = ["bloom", "opt", "mpt", "falcon", "xglm", "gpt_oss", "mamba", "falcon_mamba", "recurrent_gemma", "jamba", "rwkv", "biogpt",
+           "qwen3_next"]  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", SAFE)
