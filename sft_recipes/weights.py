@@ -29,13 +29,13 @@ def change(model: PreTrainedModel | PeftModel, load_base: Callable[[], PreTraine
     """‖ΔW‖ / ‖W‖ (Frobenius) of the embeddings, of each layer's attention, mlp and norms, and of the head.
 
     ΔW is the adapter's product, scaled, and W the base weight it acts on, dequantized where it is 4-bit or 8-bit;
-    weights that were not trained count in W. `load_base` gives the weights as training found them; it is called for
-    full fine-tuning and where an adapter changed the base (PiSSA, trained biases), and rows that only one of the two
-    has are left out. A tied head is its embeddings. Weights sharded over GPUs are not put together here. Empty for
-    adapters that act on some tokens only and cannot be merged.
+    weights that were not trained count in W. `load_base` gives the weights as training found them, unquantized; it is
+    called for full fine-tuning and where an adapter changed the base (PiSSA, trained biases), and rows that only one
+    of the two has are left out. A tied head is its embeddings. Weights sharded over GPUs are not put together here.
+    Empty for adapters that act on some tokens only and cannot be merged.
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    edges = {name: label for label, name in edge_names(plain).items()}
+    edges = {name: label.replace("tied", "head") for label, name in edge_names(plain).items()}
     moved, size = defaultdict(float), defaultdict(float)
     try:
         for name, base, delta in weights(model, load_base):
@@ -44,8 +44,7 @@ def change(model: PreTrainedModel | PeftModel, load_base: Callable[[], PreTraine
             moved[group] += 0.0 if delta is None else squares(delta)
     except NotImplementedError:  # what PEFT raises for variants without a merge, such as aLoRA
         return {}
-    names = (place[-1] for place in sorted((*order(group), group) for group in size if size[group]))
-    return {group: math.sqrt(moved[group] / size[group]) for group in names}
+    return {group: math.sqrt(moved[group] / size[group]) for group in sorted(size, key=order) if size[group]}
 
 
 def weights(model: PreTrainedModel | PeftModel, load_base: Callable[[], PreTrainedModel]) -> Iterator[Weight]:
