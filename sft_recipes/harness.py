@@ -34,9 +34,9 @@ def run(
 ) -> dict[str, float]:
     """Every task's main metric, from 0 to 1: `acc_norm` where the task has it, else the first metric that it names.
 
-    A task is the name of one of lm-eval's tasks or groups, or a local YAML; a group without a metric of its own gives
-    its tasks'. `limit` is the number of rows a task. With `chat` questions stand in the tokenizer's chat template;
-    "auto" does so where an answer is written (ifeval, gsm8k) and not where given ones are compared (mmlu, hellaswag).
+    A task is the name of one of lm-eval's tasks or groups, or a local task's YAML; a group without a metric of its own
+    gives its tasks'. `limit` is the number of rows a task. With `chat` questions stand in the tokenizer's chat
+    template; "auto" does so where an answer is written (ifeval, gsm8k) and not where given ones are compared (mmlu).
     Raises ConfigError for a task that cannot be loaded or whose metric is no share.
     """
     check_tasks(tasks)
@@ -65,13 +65,13 @@ def run(
 def check_tasks(tasks: Sequence[str]) -> None:
     """Raises ConfigError for a task that lm-eval does not know, and where lm-eval is not installed.
 
-    lm-eval reads its 15,000 names in 10 s, once; local YAMLs of their own rows do without.
+    lm-eval reads its 15,000 names in 10 s, once; local YAMLs alone do without.
     """
     if not find_spec("lm_eval"):
         raise ConfigError("evaluate.lm_eval needs lm-eval. Run: pip install 'sft-recipes[eval]'")
     for task in tasks:
         if is_file(task):
-            read(Path(task))
+            check_file(Path(task))
         elif task not in (known := manager(everything=True).task_index):
             raise ConfigError(f"evaluate.lm_eval={task} is not a task of lm-eval.{did_you_mean(task, known)}")
 
@@ -85,8 +85,11 @@ def is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml"))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A local YAML; raises ConfigError for one that is not there or names no task."""
+def check_file(path: Path) -> None:
+    """Raises ConfigError for a YAML that is not there, and for one that is not a single task.
+
+    lm-eval 0.4.13 takes a group's list of tasks for its name where it is given as a path.
+    """
     from lm_eval.tasks import _yaml_loader
 
     if not path.is_file():
@@ -95,9 +98,10 @@ def read(path: Path) -> dict[str, Any]:
         values = _yaml_loader.load_yaml(path, resolve_func=False)
     except Exception as error:  # yaml's errors have no common parent with a missing include's
         raise ConfigError(f"evaluate.lm_eval={path} cannot be read: {one_line(error)[:300]}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("group", values.get("task")), str):
+    if isinstance(values, Mapping) and "group" in values:
+        raise ConfigError(f"evaluate.lm_eval={path} is a group. Give the files of its tasks.")
+    if not isinstance(values, Mapping) or not isinstance(values.get("task"), str):
         raise ConfigError(f"evaluate.lm_eval={path} names no task. Its first line should be like task: {path.stem}")
-    return values
 
 
 @cache
@@ -113,13 +117,11 @@ def load(task: str) -> dict[str, Any]:
 
     What a task shuffles or samples is the same for every model that is asked.
     """
-    members = read(Path(task)).get("task") if is_file(task) else [task]
-    named = isinstance(members, list) and any(isinstance(member, str) for member in members)
     random.seed(SEED)
     numpy.random.seed(SEED)
     torch.manual_seed(SEED)
     try:
-        loaded = manager(everything=named).load([task])
+        loaded = manager(everything=not is_file(task)).load([task])
     except Exception as error:  # the datasets library's, jinja's, or a task's own code's
         why = f"{type(error).__name__}: {one_line(error)[:300]}"
         raise ConfigError(f"evaluate.lm_eval={task} cannot be loaded. {why}") from error

@@ -16,7 +16,7 @@ from sft_recipes import harness
 from sft_recipes.binding import ConfigError
 from sft_recipes.model import load_tokenizer, train_new_tokens
 
-pytest.importorskip("lm_eval")
+TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
 TINY = Path(harness.__file__).parent / "tiny"
 CHOICE = {
     "output_type": "multiple_choice",
@@ -121,20 +121,19 @@ def test_limit_is_the_number_of_rows_that_are_asked(tiny, task):
     assert harness.run(model, tokenizer, [path], limit=3) == {"limited": 0.0}
 
 
-def test_a_local_group_gives_its_own_metric_or_its_tasks(tiny, task, tmp_path):
-    model, tokenizer, _ = tiny
-    rows = [{"question": "", "choices": ["the", "zzzzzzzzzzzzzzzz"], "answer": 0}] * 2
-    wrong = [row | {"answer": 1} for row in rows]
-    one, other = (
-        yaml.safe_load(Path(task(name, part, **CHOICE, metric_list=[{"metric": "acc"}])).read_text())
-        for name, part in (("one", rows), ("other", wrong))
-    )
-    group = {"group": "both", "task": [one, other]}
-    path = tmp_path / "both.yaml"
-    path.write_text(yaml.safe_dump(group))
-    assert harness.run(model, tokenizer, [str(path)]) == {"both::one": 1.0, "both::other": 0.0}
-    path.write_text(yaml.safe_dump(group | {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]}))
-    assert harness.run(model, tokenizer, [str(path)]) == {"both": 0.5}
+@pytest.mark.parametrize(
+    "metrics, found",
+    [(None, {"one": 1.0, "other": 0.0}), ([{"metric": "acc", "weight_by_size": True}], {"both": 0.25})],
+)
+def test_a_group_gives_its_own_metric_or_its_tasks(tiny, task, tmp_path, monkeypatch, metrics, found):
+    rows = [{"question": "", "choices": ["the", "zzzzzzzzzzzzzzzz"], "answer": 0}]
+    task("one", rows, **CHOICE, metric_list=[{"metric": "acc"}])
+    task("other", [row | {"answer": 1} for row in rows * 3], **CHOICE, metric_list=[{"metric": "acc"}])
+    group = {"group": "both", "task": ["one", "other"]} | ({"aggregate_metric_list": metrics} if metrics else {})
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    index = TaskManager(include_path=tmp_path, include_defaults=False)
+    monkeypatch.setattr(harness, "manager", lambda everything: index)
+    assert harness.run(*tiny[:2], ["both"]) == found
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -192,6 +191,7 @@ def test_without_lm_eval_the_line_says_what_to_install(monkeypatch):
         (None, "mine.yaml: there is no such file."),
         ("dataset_path: json", "mine.yaml names no task. Its first line should be like task: mine"),
         ("task: [a, b", "mine.yaml cannot be read: "),
+        ("group: mine\ntask: [mmlu]", "mine.yaml is a group. Give the files of its tasks."),
         ("include: other.yaml", "mine.yaml cannot be read: "),
     ],
 )
