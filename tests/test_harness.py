@@ -1,0 +1,230 @@
+"""Benchmarks through lm-eval, offline: local tasks against scores that plain transformers gives, and names checked first."""
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from sft_recipes import harness
+from sft_recipes.binding import ConfigError
+from sft_recipes.model import load_tokenizer, train_new_tokens
+
+TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
+TINY = Path(harness.__file__).parent / "tiny"
+CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{answer}}",
+}
+WRITTEN = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["."], "max_gen_toks": 12},
+    "metric_list": [{"metric": "exact_match"}],
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The embedded model, with a tokenizer that has a chat template."""
+    tokenizer, _, new = load_tokenizer(str(TINY / "model"), "chatml")
+    model = AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32)
+    model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
+    return model, tokenizer, new
+
+
+@pytest.fixture
+def task(tmp_path):
+    """`task("name", rows, **fields)`: the path of a task's YAML, its rows in a jsonl beside it."""
+
+    def write(name: str, rows: list[dict], **fields) -> str:
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
+        values = {"task": name, "dataset_path": "json", "dataset_kwargs": files, "test_split": "test"} | fields
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        return str(tmp_path / f"{name}.yaml")
+
+    return write
+
+
+def questions(number: int = 24) -> list[dict]:
+    """Held-out questions of the little world, each with its answer and the next three rows' answers."""
+    lines = (TINY / "data" / "held_out.jsonl").read_text().splitlines()[: number + 3]
+    rows = [json.loads(line) for line in lines]
+    return [
+        {
+            "question": rows[place]["instruction"],
+            "choices": [rows[(place + step) % len(rows)]["output"] for step in (1, 0, 2, 3)],
+            "answer": 1,
+        }
+        for place in range(number)
+    ]
+
+
+@torch.no_grad()
+def log_probability(model, tokenizer, question: str, answer: str) -> float:
+    """The sum over the answer's tokens of their log-probabilities after the question, one row at a time."""
+    start, ids = tokenizer(question).input_ids, tokenizer(f"{question} {answer}").input_ids
+    assert ids[: len(start)] == start
+    scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(scores[place - 1, ids[place]].item() for place in range(len(start), len(ids)))
+
+
+def test_a_local_choice_task_is_scored_by_the_answers_log_probabilities(tiny, task):
+    model, tokenizer, _ = tiny
+    rows, right, right_by_length = questions(), 0, 0
+    for row in rows:
+        scores = [log_probability(model, tokenizer, row["question"], choice) for choice in row["choices"]]
+        lengths = [len(choice) for choice in row["choices"]]
+        right += max(range(4), key=lambda place: scores[place]) == 1
+        right_by_length += max(range(4), key=lambda place: scores[place] / lengths[place]) == 1
+    assert right != right_by_length and 0 < right < 24  # else the test would not tell the metrics apart
+    one, two = [{"metric": "acc"}], [{"metric": "acc"}, {"metric": "acc_norm"}]
+    tasks = [task("plain", rows, **CHOICE, metric_list=one), task("by_length", rows, **CHOICE, metric_list=two)]
+    assert harness.run(model, tokenizer, tasks) == {"plain": right / 24, "by_length": right_by_length / 24}
+
+
+@pytest.mark.parametrize("chat", ["auto", False])
+def test_a_local_written_task_is_asked_in_the_chat_template(tiny, task, chat):
+    model, tokenizer, _ = tiny
+    rows = questions(8)
+    for place, row in enumerate(rows):
+        asked = [{"role": "user", "content": row["question"]}]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        ids = torch.tensor([ids if chat else tokenizer(row["question"]).input_ids])
+        said = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
+        row["answer"] = text.split(".")[0] if place % 4 else "something else"
+    assert len({row["answer"] for row in rows}) > 3
+    assert harness.run(model, tokenizer, [task("written", rows, **WRITTEN)], chat=chat) == {"written": 0.75}
+    other = harness.run(model, tokenizer, [task("written", rows, **WRITTEN)], chat="auto" if chat is False else False)
+    assert other["written"] < 0.75
+
+
+def test_limit_is_the_number_of_rows_that_are_asked(tiny, task):
+    model, tokenizer, _ = tiny
+    rows = [{"question": "", "choices": ["the", "zzzzzzzzzzzzzzzz"], "answer": place < 3} for place in range(6)]
+    rows = [row | {"answer": int(row["answer"])} for row in rows]
+    path = task("limited", rows, **CHOICE, metric_list=[{"metric": "acc"}])
+    assert harness.run(model, tokenizer, [path]) == {"limited": 0.5}
+    assert harness.run(model, tokenizer, [path], limit=3) == {"limited": 0.0}
+
+
+@pytest.mark.parametrize(
+    "metrics, found",
+    [(None, {"one": 1.0, "other": 0.0}), ([{"metric": "acc", "weight_by_size": True}], {"both": 0.25})],
+)
+def test_a_group_gives_its_own_metric_or_its_tasks(tiny, task, tmp_path, monkeypatch, metrics, found):
+    rows = [{"question": "", "choices": ["the", "zzzzzzzzzzzzzzzz"], "answer": 0}]
+    task("one", rows, **CHOICE, metric_list=[{"metric": "acc"}])
+    task("other", [row | {"answer": 1} for row in rows * 3], **CHOICE, metric_list=[{"metric": "acc"}])
+    group = {"group": "both", "task": ["one", "other"]} | ({"aggregate_metric_list": metrics} if metrics else {})
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    index = TaskManager(include_path=tmp_path, include_defaults=False)
+    monkeypatch.setattr(harness, "manager", lambda everything: index)
+    assert harness.run(*tiny[:2], ["both"]) == found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_is_scored_as_it_is_and_the_model_is_left_as_it_was(tiny, task, tied):
+    model, tokenizer, new = tiny
+    model = copy.deepcopy(model)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    train_new_tokens(config, model, new)
+    peft = get_peft_model(model, config).train()
+    peft.config.use_cache = False
+    path = task("adapted", questions(), **CHOICE, metric_list=[{"metric": "acc"}])
+    random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), numpy.random.rand(), torch.rand(()).item()
+    random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        before = peft.eval()(ids).logits
+        peft.train()
+    tuned = harness.run(peft, tokenizer, [path])
+    assert (random.random(), numpy.random.rand(), torch.rand(()).item()) == expected
+    assert all(module.training for module in peft.modules()) and peft.config.use_cache is False
+    with torch.no_grad():
+        assert torch.equal(peft.eval()(ids).logits, before)
+    with peft.disable_adapter():
+        base = harness.run(peft, tokenizer, [path])
+    assert base == harness.run(tiny[0], tokenizer, [path])
+    assert base != tuned
+
+
+def test_names_are_checked_against_lm_evals_own():
+    harness.check_tasks(["mmlu", "hellaswag", "truthfulqa_mc2", "ifeval", "gsm8k"])
+    with pytest.raises(ConfigError) as caught:
+        harness.check_tasks(["hellaswagg"])
+    assert str(caught.value) == "evaluate.lm_eval=hellaswagg is not a task of lm-eval. Did you mean hellaswag?"
+
+
+def test_local_tasks_need_no_index_of_names(task, monkeypatch):
+    monkeypatch.setattr(harness, "manager", lambda everything: pytest.fail("the index was read"))
+    harness.check_tasks([task("mine", [], **CHOICE)])
+
+
+def test_without_lm_eval_the_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        harness.check_tasks(["mmlu"])
+    assert str(caught.value) == "evaluate.lm_eval needs lm-eval. Run: pip install 'sft-recipes[eval]'"
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        (None, "mine.yaml: there is no such file."),
+        ("dataset_path: json", "mine.yaml names no task. Its first line should be like task: mine"),
+        ("task: [a, b", "mine.yaml cannot be read: "),
+        ("group: mine\ntask: [mmlu]", "mine.yaml is a group. Give the files of its tasks."),
+        ("include: other.yaml", "mine.yaml cannot be read: "),
+    ],
+)
+def test_a_task_file_that_is_none_gets_a_line(tmp_path, text, line):
+    if text:
+        (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        harness.check_tasks([str(tmp_path / "mine.yaml")])
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_that_are_not_there_get_a_line(tiny, task):
+    path = task("mine", [], **CHOICE)
+    Path(path).with_suffix(".jsonl").unlink()
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml cannot be loaded. FileNotFoundError: Unable to find .*mine.jsonl"
+    ):
+        harness.run(*tiny[:2], [path])
+
+
+def test_a_metric_that_is_no_share_is_refused(tiny, task):
+    rows = [{"text": "The willowtoad is orange."}]
+    fields = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    path = task("prose", rows, **fields, metric_list=[{"metric": "word_perplexity"}])
+    with pytest.raises(ConfigError, match="prose measures word_perplexity=.*, which is no share of right answers"):
+        harness.run(*tiny[:2], [path])
+
+
+def test_the_worst_task_gives_the_verdict():
+    before = {"mmlu": 0.5, "hellaswag": 0.6}
+    assert harness.drop(before, {"mmlu": 0.48, "hellaswag": 0.7})["verdict"] == "passed"  # 2.0 points
+    assert harness.drop(before, {"mmlu": 0.47, "hellaswag": 0.7})["verdict"] == "warning"
+    assert harness.drop(before, {"mmlu": 0.45, "hellaswag": 0.6})["verdict"] == "warning"  # 5.0 points
+    assert harness.drop(before, {"mmlu": 0.51, "hellaswag": 0.54}) == {
+        "points": {"mmlu": -1.0, "hellaswag": 6.0}, "worst": 6.0, "task": "hellaswag", "verdict": "failed",
+    }  # fmt: skip
