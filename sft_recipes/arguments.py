@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
-from sft_recipes.binding import ConfigError, call
+from sft_recipes.binding import ConfigError, call, did_you_mean
 from sft_recipes.config import Config
 from sft_recipes.data import streamed
 from sft_recipes.progress import Clock
@@ -26,6 +26,7 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     callbacks: list[TrainerCallback] = [Clock()]
     if stopping:
         callbacks.append(call(EarlyStoppingCallback, stopping, "trainer"))
+    if stopping or values.get("load_best_model_at_end"):
         kind = "epoch" if values.get("eval_strategy", "no") == "no" else values["eval_strategy"]
         values |= {"eval_strategy": kind, "save_strategy": kind, "load_best_model_at_end": True}
         values.setdefault("metric_for_best_model", "eval_loss")
@@ -61,11 +62,11 @@ def check_trackers(wanted: str | list[str] | None) -> None:
             raise ConfigError(f"trainer.report_to={name} is not installed here. Try pip install {name}, or write none.")
 
 
-def objective(name: str | None, held_out: bool, asked: bool, raw_text: bool) -> str:
+def objective(name: str | None, measured: list[str]) -> str:
     """The entry of metrics.json that goes back to Hydra, known to be there before training starts."""
+    there = ["train_loss", *measured]
     if name is None:
-        return "eval_loss" if held_out else "train_loss"
-    there = ["train_loss", *["eval_loss"] * held_out, *["exact_match", "stops"] * asked, *["raw_text_loss"] * raw_text]
-    if name not in there and not (held_out and name.startswith("eval_")):
-        raise ConfigError(f"objective={name} is not measured in this run. Measured are {', '.join(there)}.")
+        return "eval_loss" if "eval_loss" in there else "train_loss"
+    if name not in there and not ("eval_loss" in there and name.startswith("eval_loss_")):
+        raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, there)}")
     return name

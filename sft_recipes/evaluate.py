@@ -1,17 +1,25 @@
-"""What a model answers to held-out questions, whether it stops by itself, and what it remembers of raw text."""
+"""What a model can do, what it remembers and whether it stops: base and tuned, measured alike.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+`python -m sft_recipes +recipe=lima mode=evaluate evaluate.run=outputs/lima/<date>`
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from datasets import load_dataset
-from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from sft_recipes.binding import ConfigError
+from sft_recipes import harness, held_out, judge, raw_text
+from sft_recipes.answers import answerable, answers
+from sft_recipes.binding import ConfigError, call, did_you_mean
+from sft_recipes.data import Data
 from sft_recipes.encoding import Encoder
+from sft_recipes.forgetting import verdict
+from sft_recipes.scores import by_length, scores
+from sft_recipes.sources import imported
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,100 +29,140 @@ class Options:
     rows: int = 20  # held-out questions that are asked; 0 asks none
     batch_size: int = 16
     max_new_tokens: int = 256
-    raw_text: str | None = None  # a .txt or .jsonl file with a text column
+    temperature: float = 0.7  # of the answers that are drawn besides the greedy ones; 0 draws none
+    top_p: float = 0.9
+    samples_every: int = 0  # steps of training between two times that a few questions are asked; 0 never
+    raw_text: str | dict | None = None  # a file or a dataset with a text column
+    warn_above: float = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check
+    fail_above: float = 0.15
+    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-eval, or YAML files of your own
+    lm_eval_rows: int | None = None  # of each task; null takes all
+    judge: dict[str, Any] | None = None  # url, model, …: base and tuned answers compared by another model
+    weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
+    run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
 
     def __post_init__(self):
-        if self.rows < 0 or self.batch_size < 1 or self.max_new_tokens < 1:
+        if self.rows < 0 or self.batch_size < 1 or self.max_new_tokens < 1 or self.samples_every < 0:
             raise ConfigError("evaluate.rows should not be negative, batch_size and max_new_tokens at least 1.")
-        if self.raw_text and not (Path(self.raw_text).is_file() and self.raw_text.endswith((".txt", ".jsonl"))):
-            raise ConfigError(f"evaluate.raw_text={self.raw_text} should be a .txt or .jsonl file that is there.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError("evaluate.temperature should not be negative, evaluate.top_p above 0 and at most 1.")
 
 
-def measure(model: PreTrainedModel, encoder: Encoder, questions: Sequence[Mapping], options: Options) -> dict[str, Any]:
-    """`exact_match` and `stops` (shares of the answers), `raw_text_loss` (nats a token), and the `answers` themselves.
+@dataclass(frozen=True)
+class Questions:
+    """What base and tuned model are measured on."""
 
-    Asking is greedy, with the saved chat template. What was not asked for is not in the result.
-    """
-    training, use_cache = model.training, model.config.use_cache
-    model.eval()
-    model.config.use_cache = True
-    found: dict[str, Any] = {}
-    asked = [question for question in questions if answerable(question["messages"])][: options.rows]
-    if asked:
-        found["answers"] = answers(model, encoder.tokenizer, asked, options)
-        count = len(found["answers"])
-        found["exact_match"] = sum(answer["text"] == answer["reference"] for answer in found["answers"]) / count
-        found["stops"] = sum(answer["stops"] for answer in found["answers"]) / count
+    data: Data
+    names: list[str]  # of the sources
+    asked: list[Mapping[str, Any]]  # held-out conversations whose last answer the model is to give
+    texts: list[str]  # raw text
+    options: Options
+    seed: int
+
+
+def prepare(options: Options, data: Data, names: Sequence[str], seed: int) -> Questions:
+    """The held-out questions that can be asked, and the raw text."""
+    asked = [question for question in data.questions if answerable(question["messages"])][: options.rows]
+    texts = raw_text.documents(options.raw_text) if options.raw_text else []
+    return Questions(data, list(names), asked, texts, options, seed)
+
+
+def check(options: Options) -> None:
+    """Raises ConfigError for benchmarks, a judge or a raw text that are not to be had, before anything is loaded."""
+    if options.lm_eval:
+        harness.check_tasks(options.lm_eval)
+    if options.judge:
+        judge.check(call(judge.Options, options.judge, "evaluate.judge"))
     if options.raw_text:
-        found["raw_text_loss"] = raw_text_loss(model, encoder, options.raw_text, options.batch_size)
-    model.config.use_cache = use_cache
-    model.train(training)
+        raw_text.documents(options.raw_text)
+
+
+SCORES = ("exact_match", "stops", "rouge_l", "chrf")
+
+
+def measured(questions: Questions) -> list[str]:
+    """What `measure` will find, by the names that `objective` can have."""
+    found = [*SCORES] if questions.asked else []
+    found += ["eval_loss", "p_stop"] if len(questions.data.held_out) else []
+    return found + (["raw_text_loss", "bits_per_byte"] if questions.texts else [])
+
+
+def measure(model: PreTrainedModel, encoder: Encoder, questions: Questions) -> dict[str, Any]:
+    """The scores of greedy answers, of drawn ones (`sampled`), `held_out`, `raw_text`, `lm_eval`, and the `answers`.
+
+    What was not asked for is not in the result.
+    """
+    options, tokenizer, found = questions.options, encoder.tokenizer, {}
+    if questions.asked:
+        said = ask(model, encoder, questions)
+        found |= scores(said) | by_length(said) | {"answers": said}
+        if options.temperature:
+            how = {"temperature": options.temperature, "top_p": options.top_p}
+            drawn = ask(model, encoder, questions, **how, seed=questions.seed)
+            found["sampled"] = scores(drawn) | how
+            found["answers"] = [a | {"sampled": b["text"]} for a, b in zip(said, drawn, strict=True)]
+    if len(questions.data.held_out):
+        found["held_out"] = held_out_losses(model, encoder, questions)
+    if questions.texts:
+        found["raw_text"] = raw_text.measure(model, encoder, questions.texts, options.batch_size)
+    if options.lm_eval:
+        found["lm_eval"] = harness.run(
+            model, tokenizer, options.lm_eval, limit=options.lm_eval_rows, batch_size=options.batch_size
+        )
     return found
 
 
-@torch.no_grad()
-def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Mapping[str, Any]], options: Options
-) -> list[dict[str, Any]]:
-    """What the model says in the place of each last answer: `prompt`, `reference`, `text`, and whether it `stops`."""
-    config = GenerationConfig(
-        max_new_tokens=options.max_new_tokens,
-        do_sample=False,
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    stops = set(config.eos_token_id)
-    asked = [(question, *history(question["messages"])) for question in questions]
-    results = []
-    for start in tqdm(range(0, len(asked), options.batch_size), desc="Answering", leave=False):
-        batch = asked[start : start + options.batch_size]
-        prompts = [
-            tokenizer.apply_chat_template(
-                past, tools=question.get("tools") or None, add_generation_prompt=True, return_dict=False
-            )
-            for question, past, _ in batch
-        ]
-        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-        output = model.generate(**inputs, generation_config=config)[:, inputs.input_ids.shape[1] :].tolist()
-        for (_, past, reference), ids in zip(batch, output, strict=True):
-            end = next((place for place, token in enumerate(ids) if token in stops), None)
-            text = tokenizer.decode(ids[:end], skip_special_tokens=False)
-            results.append(
-                {"prompt": past[-1]["content"], "reference": reference, "text": text, "stops": end is not None}
-            )
-    return results
+def ask(model: PreTrainedModel, encoder: Encoder, questions: Questions, **sampling: Any) -> list[dict[str, Any]]:
+    """The answers to the held-out questions, greedy unless `sampling` says how they are drawn."""
+    options = questions.options
+    return answers(
+        model, encoder.tokenizer, questions.asked, options.batch_size, options.max_new_tokens, **sampling
+    )  # fmt: skip
 
 
-def answerable(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether something stands before the last answer, and that answer is a text rather than a call of a tool."""
-    past, reference = history(messages)
-    return bool(past) and bool(reference)
+def held_out_losses(model: PreTrainedModel, encoder: Encoder, questions: Questions) -> dict[str, Any]:
+    """The loss on the held-out rows and its parts."""
+    stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
+    rows, batch = questions.data.held_out, questions.options.batch_size
+    return held_out.measure(model, encoder.tokenizer, rows, stop, questions.names, batch)
 
 
-def history(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
-    """The messages before the last answer, and that answer's text."""
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return list(messages[:last]), messages[last]["content"]
+def own_metric(name: str | None) -> Callable[[list[dict[str, Any]]], float] | None:
+    """A user's own `module.function`, which is given the answers to the held-out questions; None for our metrics."""
+    return imported("trainer.metric_for_best_model", name) if name and "." in name else None
 
 
-@torch.no_grad()
-def raw_text_loss(model: PreTrainedModel, encoder: Encoder, path: str, batch_size: int) -> float:
-    """The mean loss in nats over every token of a text file's documents but the first of each."""
-    kind = "text" if path.endswith(".txt") else "json"
-    rows = load_dataset(kind, data_files=path, split="train")
-    if "text" not in rows.column_names:
-        raise ConfigError(f"evaluate.raw_text={path} has no text column, but {', '.join(rows.column_names)}.")
-    texts = [text for text in rows["text"] if text.strip()]
-    ids = encoder.encode([{"text": text} for text in texts])["input_ids"]
-    ids = [row[: getattr(model.config, "max_position_embeddings", len(row))].tolist() for row in ids]
-    total, count = 0.0, 0
-    for start in range(0, len(ids), batch_size):
-        batch = encoder.tokenizer.pad(
-            {"input_ids": ids[start : start + batch_size]}, padding_side="right", return_tensors="pt"
+def check_metric(name: str, questions: Questions) -> None:
+    """Raises ConfigError for a metric that no evaluation gives."""
+    name, there = name.removeprefix("eval_"), {key.removeprefix("eval_") for key in measured(questions)}
+    there -= {"raw_text_loss", "bits_per_byte"}
+    if name not in there and not (there and name.startswith("loss_")):
+        raise ConfigError(
+            f"trainer.metric_for_best_model={name} is not measured while training.{did_you_mean(name, there)} Or write "
+            "module.function, which is given the answers."
         )
-        batch = batch.to(model.device)
-        logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        labels = batch.input_ids[:, 1:].masked_fill(batch.attention_mask[:, 1:] == 0, -100)
-        total += torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum").item()
-        count += int((labels != -100).sum())
-    return total / count
+
+
+def compare(before: dict[str, Any], after: dict[str, Any], questions: Questions) -> tuple[dict[str, Any], list[dict]]:
+    """What metrics.json holds of both measurements, and the lines of answers.jsonl, which leave them."""
+    options, found = questions.options, {"before": before, "after": after}
+    lines = [side_by_side(*pair) for pair in zip(before.pop("answers", []), after.pop("answers", []), strict=True)]
+    found |= {key: after[key] for key in ("exact_match", "stops", "rouge_l", "chrf") if key in after}
+    if "held_out" in after:
+        found |= {f"eval_{key}": value for key, value in held_out.flat(after["held_out"]).items()}
+        found |= {"p_stop": after["held_out"]["p_stop"]} if "p_stop" in after["held_out"] else {}
+    if "raw_text" in after:
+        change = after["raw_text"]["loss"] / before["raw_text"]["loss"] - 1
+        found |= {"raw_text_loss": after["raw_text"]["loss"], "bits_per_byte": after["raw_text"]["bits_per_byte"]}
+        limits = {"warn_above": options.warn_above, "fail_above": options.fail_above}
+        found["forgetting"] = {"change": change, "verdict": verdict(change, **limits)} | limits
+    if "lm_eval" in after:
+        found["benchmarks"] = harness.drop(before["lm_eval"], after["lm_eval"])
+    return found, lines
+
+
+def side_by_side(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of answers.jsonl."""
+    line = {key: old[key] for key in ("prompt", "reference")}
+    line |= {"base": old["text"], "tuned": new["text"], "base_stops": old["stops"], "tuned_stops": new["stops"]}
+    return line | ({"base_sampled": old["sampled"], "tuned_sampled": new["sampled"]} if "sampled" in old else {})

@@ -15,7 +15,12 @@ from sft_recipes.rows import arrays, flat_values, lengths_of
 
 
 def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Dataset, stop: int, names: Sequence[str], batch: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Dataset,
+    stop: int,
+    names: Sequence[str],
+    batch: int,
 ) -> dict[str, Any]:
     """`loss`, its parts by `source`, `turn`, `position` and `length`, in nats a token, and `p_stop`.
 
@@ -52,7 +57,8 @@ def token_losses(
                 wanted[place, : len(labels[i])] = torch.from_numpy(labels[i])
             inputs = inputs.to(model.device)
             out = model(**inputs, labels=wanted.to(model.device), fused_lm_head=True, use_cache=False)
-            losses = -out.log_probs.float().masked_fill(~out.label_mask, torch.nan).cpu().numpy()
+            losses = -out.log_probs.float().masked_fill(~out.label_mask, torch.nan)
+            losses = losses[:, losses.shape[1] + 1 - inputs.input_ids.shape[1] :].cpu().numpy()  # no virtual tokens
             found += [(int(i), losses[place, : len(ids[i]) - 1]) for place, i in enumerate(chosen)]
     by_row = dict(gather_object(found))
     return [by_row[i] for i in range(len(ids))]
@@ -124,14 +130,14 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def flat(found: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+def flat(found: Mapping[str, Any]) -> dict[str, float]:
     """The measured numbers as one level of names, as a log and a tracker take them.
 
-    >>> flat({"loss": 1.0, "rows": 3, "tokens": 9, "p_stop": 0.5, "turn": {"first": 2.0}, "length": {"2 to 9 tokens": 1.0}})
-    {'eval_loss': 1.0, 'eval_p_stop': 0.5, 'eval_loss_turn_first': 2.0, 'eval_loss_length_1': 1.0}
+    >>> flat({"loss": 1.0, "rows": 3, "p_stop": 0.5, "turn": {"first": 2.0}, "length": {"2 to 9 tokens": 1.0}})
+    {'loss': 1.0, 'p_stop': 0.5, 'loss_turn_first': 2.0, 'loss_length_1': 1.0}
     """
-    numbers = {f"{prefix}_{key}": found[key] for key in ("loss", "p_stop") if key in found}
+    numbers = {key: found[key] for key in ("loss", "p_stop") if key in found}
     for part in ("source", "turn", "position", "length"):
         for place, (key, value) in enumerate(found.get(part, {}).items(), start=1):
-            numbers[f"{prefix}_loss_{part}_{place if part == 'length' else key}"] = value
+            numbers[f"loss_{part}_{place if part == 'length' else key}"] = value
     return numbers

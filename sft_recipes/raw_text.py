@@ -49,7 +49,9 @@ def measure(model: PreTrainedModel, encoder: Encoder, texts: list[str], batch_si
     ids = encoder.encode([{"text": text} for text in texts])["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", None)
     ids = [row[:longest] for row in ids]
-    losses = np.concatenate(token_losses(model, encoder.tokenizer, table({"input_ids": ids, "labels": ids}), batch_size))
+    losses = np.concatenate(
+        token_losses(model, encoder.tokenizer, table({"input_ids": ids, "labels": ids}), batch_size)
+    )
     shown = encoder.tokenizer.batch_decode([row[1:] for row in ids], skip_special_tokens=True)
     size = sum(len(text.encode()) for text in shown)
     bits = float(losses.sum()) / math.log(2) / size

@@ -1,5 +1,6 @@
 """How close answers come to their references: exact match, ROUGE-L and chrF, each a share from 0 to 1."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
@@ -17,6 +18,7 @@ def scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     >>> scores([{"text": "a cat", "reference": "a cat", "stops": True}])["exact_match"]
     1.0
     """
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score says which tokenizer it takes, every time
     scorer = RougeScorer(["rougeL"])
     texts, references = [[answer[key] for answer in answers] for key in ("text", "reference")]
     return {

@@ -135,13 +135,7 @@ def find_formatter(
 
 def own_formatter(where: str, label: str, columns: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Conversation]:
     """A user's `module.function`; what it returns is checked as if it were a row of messages or text."""
-    module, _, function = label.rpartition(".")
-    try:
-        own = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}={label} could not be imported: {one_line(error)}.") from error
-    if not callable(own):
-        raise ConfigError(f"{where}={label} is not a function.")
+    own = imported(where, label)
     check(own, {next(iter(inspect.signature(own).parameters), "row"): {}, **columns}, where)
 
     def formatter(row: Mapping[str, Any]) -> Conversation:
@@ -151,6 +145,18 @@ def own_formatter(where: str, label: str, columns: Mapping[str, Any]) -> Callabl
         return FORMATTERS["chatml" if "messages" in conversation else "text"](conversation)
 
     return formatter
+
+
+def imported(where: str, label: str) -> Callable:
+    """A user's `module.function`; raises ConfigError where it cannot be imported."""
+    module, _, function = label.rpartition(".")
+    try:
+        own = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}={label} could not be imported: {one_line(error)}.") from error
+    if not callable(own):
+        raise ConfigError(f"{where}={label} is not a function.")
+    return own
 
 
 def fingerprint(source: Source, rows: Dataset | IterableDataset) -> str:

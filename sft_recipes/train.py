@@ -3,8 +3,10 @@
 import json
 import logging
 import math
-import resource
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,21 @@ from transformers import (
     ProgressCallback,
     TrainerCallback,
 )
+from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import evaluate, report, streaming
+from sft_recipes import evaluate, held_out, judge, report, streaming, weights
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
 from sft_recipes.config import Config
+from sft_recipes.cost import cost, trainable
 from sft_recipes.data import Data, load, streamed
 from sft_recipes.digest import digest, record
 from sft_recipes.encoding import Encoder
-from sft_recipes.loss import watch
+from sft_recipes.environment import command, environment
+from sft_recipes.evaluate import Questions
+from sft_recipes.loss import evaluate_with, watch
 from sft_recipes.model import (
     give_head_a_bias,
     keep_in_fp32,
@@ -41,25 +47,29 @@ from sft_recipes.model import (
     quantization_config,
     train_new_tokens,
 )
+from sft_recipes.monitor import Overfitting, Samples
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
+from sft_recipes.scores import scores
+from sft_recipes.sources import sources
 from sft_recipes.streaming import Stream
 
 log = logging.getLogger(__name__)
+SAMPLES = 3  # questions that are asked while training goes on
 
 
 def main(config: Config) -> float:
-    """Trains, writes the run folder, and gives back the objective."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    """Trains and saves the model, measures base and tuned alike; gives back the objective's value."""
+    folder, started = Path(HydraConfig.get().runtime.output_dir), datetime.now(UTC).isoformat(timespec="seconds")
     arguments, callbacks = trainer_arguments(config, folder)
     asking = call(evaluate.Options, config.evaluate, "evaluate")
-    objective(config.objective, held_out=True, asked=True, raw_text=True)
+    evaluate.check(asking)
     peft, quantization = peft_config(config.adapter), quantization_config(config.adapter)
     tokenizer, template, new = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
     data, rows, stream = prepare(config, encoder, arguments)
-    asked = asking.rows > 0 and any(evaluate.answerable(question["messages"]) for question in data.questions)
-    goal = objective(config.objective, len(data.held_out) > 0, asked, asking.raw_text is not None)
+    questions = evaluate.prepare(asking, data, list(sources(config)), config.seed)
+    goal = objective(config.objective, evaluate.measured(questions))
     supervision = record(data.ledger, digest(rows) if stream is None else {}, asdict(config))
     supervision |= {"padding": padding(data.train, arguments)}
     if arguments.process_index == 0:
@@ -71,24 +81,30 @@ def main(config: Config) -> float:
     if peft:
         train_new_tokens(peft, model, new)
     trainer = build(model, arguments, rows, data.held_out, tokenizer, peft, callbacks)
+    overfitting = observe(trainer, encoder, questions, folder)
     log.info(announcement(trainer, data.ledger))
-    before = evaluate.measure(trainer.model, encoder, data.questions, asking)
+    before = evaluate.measure(trainer.model, encoder, questions)
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    held_out = trainer.evaluate() if len(data.held_out) else {}
-    after = evaluate.measure(trainer.model, encoder, data.questions, asking)
-    answers = [old | {"base": old["text"], "tuned": new["text"]} for old, new in both(before, after)]
-    metrics = {"train_loss": result.training_loss, "steps": result.global_step} | held_out | after
-    metrics |= {"before": before, "after": after, "trainable_parameters": trainable(trainer.model)}
-    metrics |= {"train_seconds": result.metrics["train_runtime"], "peak_memory_gib": peak_memory()}
-    metrics |= {"history": trainer.state.log_history}
+    after = evaluate.measure(trainer.model, encoder, questions)
+    if "held_out" in after and (arguments.load_best_model_at_end or not evaluated_last(trainer)):
+        evaluate_with(trainer, lambda: held_out.flat(after["held_out"]))
+        trainer.evaluate()
+    metrics = {"name": config.name, "mode": "train", "command": command(), "started": started}
+    metrics |= {"environment": environment(), "train_loss": result.training_loss, "steps": result.global_step}
+    compared, answers = evaluate.compare(before, after, questions)
+    metrics |= compared | cost(trainer, result) | {"padding": supervision["padding"]}
+    metrics |= {"warnings": overfitting.warnings, "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         if stream:
             write(folder, "supervision", supervision | {"sources": stream.ledger, "digest": stream.digest.record()})
         save(trainer, folder / "model", encoder)
+        if asking.weight_change:
+            metrics["weight_change"] = weights.change(trainer.model, partial(base, config, tokenizer, encoder, new))
+        if asking.judge and answers:
+            metrics["judge"] = judge.run(answers, call(judge.Options, asking.judge, "evaluate.judge"))
         write(folder, "metrics", metrics)
-        lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_lines(folder / "answers.jsonl", answers)
         print(report.write(folder))
     if config.smoke:
         log.info(smoke_line(metrics, answers))
@@ -133,10 +149,43 @@ def build(
     keep_in_fp32(trainer.model)
     give_head_a_bias(trainer.model)
     watch(trainer)
+    if not len(held_out):
+        trainer.args.eval_strategy = IntervalStrategy.NO
     for printing in (ProgressCallback, PrinterCallback):  # they print every log as a dict among our tables
         if trainer.pop_callback(printing) and printing is ProgressCallback:
             trainer.add_callback(Bar)
     return trainer
+
+
+def observe(trainer: SFTTrainer, encoder: Encoder, questions: Questions, folder: Path) -> Overfitting:
+    """Lets the trainer evaluate as we measure, watch for overfitting, and ask a few questions on the way."""
+    options, wanted = questions.options, trainer.args.metric_for_best_model
+    own = evaluate.own_metric(wanted)
+    if wanted and not own:
+        evaluate.check_metric(wanted, questions)
+
+    def measure() -> dict[str, float]:
+        found = held_out.flat(evaluate.held_out_losses(trainer.model, encoder, questions))
+        if own or (wanted and wanted.removeprefix("eval_") in evaluate.SCORES):
+            said = evaluate.ask(trainer.model, encoder, questions)
+            found |= {key: value for key, value in scores(said).items() if key in evaluate.SCORES}
+            found |= {wanted: own(said)} if own else {}
+        return found
+
+    evaluate_with(trainer, measure)
+    overfitting = Overfitting()
+    trainer.add_callback(overfitting)
+    if options.samples_every and questions.asked:
+        some = replace(questions, asked=questions.asked[:SAMPLES])
+        ask = partial(evaluate.ask, trainer.model, encoder, some)
+        trainer.add_callback(Samples(ask, options.samples_every, folder / "samples.jsonl"))
+    return overfitting
+
+
+def evaluated_last(trainer: SFTTrainer) -> bool:
+    """Whether the last step ended with an evaluation."""
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return steps[-1:] == [trainer.state.global_step]
 
 
 def padding(rows: Dataset, arguments: SFTConfig) -> float:
@@ -170,21 +219,10 @@ def announcement(trainer: SFTTrainer, ledger: dict[str, dict]) -> str:
     )
 
 
-def trainable(model: torch.nn.Module) -> int:
-    """The number of parameters that training changes."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def peak_memory() -> float:
-    """The most memory the run has held so far, in GiB: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def both(before: dict[str, Any], after: dict[str, Any]) -> zip:
-    """The base model's and the tuned model's answers, side by side; they leave the two measurements."""
-    return zip(before.pop("answers", []), after.pop("answers", []), strict=True)
+def base(config: Config, tokenizer: PreTrainedTokenizerFast, encoder: Encoder, new: list[int]) -> PreTrainedModel:
+    """The base model as it was before training, on the CPU and not quantized."""
+    with torch.device("cpu"):
+        return load_model(config.model, None, False, tokenizer, encoder.stop, new)
 
 
 def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
@@ -199,6 +237,11 @@ def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
 def write(folder: Path, name: str, values: dict[str, Any]) -> None:
     """Writes metrics.json or supervision.json, from which every table can be made again."""
     (folder / f"{name}.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Writes a .jsonl file."""
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def smoke_line(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:
