@@ -1,29 +1,36 @@
 """The model card: the report as the README.md of `model/`, with the metadata that the hub reads."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.making import command
 from sft_recipes.measures import MEASURES, first
-from sft_recipes.page import Code, Sections, save_pictures, to_markdown
-from sft_recipes.run_folder import Run, find, leaves, mapping, number
+from sft_recipes.page import Code, Folded, Sections, pictures, to_markdown
+from sft_recipes.run_folder import Run, find, finite, leaves, mapping, number
 
-HERE = ("Config", "To run it again", "Environment")  # sections that a card leaves out: they name paths of this machine
+LEFT_OUT = ("Config", "Environment")  # they describe this machine more than the model
 
 
 def write(run: Run, sections: Sections) -> None:
-    """Writes the card and its pictures into the run's `model/`, if there is one."""
+    """Writes the card and copies of the report's pictures into the run's `model/`, if there is one."""
     folder = run.folder / "model"
     if not folder.is_dir():
         return
     from huggingface_hub import ModelCard
 
-    found = {heading: blocks for heading, blocks in sections.items() if heading not in HERE}
+    found = {heading: blocks for heading, blocks in sections.items() if heading not in LEFT_OUT}
+    if re.search(r"(?<![\w.])/", command(run)):  # a path of this machine
+        found.pop("To run it again", None)
+    found["Answers"] = [block for block in found.get("Answers", []) if not isinstance(block, Folded)]
     found = {"": found.pop("", []), "How to use it": usage(run), **found}
+    found = {heading: blocks for heading, blocks in found.items() if blocks}
     text = f"---\n{metadata(run).to_yaml()}\n---\n\n{to_markdown(run.name, found)}"
     ModelCard(text).save(folder / "README.md")
-    save_pictures(folder, found)
+    for picture in pictures(block for blocks in found.values() for block in blocks):
+        shutil.copyfile(run.folder / picture.file, folder / picture.file)
 
 
 def metadata(run: Run) -> Any:
@@ -72,8 +79,8 @@ def results(metrics: Mapping[str, Any]) -> list[Any]:
     """The tuned model's measures as the hub's evaluation results."""
     from huggingface_hub import EvalResult
 
-    def result(dataset: str, name: str, metric: str, value: float) -> EvalResult:
-        return EvalResult("text-generation", dataset, name, metric, round(value, 4), metric_name=metric)
+    def result(dataset: str, name: str, metric: str, label: str, value: float) -> EvalResult:
+        return EvalResult("text-generation", dataset, name, metric, round(value, 4), metric_name=label)
 
     after = mapping(metrics.get("after"))
     found = []
@@ -83,10 +90,10 @@ def results(metrics: Mapping[str, Any]) -> list[Any]:
         if value is not None:
             raw = places[0].startswith("raw_text")
             names = ("raw_text", "raw text") if raw else ("held_out", "held-out rows")
-            found.append(result(*names, label, value))
+            found.append(result(*names, places[0].split(".")[-1], label, value))
     for task, value in leaves(mapping(after.get("lm_eval"))):
-        if isinstance(value, int | float):
-            found.append(result(task, task, "accuracy" if value <= 1 else "score", value))
+        if finite(value) is not None:
+            found.append(result(task, task, "score", "score", value))
     return found
 
 

@@ -130,8 +130,8 @@ def ledger_rows(ledger: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]
     keys = ("rows", "held_out", "kept", "tokens", "supervised_tokens")
     rows, problems = [["source", "rows", "held out", "kept", "tokens", "with loss"]], []
     for name, part in ledger.items():
-        rows.append([name, *(f"{part.get(key, 0):,}" for key in keys)])
-        for problem, entry in mapping(part.get("problems")).items():
+        rows.append([name, *(f"{part.get(key) or 0:,}" for key in keys)])
+        for problem, entry in (part.get("problems") or {}).items():
             problems.append([name, problem.replace("_", " "), f"{entry['rows']:,}", entry["policy"]])
     return rows, [["source", "problem", "in rows", "policy"], *problems] if problems else []
 

@@ -64,7 +64,7 @@ def answer_table(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 def arrow(old: float | None, new: float | None, form: str) -> str:
     """From the base's number to the tuned model's; one alone where only one was measured."""
-    return " → ".join(f"{value:{form}}" for value in (old, new) if value is not None)
+    return "\u00a0→\u00a0".join(f"{value:{form}}" for value in (old, new) if value is not None)
 
 
 def held_out_table(metrics: Mapping[str, Any]) -> list[list[str]]:

@@ -68,7 +68,9 @@ def compare(first: Path, second: Path) -> str:
     a, b = (json_of(folder / "supervision.json") for folder in (first, second))
     for folder, values in ((first, a), (second, b)):
         if not find(values, "digest.sha256"):
-            raise ConfigError(f"{folder} has no digest of what it trained on in its supervision.json.")
+            raise ConfigError(
+                f"{folder} is not the folder of a finished run: it has no supervision.json with a digest."
+            )
     if a["digest"]["sha256"] == b["digest"]["sha256"]:
         same = f"{a['digest']['rows']:,} rows, {a['digest']['sha256'][:16]}"
         return f"Both trained on the same tokens, labels and packing: {same}."
@@ -97,14 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
     if len(options.folder) > 2:
         sys.exit("One folder is reported, two are compared; more are not.")
     try:
-        if len(options.folder) == 1:
-            print(write(options.folder[0], options.price_per_hour))
-        else:
-            for folder in options.folder:
-                read(folder)
-            print(compare(*options.folder))
+        print(write(*options.folder, options.price_per_hour) if len(options.folder) == 1 else compare(*options.folder))
     except ConfigError as error:
         sys.exit(str(error))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # values that no run writes
+        sys.exit(f"{options.folder[0]}: its files do not hold what a run writes: {type(error).__name__}, {error}.")
 
 
 if __name__ == "__main__":

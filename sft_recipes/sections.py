@@ -7,11 +7,11 @@ from typing import Any
 from sft_recipes import plots
 from sft_recipes.making import command, cost, environment, provenance, short, spent, supervision, trained
 from sft_recipes.measures import answer_table, benchmark_table, held_out_table, other_measures, result_table
-from sft_recipes.page import Block, Code, Folded, Picture, Sections, Table
+from sft_recipes.page import Block, Code, Folded, Note, Picture, Sections, Table
 from sft_recipes.run_folder import Run, find, leaves, mapping, number
 
 LOSSES = (("loss", ".4f"), ("eval_loss", ".4f"), ("eval_p_stop", ".1%"), ("learning_rate", ".2e"), ("grad_norm", ".2f"))
-ANSWERS = 30  # that a page shows side by side; all are in answers.jsonl
+ANSWERS, OPEN = 30, 10  # that a page holds side by side, and that it shows unasked; all are in answers.jsonl
 
 
 def sections(run: Run, price_per_hour: float | None = None) -> Sections:
@@ -39,7 +39,7 @@ def sections(run: Run, price_per_hour: float | None = None) -> Sections:
 
 def result(run: Run) -> list[Block]:
     """The table that stands first, then what there is to worry about."""
-    return [Table(result_table(run.metrics)), *concerns(run)]
+    return [Table(result_table(run.metrics)), *map(Note, concerns(run))]
 
 
 def concerns(run: Run) -> list[str]:
@@ -86,7 +86,10 @@ def answers(found: Sequence[Mapping[str, Any]]) -> list[Block]:
         return []
     some = found[:: math.ceil(len(found) / ANSWERS)]
     said = f"{len(some)} of {len(found)} held-out questions, answered greedily; all are in `answers.jsonl`."
-    blocks: list[Block] = [said, Table(answer_rows(some, ("base", "tuned")), prose=True)]
+    head, *rows = answer_rows(some, ("base", "tuned"))
+    blocks: list[Block] = [said, Table([head, *rows[:OPEN]], prose=True)]
+    if rows[OPEN:]:
+        blocks.append(Folded(f"{len(rows[OPEN:])} more", [Table([head, *rows[OPEN:]], prose=True)]))
     if any("tuned_sampled" in answer for answer in some):
         table = Table(answer_rows(some, ("base_sampled", "tuned_sampled")), prose=True)
         blocks.append(Folded("The same questions, answered by sampling", [table]))
@@ -137,6 +140,7 @@ def loss_rows(history: Sequence[Mapping[str, float]], most: int = 12) -> list[li
             steps.setdefault(entry["step"], {}).update(entry)
     every = max(1, math.ceil(len(steps) / most))
     kept = [entry for place, entry in enumerate(steps.values()) if place % every == 0 or "eval_loss" in entry]
+    kept += [entry for entry in list(steps.values())[-1:] if entry not in kept]
     used = [(key, form) for key, form in LOSSES if any(number(entry, key) is not None for entry in kept)]
     names = {"loss": "training loss", "eval_loss": "held-out loss", "eval_p_stop": "p(stop)"}
     rows = [["step", "epoch", *(names.get(key, key.replace("_", " ")) for key, _ in used)]]
