@@ -1,5 +1,6 @@
 """The model card: the report as the README.md of `model/`, with the metadata that the hub reads."""
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -98,16 +99,13 @@ def results(metrics: Mapping[str, Any]) -> list[Any]:
 
 
 def usage(run: Run) -> list[Code]:
-    """The lines that load the model and ask it something."""
-    from json import dumps
-
+    """The lines that load the model and ask it something; an adapter's base brings neither template nor stop token."""
     question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
-    return [
-        Code(
-            "from transformers import pipeline\n\n"
-            'chat = pipeline("text-generation", "path/to/this/folder")\n'
-            f'messages = [{{"role": "user", "content": {dumps(question[:200], ensure_ascii=False)}}}]\n'
-            'print(chat(messages)[0]["generated_text"][-1]["content"])',
-            "python",
-        )
-    ]
+    lines = f"""from transformers import GenerationConfig, pipeline
+
+folder = "path/to/this/folder"
+chat = pipeline("text-generation", folder, tokenizer=folder)
+messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]
+answer = chat(messages, generation_config=GenerationConfig.from_pretrained(folder), max_new_tokens=256)
+print(answer[0]["generated_text"][-1]["content"])"""
+    return [Code(lines, "python")]

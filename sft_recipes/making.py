@@ -87,14 +87,14 @@ def provenance(run: Run) -> list[Block]:
     paper, why = mapping(said.get("values")), mapping(said.get("departures"))
     if not said:
         return []
-    rows = [["", "paper", "this run", ""]]
+    rows = [["field", "paper", "this run", "departure"]]
     for key, value in paper.items():
         here = own(run, key)
         differs = here is not None and not same(value, here)
         note = f"departs: {why[key]}" if key in why else "departs, without a reason given" if differs else ""
         rows.append([key, str(value), "not in the config" if here is None else str(here), note])
     rows += [[key, "", "", f"departs: {reason}"] for key, reason in why.items() if key not in paper]
-    return [f"Source: {said.get('source', 'not named')}", *([Table(rows)] if len(rows) > 1 else [])]
+    return [f"Source: {said.get('source', 'not named')}", *([Table(rows, prose=True)] if len(rows) > 1 else [])]
 
 
 def own(run: Run, key: str) -> Any:
