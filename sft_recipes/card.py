@@ -41,6 +41,7 @@ def metadata(run: Run) -> Any:
     base = find(run.config, "model.id")
     adapter = find(run.config, "adapter.type") == "lora"
     quantized = bool(find(run.config, "adapter.quantization"))
+    found = results(run.metrics)
     sources = [source.get("path") for source in mapping(run.config.get("data")).values() if isinstance(source, dict)]
     return ModelCardData(
         base_model=base if on_hub(base) else None,
@@ -49,8 +50,11 @@ def metadata(run: Run) -> Any:
         license=licence(base),
         datasets=[path for path in dict.fromkeys(sources) if on_hub(path)] or None,
         tags=["sft", "trl", "sft_recipes", *(["qlora" if quantized else "lora"] if adapter else [])],
-        model_name=run.config.get("name") or run.folder.resolve().parent.name,
-        eval_results=results(run.metrics) or None,
+        **(
+            {"model_name": run.config.get("name") or run.folder.resolve().parent.name, "eval_results": found}
+            if found
+            else {}
+        ),
     )
 
 
@@ -91,7 +95,8 @@ def results(metrics: Mapping[str, Any]) -> list[Any]:
         if value is not None:
             raw = places[0].startswith("raw_text")
             names = ("raw_text", "raw text") if raw else ("held_out", "held-out rows")
-            found.append(result(*names, places[0].split(".")[-1], label, value))
+            metric = places[0].split(".")[-1]
+            found.append(result(*names, "rouge" if metric == "rouge_l" else metric, label, value))
     for task, value in leaves(mapping(after.get("lm_eval"))):
         if finite(value) is not None:
             found.append(result(task, task, "score", "score", value))
@@ -105,7 +110,7 @@ def usage(run: Run) -> list[Code]:
 
 folder = "path/to/this/folder"
 chat = pipeline("text-generation", folder, tokenizer=folder)
+config = GenerationConfig.from_pretrained(folder, max_new_tokens=256)
 messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]
-answer = chat(messages, generation_config=GenerationConfig.from_pretrained(folder), max_new_tokens=256)
-print(answer[0]["generated_text"][-1]["content"])"""
+print(chat(messages, generation_config=config)[0]["generated_text"][-1]["content"])"""
     return [Code(lines, "python")]

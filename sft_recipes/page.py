@@ -205,11 +205,11 @@ def html_table(block: Table) -> str:
     kinds = [' class="number"' if number else "" for number in numbers]
     top = "".join(f"<th{kind}>{escaped(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
     top = f"<thead><tr>{top}</tr></thead>\n" if any(head) else ""
+    labels = [f' data-head="{escaped(label)}"' if block.prose else "" for label in head]
     rows = ""
     for row in body:
-        cells = zip(kinds, head, row, strict=True)
-        cells = (f'<td{kind} data-head="{escaped(label)}">{folded(cell)}</td>' for kind, label, cell in cells)
-        rows += f"<tr>{''.join(cells)}</tr>\n"
+        cells = zip(kinds, labels, row, strict=True)
+        rows += f"<tr>{''.join(f'<td{kind}{label}>{folded(cell)}</td>' for kind, label, cell in cells)}</tr>\n"
     name = "table prose" if block.prose else "table"
     return f'<div class="{name}"><table>{top}<tbody>{rows}</tbody></table></div>'
 

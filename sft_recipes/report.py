@@ -68,9 +68,7 @@ def compare(first: Path, second: Path) -> str:
     a, b = (json_of(folder / "supervision.json") for folder in (first, second))
     for folder, values in ((first, a), (second, b)):
         if not find(values, "digest.sha256"):
-            raise ConfigError(
-                f"{folder} is not the folder of a finished run: it has no supervision.json with a digest."
-            )
+            raise ConfigError(f"{folder} is not the folder of a finished run: it has no digest in supervision.json.")
     if a["digest"]["sha256"] == b["digest"]["sha256"]:
         same = f"{a['digest']['rows']:,} rows, {a['digest']['sha256'][:16]}"
         return f"Both trained on the same tokens, labels and packing: {same}."
