@@ -1,41 +1,48 @@
 """The report is made from a run's files alone, and two runs can be compared."""
 
+import html
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from sft_recipes.report import compare, main, write
+from sft_recipes.page import columns, to_markdown
+from sft_recipes.report import compare, ledger_table, main, write
+from sft_recipes.run_folder import read
+from sft_recipes.sections import loss_rows, sections
+
+
+def make(root, name: str, digest: str = "aa", chunks: tuple = (), **config):
+    """A run's folder with what a training wrote before there was more to measure."""
+    folder = root / "tiny" / name
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text("seed: 42\n")
+    measured = {"exact_match": 0.0, "stops": 0.25, "raw_text_loss": 2.0}
+    metrics = {
+        "train_loss": 0.5, "eval_loss": 0.25, "steps": 7, "train_seconds": 3.0, "trainable_parameters": 1000,
+        "peak_memory_gib": 0.5, "before": measured, "after": {"exact_match": 1.0, "stops": 1.0, "raw_text_loss": 2.1},
+        "history": [{"loss": 0.5, "learning_rate": 1e-3, "step": 7, "epoch": 1.0}],
+    }  # fmt: skip
+    part = {"rows": 10, "held_out": 2, "kept": 9, "tokens": 90, "supervised_tokens": 30}
+    part["problems"] = {"duplicate": {"rows": 1, "policy": "drop", "first": [3]}}
+    supervision = {
+        "digest": {"sha256": digest, "rows": 9, "chunk": 1000, "chunks": list(chunks)}, "sources": {"tiny": part},
+        "versions": {"trl": "1.16.0"}, "config": config,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "supervision.json").write_text(json.dumps(supervision))
+    answer = {"prompt": "Hi?\nHm", "base": "a|b", "tuned": "Hello.", "reference": "Hello.", "stops": True}
+    (folder / "answers.jsonl").write_text(json.dumps(answer) + "\n")
+    return folder
 
 
 @pytest.fixture
 def run(tmp_path):
-    """`run("a", lr=1)`: a run's folder with what a training writes."""
-
-    def make(name: str, digest: str = "aa", chunks: tuple = (), **config):
-        folder = tmp_path / "tiny" / name
-        (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "config.yaml").write_text("seed: 42\n")
-        measured = {"exact_match": 0.0, "stops": 0.25, "raw_text_loss": 2.0}
-        metrics = {
-            "train_loss": 0.5, "eval_loss": 0.25, "steps": 7, "train_seconds": 3.0, "trainable_parameters": 1000,
-            "peak_memory_gib": 0.5, "before": measured, "after": {"exact_match": 1.0, "stops": 1.0, "raw_text_loss": 2.1},
-            "history": [{"loss": 0.5, "learning_rate": 1e-3, "step": 7, "epoch": 1.0}],
-        }  # fmt: skip
-        part = {"rows": 10, "held_out": 2, "kept": 9, "tokens": 90, "supervised_tokens": 30}
-        part["problems"] = {"duplicate": {"rows": 1, "policy": "drop", "first": [3]}}
-        supervision = {
-            "digest": {"sha256": digest, "rows": 9, "chunk": 1000, "chunks": list(chunks)}, "sources": {"tiny": part},
-            "versions": {"trl": "1.16.0"}, "config": config,
-        }  # fmt: skip
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "supervision.json").write_text(json.dumps(supervision))
-        answer = {"prompt": "Hi?\nHm", "base": "a|b", "tuned": "Hello.", "reference": "Hello.", "stops": True}
-        (folder / "answers.jsonl").write_text(json.dumps(answer) + "\n")
-        return folder
-
-    return make
+    """`run("a", lr=1)`: a run's folder."""
+    return partial(make, tmp_path)
 
 
 def test_the_table_shows_base_and_tuned_side_by_side(run):
@@ -44,8 +51,8 @@ def test_the_table_shows_base_and_tuned_side_by_side(run):
         "| ---------------- | ----- | ------------- |",
         "| exact match      | 0.0%  | 100.0%        |",
         "| stops by itself  | 25.0% | 100.0%        |",
-        "| loss on raw text | 2.000 | 2.100 (+5.0%) |",
         "| held-out loss    |       | 0.250         |",
+        "| loss on raw text | 2.000 | 2.100 (+5.0%) |",
         "| training loss    |       | 0.500         |",
         "",
         "| question | base | tuned  |",
@@ -58,7 +65,8 @@ def test_report_md_has_supervision_training_and_config(run):
     folder = run("a")
     write(folder)
     page = (folder / "report.md").read_text()
-    assert "| tiny   | 10   | 2        | 9    | 90     | 30        | duplicate | 1       | drop   |" in page
+    assert "| tiny   | 10   | 2        | 9    | 90     | 30        |" in page
+    assert "| tiny   | duplicate | 1       | drop   |" in page
     assert "7 steps in 3 s, 1,000 trained parameters" in page
     assert "seed: 42" in page
 
@@ -81,7 +89,242 @@ def test_a_folder_that_is_no_run_gets_a_line(tmp_path):
         main([str(tmp_path)])
 
 
-def test_the_report_is_made_without_torch(run):
-    script = "import sys; from sft_recipes.report import main; main([sys.argv[1]]); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script, str(run("a"))], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({}, "it has no metrics.json"),
+        ({".hydra/config.yaml": "seed: 1"}, "the run has not finished"),
+        ({"error.txt": "Out of memory.\n"}, "it failed. Out of memory."),
+        ({"metrics.json": '{"steps": 1'}, "cannot be read as JSON"),
+        ({"metrics.json": "[1]"}, "should hold a mapping, not list"),
+        ({"metrics.json": "{}", "answers.jsonl": "{}\n3\n"}, "line 2, cannot be read as a row"),
+        ({"metrics.json": "{}", ".hydra/config.yaml": "a: [1"}, "cannot be read as YAML"),
+        ({"metrics.json": '{"history": 3}'}, "do not hold what a run writes"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_gets_a_line(tmp_path, files, line):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert line in stop.value.code and "\n" not in stop.value.code
+
+
+def test_two_folders_of_which_one_is_no_run_get_a_line(run, tmp_path):
+    with pytest.raises(SystemExit, match="it has no digest in supervision.json"):
+        main([str(run("a")), str(tmp_path)])
+
+
+def test_a_run_that_left_metrics_alone_has_a_report(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"train_loss": 0.5}')
+    assert write(tmp_path).splitlines()[2] == "| training loss |      | 0.500 |"
+    assert "0.500" in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_is_made_within_two_seconds_and_without_torch(run):
+    script = """
+import os, sys
+from sft_recipes.report import main
+main([sys.argv[1]])
+print([name for name in ("torch", "transformers", "trl", "datasets") if name in sys.modules], sum(os.times()[:2]))
+"""
+    folder = full(run("a"))
+    write(folder)  # matplotlib looks for fonts when it is first used on a machine
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    found, seconds = done.stdout.splitlines()[-1].rsplit(maxsplit=1)
+    assert found == "[]"
+    assert float(seconds) < 2
+
+
+def full(folder):
+    """The run's folder with everything that a training and its evaluation can leave."""
+
+    def measured(share, loss):
+        answered = {"exact_match": share, "stops": share, "rouge_l": share, "chrf": share}
+        return answered | {
+            "rows": 8, "short": answered | {"rows": 4}, "long": answered | {"rows": 4},
+            "sampled": answered | {"temperature": 0.7, "top_p": 0.9},
+            "held_out": {
+                "loss": loss, "p_stop": share, "rows": 8, "tokens": 99, "source": {"my.rows": loss + 1},
+                "turn": {"first": loss + 2, "later": loss + 3}, "position": {"stop": loss + 4, "other": loss + 5},
+                "length": {"8 to 24 tokens": loss + 6},
+            },
+            "raw_text": {"loss": loss, "bits_per_byte": loss / 2, "tokens": 10, "bytes": 20, "source": "prose.jsonl"},
+            "lm_eval": {"mmlu": share}, "new": {"measure": 7},
+        }  # fmt: skip
+
+    metrics = json.loads((folder / "metrics.json").read_text()) | {
+        "name": "mine", "command": "python -m sft_recipes +recipe=tiny seed=1", "started": "2026-11-21T10:00:00+00:00",
+        "environment": {"python": "3.11.9", "gpu": None, "gpus": 2, "commit": "53f5a44"}, "parameters": 4000,
+        "train_tokens": 51234, "tokens_per_second": 4000.0, "mfu": 0.41, "train_seconds": 7200.0,
+        "before": measured(0.25, 2.0), "after": measured(0.75, 2.25),
+        "forgetting": {"change": 0.125, "verdict": "warning", "warn_above": 0.1, "fail_above": 0.15},
+        "benchmarks": {"worst": -3.5, "verdict": "warning"},
+        "weight_change": {"embeddings": 0.0, "layer 0 attention": 0.01, "layer 0 mlp": 0.02},
+        "judge": {"rows": 20, "wins": 12, "ties": 3, "losses": 5, "model": "some-judge"},
+        "warnings": ["Held-out loss is above its best in step 40."],
+    }  # fmt: skip
+    metrics["history"].append({"step": 7, "epoch": 1.0, "eval_loss": 0.25, "eval_p_stop": 0.9})
+    config = {
+        "name": "mine", "model": {"id": "Qwen/Qwen3-0.6B-Base", "chat_template": "chatml"}, "adapter": {"type": "none"},
+        "data": {"lima": {"path": "GAIR/lima", "formatter": "sharegpt"}, "held_out": 0.02},
+        "trainer": {"learning_rate": 2e-5, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
+        "provenance": {
+            "source": "arXiv 2305.11206",
+            "values": {"trainer.learning_rate": "2e-5", "effective_batch_size": 64, "trainer.num_train_epochs": 15, "trainer.weight_decay": 0.1, "model.id": "LLaMA-65B"},
+            "departures": {"model.id": "not on the hub", "mask": "the paper does not state it"},
+        },
+    }  # fmt: skip
+    supervision = json.loads((folder / "supervision.json").read_text()) | {"config": config, "parity": {"rows": 96}}
+    supervision["sources"]["lima"] = supervision["sources"].pop("tiny") | {"fingerprint": "f" * 64}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "supervision.json").write_text(json.dumps(supervision | {"padding": 0.16}))
+    (folder / ".hydra" / "overrides.yaml").write_text("- +recipe=lima\n- seed=1\n")
+    steps = [{"step": step, "prompt": "Hi?", "text": f"said in {step}", "stops": step > 0} for step in (0, 7)]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    (folder / "model").mkdir()
+    return folder
+
+
+@pytest.fixture(params=["report.md", "report.html"], scope="module")
+def page(tmp_path_factory, request):
+    """A full run's report, as Markdown and as HTML, without tags and cells' padding."""
+    folder = full(make(tmp_path_factory.mktemp("run"), "a"))
+    write(folder)
+    text = re.sub("</?code>", "", (folder / request.param).read_text())
+    text = re.sub(r"\s*\|\s*|<[^>]*>", " ", text).replace("`", "").replace("\u00a0", " ")
+    return re.sub(r" +", " ", html.unescape(text))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Model: Qwen/Qwen3-0.6B-Base, every weight, 25.00% of 4,000 parameters; chat template chatml.",
+        "Recipe: +recipe=lima; on top of it seed=1.",
+        "The prompt of training is the prompt of serving, the saved tokenizer's own template, as 96 rows showed",
+        "lima GAIR/lima sharegpt ffffffffffffffff",
+        "Source: arXiv 2305.11206",
+        "effective_batch_size 64 64 ",  # 4 × 8 on 2 GPUs
+        "trainer.num_train_epochs 15 3 departs, without a reason given",
+        "trainer.weight_decay 0.1 not in the config",
+        "model.id LLaMA-65B Qwen/Qwen3-0.6B-Base departs: not on the hub",
+        "mask departs: the paper does not state it",
+        "lima duplicate 1 drop",
+        "16.0% of what the model reads is padding.",
+        "all, greedy 8 25.0% → 75.0% 25.0% → 75.0%",
+        "short references 4 25.0% → 75.0%",
+        "sampled, temperature 0.7, top p 0.9 8 25.0% → 75.0%",
+        "all tokens 2.0000 2.2500",
+        "source my.rows 3.0000 3.2500",
+        "later answers 5.0000 5.2500",
+        "stop tokens 6.0000 6.2500",
+        "rows of 8 to 24 tokens 8.0000 8.2500",
+        "new, measure 7 7",
+        "Verdict: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
+        "a lower trainer.learning_rate (now 2e-05) and fewer trainer.num_train_epochs (now 3); adapter=lora; 2 to 10 % raw text",
+        "'data=[mine,prose]' data.prose.share=0.05",
+        "mmlu 25.0% 75.0% +50.0",
+        "tuned is better 12",
+        "most in layer 0 mlp, 2.00%",
+        "7 said in 7",
+        "training time 2:00:00",
+        "tokens a second 4,000",
+        "model FLOPs utilization (MFU) 41.0%",
+        "commit 53f5a44",
+        "trl 1.16.0",
+        "python -m sft_recipes +recipe=tiny seed=1",
+        "seed: 42",
+        "Held-out loss is above its best in step 40.",
+    ],
+)
+def test_the_report_says(page, said):
+    assert said in page
+
+
+def test_an_equal_value_is_no_departure(page):
+    assert re.search(r"trainer.learning_rate 2e-5 2e-05\s+[^d]", page)
+
+
+def test_the_price_of_an_hour_gives_the_price_of_the_run(run, capsys):
+    folder = full(run("a"))
+    main([str(folder), "--price-per-hour", "2.5"])  # two hours
+    assert re.search(r"\| price of the training, at 2.5 an hour \| 5 +\|", (folder / "report.md").read_text())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_s_table_fits_and_uses_the_width(run, monkeypatch, width):
+    folder = full(run("a"))
+    answers = [{"prompt": "日本語 " * 40, "base": "word " * 40, "tuned": "a|b " * 40}] * 5
+    (folder / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    monkeypatch.setenv("COLUMNS", str(width))
+    widths = [columns(line) for line in write(folder).splitlines()]
+    assert width - 3 < max(widths) <= width
+
+
+def test_the_terminal_names_warnings_verdicts_and_defences_below_the_table(run):
+    below = write(full(run("a"))).split("\n\n")[1:-1]
+    assert [" ".join(part.split()) for part in below] == [
+        "Held-out loss is above its best in step 40.",
+        "Forgetting: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
+        "Benchmarks: warning. The worst changed by -3.5 points.",
+        "Three defences: a lower trainer.learning_rate (now 2e-05) and fewer trainer.num_train_epochs (now 3); adapter=lora; "
+        "2 to 10 % raw text in the mix: 'data=[mine,prose]' data.prose.share=0.05.",
+    ]
+
+
+def test_the_terminal_s_table_has_every_measure_with_its_change(run):
+    assert write(full(run("a"))).split("\n\n")[0].splitlines() == [
+        "|                  | base  | tuned                   |",
+        "| ---------------- | ----- | ----------------------- |",
+        "| exact match      | 25.0% | 75.0%                   |",
+        "| ROUGE-L          | 25.0% | 75.0%                   |",
+        "| chrF             | 25.0% | 75.0%                   |",
+        "| stops by itself  | 25.0% | 75.0%                   |",
+        "| p(stop)          | 25.0% | 75.0%                   |",
+        "| held-out loss    | 2.000 | 2.250                   |",
+        "| loss on raw text | 2.000 | 2.250 (+12.5%, warning) |",
+        "| bits per byte    | 1.000 | 1.125 (+12.5%)          |",
+        "| training loss    |       | 0.500                   |",
+    ]
+
+
+def test_the_ledger_fits_80_columns_with_a_million_rows():
+    part = {
+        "rows": 1_001_551,
+        "held_out": 20_031,
+        "kept": 981_520,
+        "tokens": 412_345_678,
+        "supervised_tokens": 301_234_567,
+    }
+    part["problems"] = {"stop_not_supervised": {"rows": 1_001_551, "policy": "keep"}}
+    assert max(map(len, ledger_table({"a_source_with_a_long_name": part, "other": part | {"problems": {}}}))) <= 80
+
+
+def test_a_passed_run_has_no_advice(run):
+    folder = full(run("a"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["forgetting"]["verdict"] = "passed"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "defences" not in write(folder)
+    assert "defences" not in (folder / "report.md").read_text()
+
+
+def test_the_loss_table_is_thinned_but_keeps_held_out_losses_and_the_end():
+    history = [{"step": step, "loss": 1.0} for step in range(1, 101)] + [{"step": 50, "eval_loss": 0.5}]
+    steps = [int(row[0]) for row in loss_rows(history, most=10)[1:]]
+    assert steps == [1, 11, 21, 31, 41, 50, 51, 61, 71, 81, 91, 100]
+
+
+@pytest.mark.parametrize(
+    "key", ["before", "after", "history", "forgetting", "weight_change", "judge", "environment", "warnings"]
+)
+@pytest.mark.parametrize("value", [None, {}])
+def test_a_key_of_the_metrics_that_is_empty_or_not_there_is_left_out(run, key, value):
+    folder = full(run("a"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {key: value}))
+    with_nothing = sections(read(folder))
+    (folder / "metrics.json").write_text(json.dumps({name: metrics[name] for name in metrics if name != key}))
+    assert list(with_nothing) == list(sections(read(folder)))
+    assert to_markdown("t", with_nothing) == to_markdown("t", sections(read(folder)))

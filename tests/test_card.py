@@ -1,0 +1,96 @@
+"""The card of a trained model is the report with metadata that the hub can read, and names nothing of this machine."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sft_recipes import report
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """`card(model="Qwen/Qwen3-0.6B-Base", …)`: the card of a run with these choices."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def make(model: str, adapter: dict, data: dict, command: str = "python -m sft_recipes +recipe=mine", **metrics):
+        folder = tmp_path / "outputs" / "mine" / "2026-11-21_10-00-00"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "README.md").write_text("Fine-tuned version of [None].")
+        config = {"name": "mine", "model": {"id": model}, "adapter": adapter, "data": data | {"held_out": 0.02}}
+        history = [{"step": 1, "loss": 1.0}]
+        (folder / "metrics.json").write_text(json.dumps({"command": command, "history": history} | metrics))
+        (folder / "supervision.json").write_text(json.dumps({"config": config}))
+        report.write(folder)
+        return ModelCard.load(folder / "model" / "README.md")
+
+    return make
+
+
+LORA = {"type": "lora", "lora": {"r": 8}}
+HUB = {"lima": {"path": "GAIR/lima"}, "mine": {"path": "json", "data_files": "/home/me/my.jsonl"}}
+
+
+def test_an_adapter_s_card_names_its_base_and_the_hub_s_datasets(card):
+    found = card("Qwen/Qwen3-0.6B-Base", LORA, HUB).data.to_dict()
+    assert found == {
+        "base_model": "Qwen/Qwen3-0.6B-Base", "library_name": "peft", "pipeline_tag": "text-generation",
+        "datasets": ["GAIR/lima"], "tags": ["sft", "trl", "sft_recipes", "lora"],
+    }  # fmt: skip
+
+
+def test_a_model_of_all_weights_is_of_transformers(card):
+    found = card("Qwen/Qwen3-0.6B-Base", {"type": "none"}, {}).data
+    assert (found.library_name, found.tags) == ("transformers", ["sft", "trl", "sft_recipes"])
+
+
+def test_a_quantized_base_is_said_to_be(card):
+    assert "qlora" in card("Qwen/Qwen3-0.6B-Base", LORA | {"quantization": {"load_in_4bit": True}}, {}).data.tags
+
+
+def test_what_was_measured_of_the_tuned_model_is_in_the_metadata(card):
+    after = {
+        "exact_match": 0.75,
+        "rouge_l": 0.5,
+        "held_out": {"loss": 1.25},
+        "raw_text": {"loss": 2.0},
+        "lm_eval": {"mmlu": 0.4},
+    }
+    found = card("Qwen/Qwen3-0.6B-Base", LORA, {}, before={"exact_match": 0.1}, after=after).data
+    assert [(one.dataset_type, one.metric_type, one.metric_value) for one in found.eval_results] == [
+        ("held_out", "exact_match", 0.75), ("held_out", "rouge", 0.5), ("held_out", "loss", 1.25),
+        ("raw_text", "loss", 2.0), ("mmlu", "score", 0.4),
+    ]  # fmt: skip
+    assert found.model_name == "mine"
+
+
+def test_a_base_on_this_machine_is_not_named_as_one_of_the_hub_s_but_its_licence_is_kept(card, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    found = card(str(base), LORA, HUB, command=f"python -m sft_recipes model.id={base}")
+    assert found.data.get("base_model") is None
+    assert found.data.license == "apache-2.0"
+    assert str(tmp_path) not in found.content and "/home/me" not in found.content
+
+
+def test_the_card_is_the_report_with_its_pictures_and_how_to_use_it(card, tmp_path):
+    text = card("Qwen/Qwen3-0.6B-Base", LORA, HUB).text
+    assert "Fine-tuned version of [None]" not in text
+    for said in (
+        "# mine · 2026-11-21_10-00-00",
+        "## What was trained",
+        "![Training loss",
+        "python -m sft_recipes +recipe=mine",
+    ):
+        assert said in text
+    assert "GenerationConfig.from_pretrained(folder, max_new_tokens=256)" in text
+    assert len(list(tmp_path.glob("outputs/mine/*/model/loss.png"))) == 1
+
+
+def test_a_run_without_a_model_has_no_card(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"mode": "evaluate", "after": {"exact_match": 0.5}}')
+    report.write(tmp_path)
+    assert not (tmp_path / "model").exists()
