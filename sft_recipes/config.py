@@ -37,6 +37,7 @@ class Config:
     seed: int = 42
     objective: str | None = None
     smoke: bool = False
+    lr_find: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

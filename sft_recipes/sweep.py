@@ -14,9 +14,8 @@ from omegaconf import DictConfig
 from sft_recipes import page
 from sft_recipes.config import direction
 from sft_recipes.sweep_plots import curves, heat_map
-from sft_recipes.sweep_table import Group, Job, fitted, head_of, ranked, rows, short, tidy
+from sft_recipes.sweep_table import UNFINISHED, Group, Job, fitted, head_of, ranked, rows, short, tidy
 
-UNFINISHED = "it did not come to its end."
 started: list[Path] = []  # the folder of the sweep that this process has begun
 
 
@@ -53,7 +52,8 @@ def write(folder: Path) -> str:
     failed = [f"job {job.number} ({described(job.settings, groups)}): {job.reason}" for job in found if job.reason]
     if failed:
         sections["Jobs that did not finish"] = [failed]
-    sections["Loss"] = [page.Picture(curves(groups, tidy), "loss.png", "The loss of every job over the steps.")]
+    if any(job.metrics.get("history") for job in found):
+        sections["Loss"] = [page.Picture(curves(groups, tidy), "loss.png", "The loss of every job over the steps.")]
     if picture := heat_map(groups, goal, direction(goal) == "minimize", tidy):
         label = f"{goal} by {' and '.join(groups[0].settings)}."
         sections["Grid"] = [page.Picture(picture, "grid.png", label)]
@@ -108,7 +108,8 @@ def best(groups: Sequence[Group]) -> list[str]:
     """The best group's settings as they are typed."""
     first = groups[0]
     typed = " ".join(f"{key}={value}" for key, value in first.settings.items())
-    return [f"Best: {typed}"] if first.objective and typed else []
+    where = ", ".join(f"job {job.number}" for job in first.jobs)
+    return [f"Best: {typed} ({where})"] if first.objective and typed else []
 
 
 def described(settings: dict[str, str], groups: Sequence[Group]) -> str:

@@ -22,6 +22,7 @@ FIRST_TO_GO = ("time", "p(stop)", "job", "loss", "forgot", "exact", "held out") 
 SHORT = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch"}
 # Student's t, two-sided 95 %, for 1 to 10 degrees of freedom; with more, 10 are counted.
 T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+UNFINISHED = "it did not come to its end."
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,18 @@ def head_of(goal: str) -> str:
 def rows(groups: Sequence[Group], goal: str, name: Callable[[str], str]) -> list[list[str]]:
     """The table's cells, the head first; settings are headed by `name(key)`, columns without a number are left out."""
     seeds = any(len(group.jobs) > 1 for group in groups)
-    columns = {head_of(goal): ((goal,), ".4f")} | COLUMNS if head_of(goal) == goal else COLUMNS
-    columns = {head: part for head, part in columns.items() if any(numbers(group.jobs, part[0]) for group in groups)}
+    mark = head_of(goal)
+    columns = COLUMNS if mark in COLUMNS else {mark: ((goal,), ".4f")} | COLUMNS
+    there = {mark, *(head for head, (names, _) in columns.items() if any(numbers(g.jobs, names) for g in groups))}
+    columns = {head: columns[head] for head in columns if head in there}
     vary = list(groups[0].settings)
     lines = [["job", *map(name, vary), *columns, *["to the best"] * seeds]]
     for group in groups:
-        cells = [cell(numbers(group.jobs, names), form) for names, form in columns.values()]
+        cells = {head: cell(numbers(group.jobs, names), form) for head, (names, form) in columns.items()}
+        cells[mark] = cells[mark] or ("unfinished" if UNFINISHED in {job.reason for job in group.jobs} else "failed")
         listed = ", ".join(str(job.number) for job in group.jobs)
         verdict = [against(group.objective, groups[0].objective)] if seeds else []
-        lines.append([listed, *map(tidy, group.settings.values()), *cells, *verdict])
+        lines.append([listed, *map(tidy, group.settings.values()), *cells.values(), *verdict])
     return lines
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import evaluate, report
+from sft_recipes import evaluate, lr_find, report
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
@@ -69,6 +69,8 @@ def main(config: Config) -> float:
         train_new_tokens(peft, model, new)
     trainer = build(model, arguments, rows, data.held_out, tokenizer, peft, callbacks)
     log.info(announcement(trainer, data.ledger))
+    if config.lr_find:
+        return lr_find.find(trainer, call(lr_find.Ramp, config.lr_find, "lr_find"), folder)
     before = evaluate.measure(trainer.model, encoder, data.questions, asking)
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
