@@ -115,7 +115,8 @@ def advise(rates: Sequence[float], losses: Sequence[float]) -> Advice:
     steepest = rates[int(np.argmin(slopes[: lowest + 1]))]
     above = [place for place in range(lowest, len(loss)) if loss[place] > loss[0]]
     above += range(len(loss), len(losses))  # the first that is no number
-    above += [len(loss) - 1] * (losses[len(loss) - 1] > 1.5 * loss[0])  # a rise at the end that smoothing hides
+    if losses[len(loss) - 1] > 1.5 * loss[0]:
+        above.append(len(loss) - 1)  # a rise at the end that smoothing hides
     diverges = rates[above[0]] if above else None
     noise = float(np.std(losses[: len(loss)] - loss))
     return Advice(steepest, diverges, min(steepest, (diverges or math.inf) / 10), loss[0] - loss[lowest] > noise)
