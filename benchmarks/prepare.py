@@ -87,12 +87,12 @@ def trl(messages: Dataset, tokenizer: PreTrainedTokenizerFast, template: str) ->
 
 
 def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
-    """A run's own code, `data.load` and `packed`, all rows to train on; only reading the files is left out."""
+    """A run's own code, `data.prepare` and `packed`, all rows to train on; only reading the files is left out."""
     entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
     rest = {"model": {}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}, "evaluate": {}}
     with patch.object(data, "load_rows", lambda name, *_: sources[name]):
         config = Config("benchmark", data=entries, **rest)
-        rows = data.load(config, Encoder(tokenizer, template), MAX_LENGTH).train
+        rows = data.prepare(config, Encoder(tokenizer, template), MAX_LENGTH).train
     return packed(rows, MAX_LENGTH, config.seed)
 
 

@@ -1,5 +1,6 @@
 """The command: `python -m sft_recipes +recipe=lima`."""
 
+import gc
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from sft_recipes import sweep
 from sft_recipes.binding import ConfigError, did_you_mean, one_line, unknown
 from sft_recipes.config import OPEN_GROUPS, Config, check_user_folder, folder, from_hydra, register
 from sft_recipes.formatters import DataError
@@ -45,6 +47,10 @@ logging.getLogger("huggingface_hub").propagate = False  # it prints with a handl
 @hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="config")
 def run(composed: DictConfig) -> float:
     """One job: the mode's module does it, and its objective goes back to Hydra's sweeper."""
+    register()  # a process that joblib starts has not run this file
+    failure = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
+    failure.unlink(missing_ok=True)
+    gc.collect()  # a trainer and its parts name each other, so the job before this one holds its model until then
     try:
         config = from_hydra(composed)
         go_offline_if_need_be(config)
@@ -57,8 +63,21 @@ def run(composed: DictConfig) -> float:
         if HydraConfig.get().mode == RunMode.RUN:
             sys.exit(2 if isinstance(error, USER_ERRORS) else 1)  # a raise would make Hydra print more
         error.logged = True
-        clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it the model on the GPU
+        failure.write_text(reason(error) + "\n", encoding="utf-8")
+        let_go(error)
         raise
+
+
+def reason(error: Exception) -> str:
+    """Why a job failed, in one line: a user's mistake as the command says it, else the exception with its name."""
+    return message(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def let_go(error: BaseException | None) -> None:
+    """Empties the frames of an exception and of those behind it: a sweep keeps it, and with it the model on the GPU."""
+    while error:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def main() -> None:
@@ -76,7 +95,12 @@ def main() -> None:
             raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
         if not arguments.shell_completion:
             sys.argv[1:] = command_line(sys.argv[1:], arguments.overrides, groups_to_add(arguments.config_dir))
-        run()
+        try:
+            run()
+        finally:  # also after Ctrl-C and after a job that failed
+            failed = sweep.finish()
+        if failed:
+            stop("", 1)
     except KeyboardInterrupt:
         stop("Interrupted.", 130)
     except Exception as error:

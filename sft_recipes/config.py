@@ -37,6 +37,7 @@ class Config:
     seed: int = 42
     objective: str | None = None
     smoke: bool = False
+    lr_find: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,16 @@ def choices() -> str:
     return "\n".join(lines)
 
 
+def direction(objective: str | None) -> Literal["minimize", "maximize"]:
+    """Where a sweep looks for the best objective: losses and bits are the better the lower, shares the higher.
+
+    >>> direction(None), direction("eval_loss"), direction("exact_match")
+    ('minimize', 'minimize', 'maximize')
+    """
+    lower = objective is None or re.search(r"loss|bits_per_byte|perplexity|entropy|seconds|memory", objective)
+    return "minimize" if lower else "maximize"
+
+
 class RecipesSearchPath(SearchPathPlugin):
     """Adds recipes/ to what Hydra searches."""
 
@@ -171,4 +182,5 @@ def register() -> None:
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", choices, replace=True)
+    OmegaConf.register_new_resolver("direction", direction, replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parent / path), replace=True)

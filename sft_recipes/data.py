@@ -13,6 +13,7 @@ from sft_recipes.binding import ConfigError, call
 from sft_recipes.config import Config
 from sft_recipes.encoding import Encoder
 from sft_recipes.formatters import Conversation, DataError
+from sft_recipes.reuse import identity, once
 from sft_recipes.rows import flat_values, mix, shorten, shuffled, table, token_counts
 from sft_recipes.sources import find_formatter, fingerprint, load_rows, place, sources
 from sft_recipes.supervision import Policy, announce, check_parity, enforce, keys, mark_repeats, problems_of
@@ -51,6 +52,11 @@ def streamed(config: Config) -> bool:
 
 
 def load(config: Config, encoder: Encoder, max_length: int | None) -> Data:
+    """What `prepare` gives; the jobs of a sweep that share it, and run in one process, do it once."""
+    return once(identity(config, encoder, max_length), lambda: prepare(config, encoder, max_length))
+
+
+def prepare(config: Config, encoder: Encoder, max_length: int | None) -> Data:
     """The rows to train on, in an order drawn with the run's seed, those that are held out, and the ledger of both.
 
     Raises DataError, naming source, row and field, for a row that cannot be trained on, and ConfigError where the saved

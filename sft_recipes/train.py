@@ -26,7 +26,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import evaluate, held_out, judge, report, streaming, weights
+from sft_recipes import evaluate, held_out, judge, lr_find, report, streaming, weights
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
@@ -83,6 +83,8 @@ def main(config: Config) -> float:
     trainer = build(model, arguments, rows, data.held_out, tokenizer, peft, callbacks)
     overfitting = observe(trainer, encoder, questions, folder)
     log.info(announcement(trainer, data.ledger))
+    if config.lr_find:
+        return lr_find.find(trainer, call(lr_find.Ramp, config.lr_find, "lr_find"), folder)
     before = evaluate.measure(trainer.model, encoder, questions)
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)

@@ -1,0 +1,190 @@
+"""The jobs of a sweep as one table: grouped over their seeds, sorted by the objective."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from sft_recipes import page
+from sft_recipes.config import direction
+
+# What the table shows of a job: its head, where metrics.json has it, how it is written.
+COLUMNS = {
+    "loss": (("train_loss",), ".4f"),
+    "held out": (("eval_loss", "after.held_out.loss"), ".4f"),
+    "exact": (("exact_match",), ".1%"),
+    "p(stop)": (("p_stop",), ".3f"),
+    "forgot": (("forgetting.change",), "+.1%"),
+    "time": (("train_seconds",), "duration"),
+}
+FIRST_TO_GO = ("time", "p(stop)", "job", "loss", "forgot", "exact", "held out")  # where the terminal is narrow
+SHORT = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch"}
+# Student's t, two-sided 95 %, for 1 to 10 degrees of freedom; with more, 10 are counted.
+T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+UNFINISHED = "it did not come to its end."
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's folder as it was left."""
+
+    number: int
+    settings: dict[str, str]  # its overrides
+    objective: str | None
+    metrics: dict[str, Any]  # empty where the job did not finish
+    reason: str = ""  # why it did not
+
+
+@dataclass(frozen=True)
+class Group:
+    """The jobs that differ in nothing but their seed, and the objective of those that finished."""
+
+    settings: dict[str, str]  # those that vary in the sweep
+    jobs: list[Job]
+    objective: list[float]
+
+
+def ranked(found: Sequence[Job], goal: str) -> list[Group]:
+    """The jobs grouped over their seeds, the best group first, those without a result last."""
+    keys = list(dict.fromkeys(key for job in found for key in job.settings))
+    vary = [key for key in keys if key != "seed" and len({job.settings.get(key) for job in found}) > 1]
+    members: dict[tuple, list[Job]] = {}
+    for each in found:
+        members.setdefault(tuple(each.settings.get(key, "") for key in vary), []).append(each)
+    names = COLUMNS[head_of(goal)][0] if head_of(goal) in COLUMNS else (goal,)
+    groups = [Group(dict(zip(vary, key, strict=True)), some, numbers(some, names)) for key, some in members.items()]
+    sign = 1 if direction(goal) == "minimize" else -1
+
+    def place(group: Group) -> tuple[bool, float]:
+        mean = fmean(group.objective) if group.objective else math.nan
+        return math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
+
+    return sorted(groups, key=place)
+
+
+def numbers(some: Sequence[Job], names: Sequence[str]) -> list[float]:
+    """What these jobs measured under the first of the dotted names that is there."""
+    found = [next((value for name in names if (value := look(job.metrics, name)) is not None), None) for job in some]
+    return [float(value) for value in found if value is not None]
+
+
+def look(metrics: dict[str, Any], name: str) -> Any:
+    """The value under a dotted name, or None."""
+    value: Any = metrics
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def head_of(goal: str) -> str:
+    """The head of the objective's column: one of COLUMNS, or its own name."""
+    return next((head for head, (names, _) in COLUMNS.items() if goal in names), goal)
+
+
+def rows(groups: Sequence[Group], goal: str, name: Callable[[str], str]) -> list[list[str]]:
+    """The table's cells, the head first; settings are headed by `name(key)`, columns without a number are left out."""
+    seeds = any(len(group.jobs) > 1 for group in groups)
+    mark = head_of(goal)
+    columns = COLUMNS if mark in COLUMNS else {mark: ((goal,), ".4f")} | COLUMNS
+    there = {mark, *(head for head, (names, _) in columns.items() if any(numbers(g.jobs, names) for g in groups))}
+    columns = {head: columns[head] for head in columns if head in there}
+    vary = list(groups[0].settings)
+    lines = [["job", *map(name, vary), *columns, *["to the best"] * seeds]]
+    for group in groups:
+        cells = {head: cell(numbers(group.jobs, names), form) for head, (names, form) in columns.items()}
+        cells[mark] = cells[mark] or ("unfinished" if UNFINISHED in {job.reason for job in group.jobs} else "failed")
+        listed = ", ".join(str(job.number) for job in group.jobs)
+        verdict = [against(group.objective, groups[0].objective)] if seeds else []
+        lines.append([listed, *map(tidy, group.settings.values()), *cells.values(), *verdict])
+    return lines
+
+
+def cell(values: Sequence[float], form: str) -> str:
+    """The mean, ± the standard deviation where there are several values.
+
+    >>> cell([0.5, 0.7], ".1%"), cell([], ".4f")
+    ('60.0% ± 14.1%', '')
+    """
+    if not values:
+        return ""
+    if form == "duration":
+        return duration(fmean(values))
+    spread = f" ± {stdev(values):{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{spread}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in at most seven letters.
+
+    >>> duration(0.25), duration(38.2), duration(600), duration(9000)
+    ('0.2 s', '38 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.{int(seconds < 10)}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def against(values: Sequence[float], best: Sequence[float]) -> str:
+    """How far a group is from the best one, or that the seeds cannot tell them apart."""
+    if values is best:
+        return "best"
+    if not values or not best:
+        return ""
+    if min(len(values), len(best)) > 1 and within_noise(values, best):
+        return "no difference"
+    return f"{fmean(values) - fmean(best):+.4f}" + (" (one seed)" if min(len(values), len(best)) < 2 else "")
+
+
+def within_noise(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether Welch's t-test (Biometrika 34, 1947) finds no difference of the means at 95 %.
+
+    >>> within_noise([1, 2, 3], [2, 3, 4]), within_noise([1, 2, 3], [5, 6, 7])
+    (True, False)
+    """
+    parts = [stdev(values) ** 2 / len(values) for values in (a, b)]
+    if not sum(parts):
+        return fmean(a) == fmean(b)
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    return abs(fmean(a) - fmean(b)) <= T95[min(int(freedom), len(T95)) - 1] * math.sqrt(sum(parts))
+
+
+def fitted(lines: list[list[str]], keep: str, width: int) -> list[str]:
+    """The table in at most `width` columns, if it can be: some go, in the order of FIRST_TO_GO, and a line says so."""
+    gone = []
+    for head in FIRST_TO_GO:
+        if len(page.table(lines)[0]) <= width:
+            break
+        if head in lines[0] and head != keep:
+            place = lines[0].index(head)
+            lines = [[*line[:place], *line[place + 1 :]] for line in lines]
+            gone.append(head)
+    return page.table(lines) + ([f"Too wide for the terminal, in the report: {', '.join(gone)}."] if gone else [])
+
+
+def short(key: str) -> str:
+    """The head of a setting's column where room is scarce.
+
+    >>> short("trainer.learning_rate"), short("+recipe"), short("adapter.lora.r"), short("trainer.weight_decay")
+    ('lr', 'recipe', 'lora.r', 'weight_decay')
+    """
+    parts = key.lstrip("+").split(".")
+    return SHORT.get(parts[-1]) or ".".join(parts[-2:] if len(parts[-1]) < 3 else parts[-1:])
+
+
+def tidy(value: str) -> str:
+    """A setting's value as a person writes it: Hydra has read numbers and writes them in full.
+
+    >>> tidy("0.0001"), tidy("3"), tidy("0.00012345"), tidy("0.5"), tidy("lima")
+    ('1e-4', '3', '1.23e-4', '0.5', 'lima')
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if not math.isfinite(number) or number == int(number):
+        return value
+    if abs(number) > 0.01:
+        return f"{number:.4g}"
+    mantissa, _, exponent = f"{number:.2e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
