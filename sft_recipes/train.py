@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from peft import PeftConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     PrinterCallback,
@@ -24,6 +23,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes import evaluate, report
+from sft_recipes.adapters import fit, mend, peft_config, quantization_config
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
@@ -32,17 +32,10 @@ from sft_recipes.data import load
 from sft_recipes.digest import record
 from sft_recipes.encoding import Encoder
 from sft_recipes.loss import watch
-from sft_recipes.model import (
-    give_head_a_bias,
-    keep_in_fp32,
-    load_model,
-    load_tokenizer,
-    peft_config,
-    quantization_config,
-    train_new_tokens,
-)
+from sft_recipes.model import load_model, load_tokenizer
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
+from sft_recipes.runs import save
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +58,9 @@ def main(config: Config) -> float:
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)
     if arguments.packing:
         isolate(model, config.model.get("attn_implementation"))
-    if peft:
-        train_new_tokens(peft, model, new)
+    peft = fit(peft, model, new, config.model.get("revision"))
     trainer = build(model, arguments, rows, data.held_out, tokenizer, peft, callbacks)
+    mend(trainer, config.adapter)
     log.info(announcement(trainer, data.ledger))
     before = evaluate.measure(trainer.model, encoder, data.questions, asking)
     with logging_redirect_tqdm():
@@ -110,8 +103,6 @@ def build(
         )
     except ValueError as error:
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
-    keep_in_fp32(trainer.model)
-    give_head_a_bias(trainer.model)
     watch(trainer)
     for printing in (ProgressCallback, PrinterCallback):  # they print every log as a dict among our tables
         if trainer.pop_callback(printing) and printing is ProgressCallback:
@@ -162,15 +153,6 @@ def peak_memory() -> float:
 def both(before: dict[str, Any], after: dict[str, Any]) -> zip:
     """The base model's and the tuned model's answers, side by side; they leave the two measurements."""
     return zip(before.pop("answers", []), after.pop("answers", []), strict=True)
-
-
-def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
-    """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token."""
-    trainer.save_model(str(folder))
-    trainer.model.generation_config.save_pretrained(folder)
-    stops = GenerationConfig.from_pretrained(folder).eos_token_id
-    if encoder.tokenizer.convert_tokens_to_ids(encoder.stop) not in stops:
-        raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
 
 
 def write(folder: Path, metrics: dict[str, Any], answers: list[dict[str, Any]], supervision: dict[str, Any]) -> None:
