@@ -44,8 +44,9 @@ class Config:
 class Adapter:
     """The config's `adapter` group."""
 
-    type: Literal["none", "lora"]
-    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig
+    type: str  # none, lora, or another of PEFT's methods: ia3, vera, prompt_tuning …
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; another type has its own: ia3, of peft.IA3Config
+    loraplus_lr_ratio: float | None = None  # LoRA+: so many times the learning rate on the B matrices
     quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
 
 
@@ -90,7 +91,7 @@ def from_hydra(composed: DictConfig) -> Config:
     if not isinstance(config.formatter.get("name"), str):
         raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
     check_values(config)
-    check_adapter(config.adapter)
+    check_adapter(config.adapter, packing=config.trainer.get("packing") is True)
     return config
 
 
@@ -106,16 +107,36 @@ def check_values(config: Config) -> None:
                 raise ConfigError(f"{group}.{name} should be above 0, not {value}.")
 
 
-def check_adapter(adapter: dict[str, Any]) -> None:
-    """Raises ConfigError for an unknown key and for LoRA without its fields; warns of fields without LoRA."""
-    check(Adapter, adapter, "adapter")
-    lora = adapter.get("lora")
-    if adapter["type"] == "lora" and not lora:
+def check_adapter(adapter: dict[str, Any], packing: bool = False) -> None:
+    """Raises ConfigError for an unknown key and for values that train nothing; warns of fields that are not used."""
+    kind = adapter.get("type")
+    check(Adapter, {key: value for key, value in adapter.items() if key != kind or key == "lora"}, "adapter")
+    lora = adapter.get("lora") if kind == "lora" else {}
+    if kind == "lora" and not lora:
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
-    if lora and lora.get("r") == 0:
-        raise ConfigError("adapter.lora.r should be above 0, not 0.")
-    if adapter["type"] == "none" and len(adapter) > 1:
+    for name in ("r", "lora_alpha"):
+        if lora.get(name) == 0:
+            raise ConfigError(f"adapter.lora.{name} should be above 0, not 0.")
+    dropout = lora.get("lora_dropout", 0)
+    if isinstance(dropout, int | float) and not 0 <= dropout < 1:
+        raise ConfigError(f"adapter.lora.lora_dropout should be from 0 to below 1, not {dropout}.")
+    ratio = adapter.get("loraplus_lr_ratio")
+    if ratio is not None and (kind != "lora" or ratio <= 0):
+        raise ConfigError("adapter.loraplus_lr_ratio should be above 0, and adapter.type should be lora.")
+    if kind in PROMPTS and packing:
+        raise ConfigError(
+            f"adapter.type={kind} puts its tokens before every row, trainer.packing=true joins rows. Choose one."
+        )
+    if kind == "none" and adapter.get("quantization"):
+        raise ConfigError("adapter.quantization freezes the base, so that an adapter is needed. Write adapter=qlora.")
+    if kind == "none" and len(adapter) > 1:
         log.warning("adapter=none trains every weight, the fields of adapter.lora are not used. Or write adapter=lora.")
+    elif kind != "lora" and adapter.get("lora"):
+        log.warning("adapter.type=%s does not use the fields of adapter.lora. Its own are adapter.%s.", kind, kind)
+
+
+# PEFT's methods that put trained tokens before a row
+PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning", "multitask_prompt_tuning", "cpt", "cartridge")
 
 
 def folder(name: str) -> Path:

@@ -1,20 +1,24 @@
-"""Tokenizer, chat template, weights and adapter, from the config's `model` and `adapter`."""
+"""Tokenizer, chat template and weights, from the config's `model`."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from sft_recipes.binding import ConfigError, call, one_line
+from sft_recipes.binding import ConfigError, one_line
 from sft_recipes.chat_template import prepare
+
+log = logging.getLogger(__name__)
 
 
 def load_tokenizer(
@@ -30,10 +34,24 @@ def load_tokenizer(
     The signature is the config's `model` group; `dtype` and `attn_implementation` are the weights'.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(id, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(id), revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise not_found(id, error) from error
     return tokenizer, *prepare(tokenizer, chat_template)
+
+
+def model_folder(id: str) -> str:
+    """`model/` of a finished run's folder; anything else is the id of a model already."""
+    inside = Path(id) / "model"
+    return str(inside) if (inside / "tokenizer_config.json").is_file() else id
+
+
+def adapter_base(id: str) -> PeftConfig | None:
+    """The config of the adapter in this folder, which names its base; None where there are weights."""
+    folder = Path(model_folder(id))
+    return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
 
 
 def not_found(id: str, error: Exception) -> ConfigError:
@@ -55,34 +73,58 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast,
     stop: str,
     new: list[int],
-) -> PreTrainedModel:
+) -> PreTrainedModel | PeftModel:
     """The base model, with an embedding for every token and the stop token in its generation config.
 
     Weights are fp32 when they are trained; the base that an adapter leaves `frozen` is bf16 on a GPU that has it.
+    The folder of an adapter run gives that run's base with its adapter on it, ready to be trained on.
     """
+    folder, carried = model_folder(options["id"]), adapter_base(options["id"])
+    id = carried.base_model_name_or_path if carried else folder
+    rest = {key: options[key] for key in ("revision", "trust_remote_code", "attn_implementation") if key in options}
+    rest |= {"revision": carried.revision} if carried else {}
+    id = str(Path(id).resolve()) if Path(id).is_dir() else id  # an adapter keeps it, to be loaded from anywhere
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     dtype = options.get("dtype") or ("bfloat16" if frozen and half else "float32")
-    rest = {key: options[key] for key in ("revision", "trust_remote_code", "attn_implementation") if key in options}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            options["id"], dtype=dtype, quantization_config=quantization, **rest
-        )
+        model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, quantization_config=quantization, **rest)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"model: {one_line(error)[:300]}") from error
     except OSError as error:
-        raise not_found(options["id"], error) from error
+        raise not_found(id, error) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes 0.50 repacks 4-bit weights for a CPU's AVX512 when they are evaluated, and fails on widths
             # that are no multiple of 64. Goes when bitsandbytes/nn/modules.py, Linear4bit.forward, checks the shape.
             module.support_avx512bf16_for_cpu = False
-    add_rows(model, new)
+    if carried:
+        model = with_adapter(model, folder, tokenizer, new)
+    else:
+        add_rows(model, new)
     stop_id = tokenizer.convert_tokens_to_ids(stop)
     others = model.generation_config.eos_token_id
     others = others if isinstance(others, list) else [] if others is None else [others]
     model.generation_config.eos_token_id = list(dict.fromkeys([stop_id, *others]))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def with_adapter(
+    base: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerFast, new: list[int] | None = None
+) -> PeftModel:
+    """The base with the adapter of `folder` on it, as many rows as its tokenizer has tokens, and its generation config.
+
+    Raises ConfigError for `new` tokens: the adapter has no rows for them.
+    """
+    if new:
+        raise ConfigError(
+            f"model.chat_template has {len(new)} tokens that {folder} was not trained with. Write "
+            "model.chat_template=null, which takes the run's own."
+        )
+    add_rows(base, list(range(base.get_input_embeddings().num_embeddings, len(tokenizer))))
+    if (Path(folder) / "generation_config.json").is_file():
+        base.generation_config = GenerationConfig.from_pretrained(folder)
+    return PeftModel.from_pretrained(base, folder, is_trainable=True)
 
 
 def add_rows(model: PreTrainedModel, new: list[int]) -> None:
@@ -117,39 +159,21 @@ def distinct(rows: torch.Tensor) -> bool:
     )
 
 
-def quantization_config(adapter: dict[str, Any]) -> BitsAndBytesConfig | None:
-    """The 4-bit or 8-bit config of `adapter.quantization`, if there is one."""
-    if adapter.get("quantization") is None:
-        return None
-    return call(BitsAndBytesConfig, adapter["quantization"], "adapter.quantization")
-
-
-def peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
-    """The adapter's PEFT config, or None for full fine-tuning; raises ConfigError for an unknown type or field."""
-    if adapter["type"] == "none":
-        return None
-    return call(LoraConfig, {"task_type": "CAUSAL_LM", **adapter["lora"]}, "adapter.lora")
-
-
-def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
-    """Lets an adapter train the rows of new tokens, in the input embedding and in an untied output embedding."""
-    if not new:
-        return
-    names = {id(module): name for name, module in model.named_modules()}
-    layers = [model.get_input_embeddings()]
-    if model.get_output_embeddings().weight is not layers[0].weight:
-        layers.append(model.get_output_embeddings())
-    peft.trainable_token_indices = {names[id(layer)]: new for layer in layers}
-
-
 def keep_in_fp32(model: torch.nn.Module) -> None:
     """Trained weights as fp32: TRL casts QLoRA adapters to bf16, where small updates are rounded away.
 
-    Goes when TRL leaves them alone: SFTTrainer.__init__, "PEFT adapter weights are converted to bf16".
+    A checkpoint that is trained whole gets fp32 weights in the same way, whatever `model.dtype` says. The cast of
+    adapters goes when TRL leaves them alone: SFTTrainer.__init__, "PEFT adapter weights are converted to bf16".
     """
+    number = 0
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+            number += parameter.numel()
+    size = 16 * number / 2**20
+    size = f"{size / 1024:.1f} GiB" if size > 1024 else f"{size:.1f} MiB"
+    log.info("Trained weights are fp32 and take %s with their gradients and AdamW's two moments, which are fp32, too.",
+             size)  # fmt: skip
 
 
 def give_head_a_bias(model: torch.nn.Module) -> None:

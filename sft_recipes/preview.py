@@ -17,13 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
 from sft_recipes import evaluate, streaming
+from sft_recipes.adapters import peft_config, quantization_config
 from sft_recipes.arguments import trainer_arguments
 from sft_recipes.binding import call
 from sft_recipes.config import Config
 from sft_recipes.data import Data, load, streamed
 from sft_recipes.encoding import Encoder
 from sft_recipes.mask import STYLE, Token, html, terminal, tokens
-from sft_recipes.model import load_tokenizer, peft_config, quantization_config
+from sft_recipes.model import adapter_base, load_tokenizer, model_folder
 from sft_recipes.packing import pack
 from sft_recipes.report import ledger_table
 from sft_recipes.rows import lengths_of
@@ -124,7 +125,9 @@ def counts(data: Data, arguments: SFTConfig) -> str:
 def memory(config: Config) -> str:
     """What the weights and the optimizer will hold, from the model's shape alone; the rest depends on the hardware."""
     options = {key: config.model[key] for key in ("revision", "trust_remote_code") if key in config.model}
-    shape = AutoConfig.from_pretrained(config.model["id"], **options)
+    carried = adapter_base(config.model["id"])
+    id = carried.base_model_name_or_path if carried else model_folder(config.model["id"])
+    shape = AutoConfig.from_pretrained(id, **options)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=options.get("trust_remote_code", False))
     number = sum(parameter.numel() for parameter in model.parameters())

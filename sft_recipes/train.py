@@ -16,7 +16,6 @@ from hydra.core.hydra_config import HydraConfig
 from peft import PeftConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     PrinterCallback,
@@ -27,6 +26,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes import evaluate, held_out, judge, lr_find, report, streaming, weights
+from sft_recipes.adapters import fit, mend, peft_config, quantization_config
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
@@ -38,18 +38,11 @@ from sft_recipes.encoding import Encoder
 from sft_recipes.environment import command, environment
 from sft_recipes.evaluate import Questions
 from sft_recipes.loss import evaluate_with, watch
-from sft_recipes.model import (
-    give_head_a_bias,
-    keep_in_fp32,
-    load_model,
-    load_tokenizer,
-    peft_config,
-    quantization_config,
-    train_new_tokens,
-)
+from sft_recipes.model import load_model, load_tokenizer
 from sft_recipes.monitor import Overfitting, Samples
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
+from sft_recipes.runs import save
 from sft_recipes.scores import scores
 from sft_recipes.sources import sources
 from sft_recipes.streaming import Stream
@@ -78,9 +71,9 @@ def main(config: Config) -> float:
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)
     if arguments.packing:
         isolate(model, config.model.get("attn_implementation"))
-    if peft:
-        train_new_tokens(peft, model, new)
+    peft = fit(peft, model, new, config.model.get("revision"))
     trainer = build(model, arguments, rows, data.held_out, tokenizer, peft, callbacks)
+    mend(trainer, config.adapter)
     overfitting = observe(trainer, encoder, questions, folder)
     log.info(announcement(trainer, data.ledger))
     if config.lr_find:
@@ -100,7 +93,7 @@ def main(config: Config) -> float:
     if trainer.is_world_process_zero():
         if stream:
             write(folder, "supervision", supervision | {"sources": stream.ledger, "digest": stream.digest.record()})
-        save(trainer, folder / "model", encoder)
+        save(trainer, folder / "model", encoder, data.train[0]["input_ids"])
         if asking.weight_change:
             metrics["weight_change"] = weights.change(trainer.model, partial(base, config, tokenizer, encoder, new))
         if asking.judge and answers:
@@ -148,8 +141,6 @@ def build(
         )
     except ValueError as error:
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
-    keep_in_fp32(trainer.model)
-    give_head_a_bias(trainer.model)
     watch(trainer)
     if not len(held_out):
         trainer.args.eval_strategy = IntervalStrategy.NO
@@ -225,15 +216,6 @@ def base(config: Config, tokenizer: PreTrainedTokenizerFast, encoder: Encoder, n
     """The base model as it was before training, on the CPU and not quantized."""
     with torch.device("cpu"):
         return load_model(config.model, None, False, tokenizer, encoder.stop, new)
-
-
-def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
-    """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token."""
-    trainer.save_model(str(folder))
-    trainer.model.generation_config.save_pretrained(folder)
-    stops = GenerationConfig.from_pretrained(folder).eos_token_id
-    if encoder.tokenizer.convert_tokens_to_ids(encoder.stop) not in stops:
-        raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
 
 
 def write(folder: Path, name: str, values: dict[str, Any]) -> None:

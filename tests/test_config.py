@@ -14,10 +14,11 @@ from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
 from sft_recipes import data, evaluate
+from sft_recipes.adapters import peft_config, quantization_config
 from sft_recipes.binding import ConfigError, call, check, did_you_mean, fits
 from sft_recipes.config import NOT_HERE, Config, folder, from_hydra, register
 from sft_recipes.formatters import FORMATTERS
-from sft_recipes.model import load_tokenizer, peft_config, quantization_config
+from sft_recipes.model import load_tokenizer
 from sft_recipes.retired import RETIRED
 from sft_recipes.sources import Source, find_formatter, sources
 from sft_recipes.supervision import Policy

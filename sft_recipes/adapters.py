@@ -1,0 +1,200 @@
+"""Adapters: PEFT's own config from the config's `adapter`, fitted to one model and to TRL's trainer."""
+
+import logging
+import re
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from trl import SFTTrainer
+
+from sft_recipes.binding import ConfigError, call, did_you_mean
+from sft_recipes.model import give_head_a_bias, keep_in_fp32
+
+log = logging.getLogger(__name__)
+TYPES = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+NEEDS_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
+
+
+def quantization_config(adapter: dict[str, Any]) -> BitsAndBytesConfig | None:
+    """The 4-bit or 8-bit config of `adapter.quantization`, if there is one."""
+    values = adapter.get("quantization")
+    if values is None:
+        return None
+    for name, known in {"bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_compute_dtype": DTYPES}.items():
+        if values.get(name) is not None and values[name] not in known:  # the class takes any text and fails long after
+            raise ConfigError(f"adapter.quantization.{name} cannot be {values[name]!r}. Choices: {', '.join(known)}.")
+    return call(BitsAndBytesConfig, values, "adapter.quantization")
+
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
+    """The adapter's PEFT config, or None for full fine-tuning; raises ConfigError for an unknown type or field."""
+    kind = adapter["type"]
+    if kind == "none":
+        return None
+    if kind not in TYPES:
+        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(kind, ['none', *TYPES])}")
+    peft = call(TYPES[kind], {"task_type": "CAUSAL_LM", **(adapter.get(kind) or {})}, f"adapter.{kind}")
+    start = getattr(peft, "init_lora_weights", True)
+    if start in NEEDS_DATA:
+        raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")
+    if adapter.get("quantization") and changes_base(peft):
+        raise ConfigError(f"adapter.{kind}.init_lora_weights={start} takes the base apart, which 4 bits do not allow.")
+    return peft
+
+
+def changes_base(peft: PeftConfig) -> bool:
+    """Whether the adapter starts from parts of the base's weights and leaves the base without them (PiSSA, OLoRA)."""
+    return str(getattr(peft, "init_lora_weights", "")).startswith(("pissa", "olora"))
+
+
+def fit(
+    peft: PeftConfig | None, model: PreTrainedModel | PeftModel, new: list[int], revision: str | None = None
+) -> PeftConfig | None:
+    """The config that TRL gets: every name in it found in the model, and the rows of `new` tokens trained.
+
+    None for full fine-tuning, and for a model that carries the adapter already (`model.id=RUN` of an adapter run).
+    """
+    if isinstance(model, PeftModel):
+        check_same(peft, model.active_peft_config)
+        return None
+    if peft is not None:
+        check_names(peft, model, new)
+        train_new_tokens(peft, model, new)
+        peft.revision = revision  # of the base, without which the adapter would be loaded onto another
+    return peft
+
+
+def check_same(peft: PeftConfig | None, carried: PeftConfig) -> None:
+    """Raises ConfigError where the config asks for another adapter than the one that the run to go on with has."""
+    merge = "or merge that run first (python -m sft_recipes.merge RUN --out DIR, model.id=DIR)."
+    kind = carried.peft_type.value.lower()
+    if peft is None or peft.peft_type != carried.peft_type:
+        raise ConfigError(f"model.id is an adapter run, which goes on with adapter.type={kind}. Write that, {merge}")
+    values, own = peft.to_dict(), carried.to_dict()
+    for field in ("target_modules", "exclude_modules"):
+        if values.get(field) == "all-linear":  # the saved config has the names
+            values[field] = own[field]
+    other = [
+        f"adapter.{kind}.{field}={own[field]}"
+        for field in values
+        if field not in BOOKKEEPING and plain(values[field]) != plain(own[field])
+    ]
+    if other:
+        raise ConfigError(f"model.id is an adapter run with {', '.join(other)}. Write that, {merge}")
+
+
+def plain(value: Any) -> Any:
+    """Lists and sets alike, without their order."""
+    return sorted(map(str, value)) if isinstance(value, list | tuple | set) else value
+
+
+# what PEFT or a run writes into a config by itself
+BOOKKEEPING = {
+    "base_model_name_or_path", "revision", "inference_mode", "trainable_token_indices", "auto_mapping", "peft_version",
+    "ensure_weight_tying", "init_lora_weights", "modules_to_tie", "target_modules_to_tie",
+}  # fmt: skip
+
+
+def check_names(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
+    """Raises ConfigError for a module name that matches nothing, and for adapters where they would not be trained.
+
+    PEFT passes over a name that matches nothing as long as another one does.
+    """
+    where = f"adapter.{peft.peft_type.value.lower()}"
+    names = [name for name, _ in model.named_modules() if name]
+    known = {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
+    for field in ("target_modules", "feedforward_modules", "exclude_modules", "modules_to_save"):
+        wanted = getattr(peft, field, None)
+        for name in [wanted] if isinstance(wanted, str) else sorted(wanted or []):
+            if name != "all-linear" and not matching(wanted if isinstance(wanted, str) else [name], names):
+                hint = f" Write [{name}]." if matching([name], names) else did_you_mean(name, known)
+                raise ConfigError(f"{where}.{field}: no module of this model is called {name!r}.{hint}")
+    targets = getattr(peft, "target_modules", None)
+    if targets is None or targets == "all-linear":
+        return
+    places = {id(module): name for name, module in model.named_modules()}
+    head, inputs = (places[id(layer)] for layer in (model.get_output_embeddings(), model.get_input_embeddings()))
+    kept = matching(getattr(peft, "exclude_modules", None) or [], names)
+    found = [name for name in matching(targets, names) if name not in kept]
+    if head in found:
+        raise ConfigError(
+            f"{where}.target_modules names {head}: the loss is taken on its weight, without an adapter. Write "
+            f"{where}.modules_to_save=[{head}], which trains it whole, or leave it out."
+        )
+    if new and inputs in found:
+        raise ConfigError(
+            f"{where}.target_modules names {inputs}, whose rows of new tokens are trained already. Leave it out, or "
+            f"write {where}.modules_to_save=[{inputs}], which trains it whole."
+        )
+
+
+def matching(wanted: str | Iterable[str], names: list[str]) -> list[str]:
+    """The module names that PEFT would take: a text is a pattern for the whole of one, a list has their ends."""
+    if isinstance(wanted, str):
+        return [name for name in names if re.fullmatch(wanted, name)]
+    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in wanted)]
+
+
+def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
+    """Lets an adapter train the rows of new tokens, in the input embedding and in an untied output embedding.
+
+    LoRA trains those rows alone. Other methods have no such switch and train both layers whole; where they were tied,
+    each then goes its own way. Raises ConfigError for a method that changes no module (prompt tuning).
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = outputs.weight is inputs.weight
+    layers = [names[id(inputs)], names[id(outputs)]]
+    whole = matching(getattr(peft, "modules_to_save", None) or [], layers)
+    if tied and whole and hasattr(peft, "ensure_weight_tying"):
+        peft.ensure_weight_tying, peft.modules_to_tie, peft.target_modules_to_tie = True, None, None
+        whole = layers
+    if not new:
+        return
+    if hasattr(peft, "trainable_token_indices"):
+        given = peft.trainable_token_indices or {}
+        given = given if isinstance(given, dict) else {layers[0]: given}
+        rows = {layer: sorted({*given.get(layer, []), *new}) for layer in (layers[:1] if tied else layers)}
+        peft.trainable_token_indices = given | {layer: ids for layer, ids in rows.items() if layer not in whole} or None
+    elif hasattr(peft, "modules_to_save"):
+        peft.modules_to_save = list(dict.fromkeys([*(peft.modules_to_save or []), *layers]))
+        number = sum(layer.weight.numel() for layer in (inputs, outputs))
+        log.warning("%s trains both embeddings whole, for %d new tokens: %d parameters more.",
+                    peft.peft_type.value, len(new), number)  # fmt: skip
+    else:
+        raise ConfigError(
+            f"adapter.type={peft.peft_type.value.lower()} cannot train the {len(new)} tokens that the chat template "
+            "adds. Write adapter=lora, or a model.chat_template of tokens that the tokenizer has."
+        )
+
+
+def mend(trainer: SFTTrainer, adapter: dict[str, Any]) -> None:
+    """What TRL and PEFT leave open, set right on the built trainer: precision, head, LoRA+ and what is saved."""
+    model = trainer.model
+    keep_in_fp32(model)
+    if not isinstance(model, PeftModel):
+        return
+    give_head_a_bias(model)
+    # PEFT saves both embeddings whole when there are new rows; those are in the adapter already
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    if adapter.get("loraplus_lr_ratio") is not None:
+        trainer.create_optimizer = partial(loraplus, trainer, adapter["loraplus_lr_ratio"])
+    if changes_base(model.active_peft_config):
+        trainer.adapter_at_start = {key: value.cpu().clone() for key, value in get_peft_model_state_dict(model).items()}
+
+
+def loraplus(trainer: SFTTrainer, ratio: float, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+    """The trainer's optimizer with so many times its learning rate on the B matrices (LoRA+, arXiv 2402.12354)."""
+    if trainer.optimizer is None:
+        optimizer, values = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+        values |= {"loraplus_lr_ratio": ratio, "loraplus_weight_decay": trainer.args.weight_decay}
+        trainer.optimizer = create_loraplus_optimizer(trainer.model, optimizer, **values)
+    return trainer.optimizer
