@@ -54,7 +54,7 @@ def token_losses(
             )
             wanted = torch.full_like(inputs.input_ids, IGNORED)
             for place, i in enumerate(chosen):
-                wanted[place, : len(labels[i])] = torch.from_numpy(labels[i])
+                wanted[place, : len(labels[i])] = torch.tensor(labels[i])
             inputs = inputs.to(model.device)
             out = model(**inputs, labels=wanted.to(model.device), fused_lm_head=True, use_cache=False)
             losses = -out.log_probs.float().masked_fill(~out.label_mask, torch.nan)

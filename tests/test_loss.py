@@ -6,8 +6,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from sft_recipes import held_out
 from sft_recipes.encoding import IGNORED
-from sft_recipes.loss import NotFinite, watch
+from sft_recipes.loss import NotFinite, evaluate_with, watch
 from sft_recipes.rows import packed, table
 
 VOCABULARY, ROWS, RATE = 97, 12, 0.5
@@ -58,6 +59,9 @@ def trainer(documents, folder, tokenizer, rows: int, accumulated: int, packing: 
         small_model(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer
     )
     watch(built)
+    evaluate_with(built, lambda: held_out.flat(held_out.measure(
+        built.model, tokenizer, documents, 0, ["all"], built.args.per_device_eval_batch_size
+    )))  # fmt: skip
     return built
 
 
