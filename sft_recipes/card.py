@@ -50,11 +50,8 @@ def metadata(run: Run) -> Any:
         license=licence(base),
         datasets=[path for path in dict.fromkeys(sources) if on_hub(path)] or None,
         tags=["sft", "trl", "sft_recipes", *(["qlora" if quantized else "lora"] if adapter else [])],
-        **(
-            {"model_name": run.config.get("name") or run.folder.resolve().parent.name, "eval_results": found}
-            if found
-            else {}
-        ),
+        model_name=(run.config.get("name") or run.folder.resolve().parent.name) if found else None,
+        eval_results=found or None,
     )
 
 

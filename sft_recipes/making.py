@@ -1,7 +1,7 @@
 """How a run was made, as sections of a report: model, data, recipe, supervision, cost, environment, command."""
 
 import math
-import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -26,17 +26,23 @@ def trained(run: Run) -> list[Block]:
     lines.append(recipe(run.overrides))
     if run.supervision:
         lines.append(parity(run.supervision.get("parity")))
+    rows = data_rows(run)
+    digest = find(run.supervision, "digest.sha256")
+    said = [f"Digest of every token, label and length that was trained on: `{digest}`."] if digest else []
+    return [lines, *([Table(rows)] if len(rows) > 1 else []), *said]
+
+
+def data_rows(run: Run) -> list[list[str]]:
+    """A row for every source: where it was read from and how, and the fingerprint of what was read."""
     rows = [["source", "read from", "formatter", "share", "fingerprint"]]
     for name, source in mapping(run.config.get("data")).items():
         if isinstance(source, dict):
             formatter = source.get("formatter") or find(run.config, "formatter.name") or ""
             formatter = formatter.get("name", "") if isinstance(formatter, dict) else formatter
-            print_ = find(mapping(run.supervision.get("sources")).get(name), "fingerprint") or ""
-            share = source.get("share")
-            rows.append([name, origin(source), str(formatter), "" if share is None else str(share), str(print_)[:16]])
-    digest = find(run.supervision, "digest.sha256")
-    said = [f"Digest of every token, label and length that was trained on: `{digest}`."] if digest else []
-    return [lines, *([Table(rows)] if len(rows) > 1 else []), *said]
+            fingerprint = mapping(find(run.supervision, "sources")).get(name, {}).get("fingerprint", "")
+            share = source.get("share", "")
+            rows.append([name, origin(source), str(formatter), str(share), str(fingerprint)[:16]])
+    return rows
 
 
 def template(model: Mapping[str, Any]) -> str:
@@ -63,11 +69,10 @@ def parity(found: Any) -> str:
 
 def origin(source: Mapping[str, Any]) -> str:
     """Where a source's rows are read from: the name on the hub, or the files."""
-    files = source.get("data_files")
-    if files:
-        return ", ".join(
-            short(path) for _, path in leaves(files) for path in (path if isinstance(path, list) else [path])
-        )
+    listed = [found if isinstance(found, list) else [found] for _, found in leaves(source.get("data_files"))]
+    files = sum(listed, [])
+    if any(files):
+        return ", ".join(map(short, files))
     parts = [short(source.get("path", "")), source.get("name"), source.get("split")]
     return ", ".join(str(part) for part in parts if part)
 
@@ -90,8 +95,9 @@ def provenance(run: Run) -> list[Block]:
     rows = [["field", "paper", "this run", "departure"]]
     for key, value in paper.items():
         here = own(run, key)
-        differs = here is not None and not same(value, here)
-        note = f"departs: {why[key]}" if key in why else "departs, without a reason given" if differs else ""
+        note = f"departs: {why[key]}" if key in why else "departs, without a reason given"
+        if same(value, here) or (here is None and key not in why):
+            note = ""
         rows.append([key, str(value), "not in the config" if here is None else str(here), note])
     rows += [[key, "", "", f"departs: {reason}"] for key, reason in why.items() if key not in paper]
     return [f"Source: {said.get('source', 'not named')}", *([Table(rows, prose=True)] if len(rows) > 1 else [])]
@@ -146,13 +152,13 @@ def cost(run: Run, price_per_hour: float | None) -> list[Block]:
         ("tokens_per_second", "tokens a second", ",.0f"),
         ("peak_memory_gib", "peak memory, GiB", ".2f"),
         ("mfu", "model FLOPs utilization (MFU)", ".1%"),
-        ("energy_kwh", "energy, kWh", ".3f"),
     ):
         value = number(metrics, key)
         rows += [[label, f"{value:{form}}"]] if value is not None else []
     price = number(metrics, "price_per_hour") if price_per_hour is None else price_per_hour
     if price is not None and seconds is not None:
-        rows.append([f"price of the training, at {price:g} an hour", f"{price * seconds / 3600:.2g}"])
+        paid = price * seconds / 3600
+        rows.append([f"price of the training, at {price:g} an hour", f"{paid:,.2f}" if paid >= 0.1 else f"{paid:.2g}"])
     return [Table(rows)] if len(rows) > 1 else []
 
 
@@ -174,5 +180,4 @@ def command(run: Run) -> str:
     """What repeats the run: as it says itself, or from what was typed."""
     if run.metrics.get("command"):
         return str(run.metrics["command"])
-    quoted = [override if re.fullmatch(r"[\w+~.=/@:,-]+", override) else f"'{override}'" for override in run.overrides]
-    return " ".join(["python -m sft_recipes", *quoted]) if quoted else ""
+    return f"python -m sft_recipes {shlex.join(run.overrides)}" if run.overrides else ""

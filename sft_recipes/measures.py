@@ -23,9 +23,9 @@ LABELS = {"stop": "stop tokens", "other": "other tokens", "first": "first answer
 
 
 def result_table(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The few figures that a run is judged by; base and tuned model, measured alike."""
+    """The few figures that a run is judged by; base and tuned model, measured alike, or the one that was measured."""
     before, after = mapping(metrics.get("before")), mapping(metrics.get("after"))
-    rows = [["", "base", "tuned"]]
+    rows = [["", "base", "model" if metrics.get("mode") == "evaluate" and not before else "tuned"]]
     for label, places, form in MEASURES:
         old, new = (first(values, places) for values in (before, after))
         if label == "held-out loss" and new is None:
@@ -39,7 +39,7 @@ def result_table(metrics: Mapping[str, Any]) -> list[list[str]]:
         rows.append([label, *cells])
     if number(metrics, "train_loss") is not None:
         rows.append(["training loss", "", f"{metrics['train_loss']:.3f}"])
-    return rows
+    return rows if any(row[1] for row in rows[1:]) else [[label, new] for label, _, new in rows]
 
 
 def first(values: Mapping[str, Any], places: Sequence[str]) -> float | None:

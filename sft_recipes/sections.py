@@ -8,7 +8,7 @@ from sft_recipes import plots
 from sft_recipes.making import command, cost, environment, provenance, short, spent, supervision, trained
 from sft_recipes.measures import answer_table, benchmark_table, held_out_table, other_measures, result_table
 from sft_recipes.page import Block, Code, Folded, Note, Picture, Sections, Table
-from sft_recipes.run_folder import Run, find, leaves, mapping, number
+from sft_recipes.run_folder import Run, find, finite, leaves, mapping, number
 
 LOSSES = (("loss", ".4f"), ("eval_loss", ".4f"), ("eval_p_stop", ".1%"), ("learning_rate", ".2e"), ("grad_norm", ".2f"))
 ANSWERS, OPEN = 30, 10  # that a page holds side by side, and that it shows unasked; all are in answers.jsonl
@@ -157,10 +157,7 @@ def shown_number(value: float | None, form: str) -> str:
 
 def weights(metrics: Mapping[str, Any]) -> list[Block]:
     """The norm of each part's change relative to its own norm before."""
-    change = {
-        key: value for key, value in leaves(mapping(metrics.get("weight_change"))) if isinstance(value, int | float)
-    }
-    change = {key: value for key, value in change.items() if math.isfinite(value)}
+    change = {part: value for part, value in leaves(mapping(metrics.get("weight_change"))) if finite(value) is not None}
     if not change:
         return []
     most = max(change, key=change.get)
@@ -193,12 +190,9 @@ def forgetting(run: Run) -> list[Block]:
     before, after = (find(run.metrics, f"{when}.raw_text") for when in ("before", "after"))
     verdict = find(run.metrics, "forgetting.verdict")
     if not verdict:
-        asked = after or number(run.metrics, "after.raw_text_loss") is not None
-        return (
-            ["The loss on raw text is in the first table; no verdict was asked for."]
-            if asked
-            else ["Not measured. `evaluate.raw_text=FILE` takes the loss on a text file before and after training."]
-        )
+        if after or number(run.metrics, "after.raw_text_loss") is not None:
+            return ["The loss on raw text is in the first table; the run has no verdict on it."]
+        return ["Not measured. `evaluate.raw_text=FILE` takes the loss on a text file before and after training."]
     blocks: list[Block] = [f"Verdict: {verdict}. {change_of(run.metrics)}"]
     rows = [["raw text", "base", "tuned"]]
     for key, form in (("loss", ".4f"), ("bits_per_byte", ".4f"), ("tokens", ",.0f"), ("bytes", ",.0f")):

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from sft_recipes.making import command
 from sft_recipes.page import columns, to_markdown
 from sft_recipes.report import compare, ledger_table, main, write
 from sft_recipes.run_folder import read
@@ -118,7 +119,11 @@ def test_two_folders_of_which_one_is_no_run_get_a_line(run, tmp_path):
 
 def test_a_run_that_left_metrics_alone_has_a_report(tmp_path):
     (tmp_path / "metrics.json").write_text('{"train_loss": 0.5}')
-    assert write(tmp_path).splitlines()[2] == "| training loss |      | 0.500 |"
+    assert write(tmp_path).splitlines() == [
+        "|               | tuned |",
+        "| ------------- | ----- |",
+        "| training loss | 0.500 |",
+    ]
     assert "0.500" in (tmp_path / "report.html").read_text()
 
 
@@ -249,7 +254,7 @@ def test_an_equal_value_is_no_departure(page):
 def test_the_price_of_an_hour_gives_the_price_of_the_run(run, capsys):
     folder = full(run("a"))
     main([str(folder), "--price-per-hour", "2.5"])  # two hours
-    assert re.search(r"\| price of the training, at 2.5 an hour \| 5 +\|", (folder / "report.md").read_text())
+    assert re.search(r"\| price of the training, at 2.5 an hour \| 5.00 +\|", (folder / "report.md").read_text())
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -328,3 +333,17 @@ def test_a_key_of_the_metrics_that_is_empty_or_not_there_is_left_out(run, key, v
     (folder / "metrics.json").write_text(json.dumps({name: metrics[name] for name in metrics if name != key}))
     assert list(with_nothing) == list(sections(read(folder)))
     assert to_markdown("t", with_nothing) == to_markdown("t", sections(read(folder)))
+
+
+def test_a_departure_that_an_override_took_back_is_none(run):
+    folder = full(run("a"))
+    supervision = json.loads((folder / "supervision.json").read_text())
+    supervision["config"]["provenance"]["departures"]["trainer.learning_rate"] = "ours is smaller"
+    (folder / "supervision.json").write_text(json.dumps(supervision))
+    assert "ours is smaller" not in to_markdown("t", sections(read(folder)))
+
+
+def test_the_command_is_made_from_what_was_typed_where_the_run_does_not_say_it(run):
+    folder = run("a")
+    (folder / ".hydra" / "overrides.yaml").write_text("- +recipe=tiny\n- data=[tiny,prose]\n- 'name=it''s'\n")
+    assert command(read(folder)) == """python -m sft_recipes +recipe=tiny 'data=[tiny,prose]' 'name=it'"'"'s'"""
