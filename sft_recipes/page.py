@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name("page.css")
-NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?%?( \(.*\))?")  # 1,054 or 0.840 (+3.4%)
+NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?%?")  # 1,054, 98.9%, 2.00e-05
 LONG = 280  # characters of a cell that an HTML table shows before it folds the rest away
 
 
@@ -45,6 +45,13 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A paragraph that should not be overlooked."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Folded:
     """Blocks behind a line that opens them."""
 
@@ -53,7 +60,7 @@ class Folded:
 
 
 # A string is a paragraph in which `code` is code and a line break is one; a list of strings has a point for each.
-Block = str | list[str] | Table | Picture | Code | Folded
+Block = str | list[str] | Table | Picture | Code | Note | Folded
 Sections = Mapping[str, Sequence[Block]]  # heading → blocks; an empty heading has none
 
 
@@ -68,10 +75,17 @@ def to_markdown(title: str, sections: Sections) -> str:
 
 def save_pictures(folder: Path, sections: Sections) -> None:
     """Writes every figure of the sections into the folder, under its file's name."""
-    for blocks in sections.values():
-        for block in blocks:
-            if isinstance(block, Picture):
-                plots.save(block.figure, folder / block.file)
+    for block in pictures(block for blocks in sections.values() for block in blocks):
+        plots.save(block.figure, folder / block.file)
+
+
+def pictures(blocks: Iterable[Block]) -> Iterator[Picture]:
+    """The pictures among these blocks, folded ones too."""
+    for block in blocks:
+        if isinstance(block, Picture):
+            yield block
+        elif isinstance(block, Folded):
+            yield from pictures(block.blocks)
 
 
 def markdown_of(block: Block) -> str:
@@ -83,6 +97,8 @@ def markdown_of(block: Block) -> str:
     if isinstance(block, Code):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
         return f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}"
+    if isinstance(block, Note):
+        return f"> {paragraph(block.text)}"
     if isinstance(block, Folded):
         inside = "\n\n".join(markdown_of(part) for part in block.blocks)
         return f"<details><summary>{escape(block.summary)}</summary>\n\n{inside}\n\n</details>"
@@ -169,6 +185,8 @@ def html_of(block: Block) -> str:
         return f"<figure>{plots.svg(block.figure, block.label)}</figure>"
     if isinstance(block, Code):
         return f"<pre><code>{escaped(block.text.rstrip())}</code></pre>"
+    if isinstance(block, Note):
+        return f"<p class=note>{inline(block.text)}</p>"
     if isinstance(block, Folded):
         inside = "\n".join(html_of(part) for part in block.blocks)
         return f"<details><summary>{escaped(block.summary)}</summary>\n{inside}\n</details>"
@@ -181,18 +199,19 @@ def html_table(block: Table) -> str:
     """A table whose columns of numbers stand to the right and whose long cells are folded."""
     head, *body = block.rows
     numbers = [
-        not block.prose and all(NUMBER.fullmatch(row[place]) for row in body if row[place])
+        all(NUMBER.fullmatch(row[place]) for row in body if row[place]) and not (block.prose and place)
         for place in range(len(head))
     ]
     kinds = [' class="number"' if number else "" for number in numbers]
     top = "".join(f"<th{kind}>{escaped(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
+    top = f"<thead><tr>{top}</tr></thead>\n" if any(head) else ""
+    labels = [f' data-head="{escaped(label)}"' if block.prose else "" for label in head]
     rows = ""
     for row in body:
-        cells = zip(kinds, head, row, strict=True)
-        cells = (f'<td{kind} data-head="{escaped(label)}">{folded(cell)}</td>' for kind, label, cell in cells)
-        rows += f"<tr>{''.join(cells)}</tr>\n"
+        cells = zip(kinds, labels, row, strict=True)
+        rows += f"<tr>{''.join(f'<td{kind}{label}>{folded(cell)}</td>' for kind, label, cell in cells)}</tr>\n"
     name = "table prose" if block.prose else "table"
-    return f'<div class="{name}"><table><thead><tr>{top}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+    return f'<div class="{name}"><table>{top}<tbody>{rows}</tbody></table></div>'
 
 
 def folded(text: str) -> str:

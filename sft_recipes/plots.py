@@ -120,7 +120,7 @@ def weight_change(change: Mapping[str, float]) -> "Figure":
     last = max((layer for points in lines.values() for layer, _ in points), default=-1)
     gap = max(1, (last + 1) // 4)  # room for a name
     places = {last + gap * number: name for number, name in enumerate(outside, start=1)}
-    axes.plot(list(places), list(outside.values()), "D", markersize=5, color=COLOURS["ink"])
+    axes.plot(list(places), list(outside.values()), "D", markersize=5, color=COLOURS["ink"], clip_on=False)
     layers = range(0, last + 1, max(1, (last + 1) // 8))
     axes.set_xticks([*layers, *places], [*map(str, layers), *places.values()])
     axes.set(ylim=(0, None), ylabel="relative change")

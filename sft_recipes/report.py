@@ -1,4 +1,4 @@
-"""A run's folder as report.md, or two runs compared: `python -m sft_recipes.report outputs/lima/<date>`."""
+"""A run's folder as report.md, a sweep's, or two runs compared: `python -m sft_recipes.report outputs/lima/<date>`."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from sft_recipes import sweep
 
 LOSS_COLUMNS = (("loss", ".4f"), ("eval_loss", ".4f"), ("learning_rate", ".2e"))
 
@@ -157,6 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sft_recipes.report", description=main.__doc__)
     parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
     folders = parser.parse_args(arguments).folder
+    if len(folders) == 1 and sweep.is_sweep(*folders):
+        print(sweep.write(*folders))
+        return
     for folder in folders:
         if not (folder / "supervision.json").is_file():
             sys.exit(f"{folder} is not the folder of a finished run: it has no supervision.json.")
