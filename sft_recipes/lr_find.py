@@ -46,7 +46,7 @@ class Advice:
     steepest: float
     diverges: float | None  # not within the ramp
     rate: float
-    clear: bool  # whether the loss fell by more than it varies from step to step
+    clear: bool  # whether the loss fell by more than 1.5 standard deviations of a step's own
 
     def lines(self) -> list[str]:
         """The advice in words."""
@@ -118,8 +118,9 @@ def advise(rates: Sequence[float], losses: Sequence[float]) -> Advice:
     if losses[len(loss) - 1] > 1.5 * loss[0]:
         above.append(len(loss) - 1)  # a rise at the end that smoothing hides
     diverges = rates[above[0]] if above else None
-    noise = float(np.std(losses[: len(loss)] - loss))
-    return Advice(steepest, diverges, min(steepest, (diverges or math.inf) / 10), loss[0] - loss[lowest] > noise)
+    noise = np.std(losses[: lowest + 1] - loss[: lowest + 1])
+    clear = bool(loss[0] - loss[lowest] > 1.5 * noise)
+    return Advice(steepest, diverges, min(steepest, (diverges or math.inf) / 10), clear)
 
 
 def smoothed(losses: Sequence[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A run's folder as report.md, report.html and model card, or two runs compared: `python -m sft_recipes.report RUN`."""
+"""A run's or a sweep's folder as a report, or two runs compared: `python -m sft_recipes.report outputs/lima/<date>`."""
 
 import argparse
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import card
+from sft_recipes import card, sweep
 from sft_recipes.binding import ConfigError
 from sft_recipes.making import ledger_rows
 from sft_recipes.measures import result_table
@@ -94,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
     parser.add_argument("--price-per-hour", type=float, help="of the machine: the report says what the training cost")
     options = parser.parse_args(arguments)
+    if len(options.folder) == 1 and sweep.is_sweep(*options.folder):
+        print(sweep.write(*options.folder))
+        return
     if len(options.folder) > 2:
         sys.exit("One folder is reported, two are compared; more are not.")
     try:

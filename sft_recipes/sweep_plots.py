@@ -20,7 +20,7 @@ def curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figure":
 
     Groups are in the table's order; beyond 16 of them only the best four have a colour.
     """
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     on_the_way = any(len(column(job.metrics.get("history", []), "eval_loss")[0]) > 1 for g in groups for job in g.jobs)
     figure, panels = subplots(1 + on_the_way, height=3.4 + 2 * on_the_way, sharex=True, squeeze=False)
@@ -31,6 +31,8 @@ def curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figure":
             name = ", ".join(map(tidy, group.settings.values())) or "all seeds"
             for job in group.jobs:
                 steps, values = column(job.metrics.get("history", []), key)
+                if not steps:
+                    continue
                 axes.plot(steps, values, marker="o" if len(steps) == 1 else "", markersize=4, label=name, **look)
                 drawn += [value for value in values if math.isfinite(value)]
                 name = "_"  # one entry of the legend for all seeds
@@ -41,6 +43,7 @@ def curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figure":
             for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 place("{x:g}")
     panels[-1][0].set_xlabel("step")
+    panels[-1][0].xaxis.set_major_locator(MaxNLocator(integer=True))
     names = ", ".join(key.rpartition(".")[2] for key in groups[0].settings)
     legend(panels[0][0], title=names or None, fontsize=8, title_fontsize=8, ncols=1 + (len(groups) > 8))
     return figure
@@ -86,6 +89,7 @@ def heat_map(groups: Sequence["Group"], goal: str, lowest: bool, tidy: Callable[
     if not grid or not finite:
         return None
     from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+    from matplotlib.patches import Rectangle
 
     across, down = grid
     figure, axes = subplots(height=1.2 + 0.55 * len(down), width=min(7.0, 2.2 + 1.1 * len(across)))
@@ -95,10 +99,12 @@ def heat_map(groups: Sequence["Group"], goal: str, lowest: bool, tidy: Callable[
     for x, one in enumerate(across):
         for y, other in enumerate(down):
             value = means.get((one, other), math.nan)
-            share = float(norm(value)) if math.isfinite(value) and max(finite) > min(finite) else 0.5
-            share = 1 - share if lowest else share
-            fill = ramp(share) if math.isfinite(value) else "#b8bec4"
-            axes.add_patch(rectangle(x, y, fill))
+            share, fill = 0.0, "#b8bec4"
+            if math.isfinite(value):
+                share = float(norm(value)) if max(finite) > min(finite) else 0.5
+                share = 1 - share if lowest else share
+                fill = ramp(share)
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="none"))
             text = f"{value:.4g}" if (one, other) in means else "failed"
             axes.text(x, y, text, ha="center", va="center", color="#ffffff" if share > 0.4 else "#10161c")
     axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(down) - 0.5), title=goal)
@@ -108,10 +114,3 @@ def heat_map(groups: Sequence["Group"], goal: str, lowest: bool, tidy: Callable[
     axes.set_ylabel(list(groups[0].settings)[1])
     axes.grid(False)
     return figure
-
-
-def rectangle(x: float, y: float, fill: Any) -> Any:
-    """A cell around a point of the grid."""
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="none")

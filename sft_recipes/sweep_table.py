@@ -173,15 +173,15 @@ def short(key: str) -> str:
 
 
 def tidy(value: str) -> str:
-    """A setting's value as a person writes it: Hydra has read numbers and writes them in full.
+    """A setting's value as a person writes it: Hydra writes numbers in full.
 
-    >>> tidy("0.0001"), tidy("3"), tidy("0.00012345"), tidy("0.5"), tidy("lima")
-    ('1e-4', '3', '1.23e-4', '0.5', 'lima')
+    >>> tidy("0.0001"), tidy("3"), tidy("0.00012345"), tidy("0.5"), tidy("False"), tidy("lima")
+    ('1e-4', '3', '1.23e-4', '0.5', 'false', 'lima')
     """
     try:
         number = float(value)
     except ValueError:
-        return value
+        return value.lower() if value in ("True", "False") else value
     if not math.isfinite(number) or number == int(number):
         return value
     if abs(number) > 0.01:
