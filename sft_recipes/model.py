@@ -74,10 +74,29 @@ def load_model(
     stop: str,
     new: list[int],
 ) -> PreTrainedModel | PeftModel:
-    """The base model, with an embedding for every token and the stop token in its generation config.
+    """The base model, with an embedding for every token and the stop token in its generation config."""
+    model = load_weights(options, quantization, frozen, tokenizer, new)
+    stop_id = tokenizer.convert_tokens_to_ids(stop)
+    others = model.generation_config.eos_token_id
+    others = others if isinstance(others, list) else [] if others is None else [others]
+    model.generation_config.eos_token_id = list(dict.fromkeys([stop_id, *others]))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def load_weights(
+    options: dict[str, Any],
+    quantization: BitsAndBytesConfig | None,
+    frozen: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    new: list[int],
+    dequantize: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """The model of `model.id`, with an embedding for every token.
 
     Weights are fp32 when they are trained; the base that an adapter leaves `frozen` is bf16 on a GPU that has it.
-    The folder of an adapter run gives that run's base with its adapter on it, ready to be trained on.
+    The folder of an adapter run gives that run's base with its adapter on it, ready to be trained on; `dequantize`
+    gives the base the values of its 4-bit weights in full precision before that.
     """
     folder, carried = model_folder(options["id"]), adapter_base(options["id"])
     id = carried.base_model_name_or_path if carried else folder
@@ -92,21 +111,24 @@ def load_model(
         raise ConfigError(f"model: {one_line(error)[:300]}") from error
     except OSError as error:
         raise not_found(id, error) from error
+    no_repacking(model)
+    if dequantize:
+        model = model.dequantize(getattr(torch, dtype))
+    if carried:
+        return with_adapter(model, folder, tokenizer, new)
+    add_rows(model, new)
+    return model
+
+
+def no_repacking(model: torch.nn.Module) -> None:
+    """Leaves 4-bit weights as they are: bitsandbytes 0.50 repacks them for a CPU's AVX512 when a model is evaluated.
+
+    It fails on widths that are no multiple of 64, and DoRA then reads the repacked ones (logits change by 0.3 to 1).
+    Goes when Linear4bit.forward, bitsandbytes/nn/modules.py, leaves `weight` alone.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes 0.50 repacks 4-bit weights for a CPU's AVX512 when they are evaluated, and fails on widths
-            # that are no multiple of 64. Goes when bitsandbytes/nn/modules.py, Linear4bit.forward, checks the shape.
             module.support_avx512bf16_for_cpu = False
-    if carried:
-        model = with_adapter(model, folder, tokenizer, new)
-    else:
-        add_rows(model, new)
-    stop_id = tokenizer.convert_tokens_to_ids(stop)
-    others = model.generation_config.eos_token_id
-    others = others if isinstance(others, list) else [] if others is None else [others]
-    model.generation_config.eos_token_id = list(dict.fromkeys([stop_id, *others]))
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def with_adapter(

@@ -3,15 +3,19 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
+from sft_recipes.adapters import quantization_config
 from sft_recipes.binding import ConfigError
 from sft_recipes.encoding import Encoder
+from sft_recipes.model import load_weights, model_folder
 
 log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.2, torch.float16: 0.02}  # of logits; what rounding brings
@@ -88,3 +92,28 @@ def say_loader(model: PreTrainedModel | PeftModel, folder: Path) -> None:
             "them; before PeftModel.from_pretrained(base, %r), write base.resize_token_embeddings(%d).",
             str(folder), str(folder), rows,
         )  # fmt: skip
+
+
+def load_run(
+    run: Path, dtype: str | None = None, dequantize: bool = False
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
+    """The model of a finished run as it was trained, the adapter on its base in 4 bits or not, and its tokenizer."""
+    folder = model_folder(str(run))
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        raise ConfigError(f"{run} is not the folder of a finished run: it has no model/ with a tokenizer.")
+    config = config_of(run)
+    options = {
+        key: value for key, value in config["model"].items() if key in ("trust_remote_code", "attn_implementation")
+    }
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
+    options |= {"id": folder, "dtype": dtype or config["model"].get("dtype")}
+    quantization = quantization_config(config["adapter"])
+    model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
+    return model.eval(), tokenizer
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The run's composed config, and what it has no word of empty; the folder `model/` alone has none."""
+    file = next((path for path in (run, run.parent) if (path / ".hydra" / "config.yaml").is_file()), None)
+    values = OmegaConf.to_container(OmegaConf.load(file / ".hydra" / "config.yaml")) if file else {}
+    return {"model": {}, "adapter": {}, "evaluate": {}} | values

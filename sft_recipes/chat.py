@@ -1,0 +1,163 @@
+"""Talk to a finished run: `python -m sft_recipes.chat outputs/lima/<date>`."""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
+
+from sft_recipes.binding import ConfigError
+from sft_recipes.runs import load_run
+
+HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
+/system …  the system message from here on; without a text there is none
+/reset     forget the history
+/tokens    the ids of the last question and answer
+/quit      or Ctrl-D"""
+SAMPLING = {"temperature": 0.7, "top_p": 0.9}  # what a report's sampled answers are drawn with
+
+
+@dataclass
+class Chat:
+    """A model, what was said so far, and the ids of the last question and answer."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerFast
+    options: dict = field(default_factory=lambda: {"do_sample": False, "max_new_tokens": 512})
+    messages: list[dict[str, str]] = field(default_factory=list)
+    prompt_ids: list[int] = field(default_factory=list)
+    answer_ids: list[int] = field(default_factory=list)
+
+    def ask(self, question: str) -> str:
+        """Streams the answer to a question that joins the history, and says how it ended."""
+        self.messages.append({"role": "user", "content": question})
+        try:
+            text, ending = self.answer()
+        except BaseException:  # Ctrl-C, too: a question without its answer is no history
+            self.messages.pop()
+            raise
+        self.messages.append({"role": "assistant", "content": text})
+        return ending
+
+    @torch.no_grad()
+    def answer(self) -> tuple[str, str]:
+        """Streams what the model says to the history: its text, and how it ended."""
+        inputs = self.tokenizer.apply_chat_template(
+            self.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device)
+        saved = self.model.generation_config
+        config = GenerationConfig(eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id, **self.options)
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        output = self.model.generate(**inputs, generation_config=config, streamer=streamer)[0].tolist()
+        self.prompt_ids, ids = output[: inputs.input_ids.shape[1]], output[inputs.input_ids.shape[1] :]
+        self.answer_ids = ids
+        stops = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
+        if ids and ids[-1] in stops:
+            stop = self.tokenizer.convert_ids_to_tokens(ids[-1])
+            return self.tokenizer.decode(ids[:-1]), f"■ stopped by itself with {stop} after {len(ids)} tokens"
+        return self.tokenizer.decode(ids), f"… cut after {len(ids)} tokens, --max-new-tokens takes more"
+
+    def base(self) -> str:
+        """Streams the base model's answer to the last question; it leaves the history as it is."""
+        if not isinstance(self.model, PeftModel):
+            return "This run trained every weight: there is no adapter to switch off."
+        asked = max((place for place, said in enumerate(self.messages) if said["role"] == "user"), default=None)
+        if asked is None:
+            return "Ask something first."
+        kept, self.messages = self.messages, self.messages[: asked + 1]
+        try:
+            with self.model.disable_adapter():
+                return f"base model: {self.answer()[1]}"
+        finally:
+            self.messages = kept
+
+    def system(self, text: str) -> str:
+        """Sets the system message, in front of the history; says so where the template has no place for it."""
+        rest = [message for message in self.messages if message["role"] != "system"]
+        self.messages = [{"role": "system", "content": text}, *rest] if text else rest
+        shown = self.tokenizer.apply_chat_template(self.messages or [{"role": "user", "content": ""}], tokenize=False)
+        return "System message set." if text in shown else "The run's template leaves out system messages."
+
+    def tokens(self) -> str:
+        """The last question and answer token by token, with their ids."""
+        parts = [("prompt", self.prompt_ids), ("answer", self.answer_ids)]
+        named = ((name, zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True)) for name, ids in parts)
+        return "\n".join(f"{name}: " + " ".join(f"{id}:{token}" for id, token in pairs) for name, pairs in named)
+
+    def command(self, line: str) -> str:
+        """What a line beginning with / does, in words."""
+        name, _, rest = line.partition(" ")
+        if name == "/reset":
+            self.messages = [message for message in self.messages if message["role"] == "system"]
+            return "History forgotten."
+        calls = {"/base": self.base, "/system": lambda: self.system(rest.strip()), "/tokens": self.tokens}
+        return calls[name]() if name in calls else HELP
+
+
+def talk(chat: Chat) -> None:
+    """Reads questions and commands from the terminal until Ctrl-D or /quit."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  input() edits its line and remembers earlier ones
+    print("Ask something; /help lists the commands.")
+    while True:
+        try:
+            line = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return print()
+        if line == "/quit":
+            return None
+        try:
+            if line:
+                print(dim(chat.command(line) if line.startswith("/") else chat.ask(line)))
+        except KeyboardInterrupt:
+            print(dim("… interrupted"))
+        except Exception as error:  # a template may refuse the conversation, in words of its own
+            print(dim(f"{type(error).__name__}: {error}"))
+
+
+def dim(text: str) -> str:
+    """The text in grey, in a terminal."""
+    return f"\033[2m{text}\033[0m" if sys.stdout.isatty() else text
+
+
+def sampling(run: Path) -> dict[str, float]:
+    """Temperature and top_p of the run's sampled answers."""
+    file = run / "metrics.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get("after", {}) if file.is_file() else {}
+    return SAMPLING | {key: value for key, value in said.get("sampled", {}).items() if key in SAMPLING}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Talks to a finished run's model, with the chat template it was saved with."""
+    parser = argparse.ArgumentParser(prog="python -m sft_recipes.chat", description=main.__doc__)
+    parser.add_argument("run", type=Path, help="outputs/NAME/DATE, or a merged folder")
+    parser.add_argument("--prompt", help="one question; its answer is printed, and that is all")
+    parser.add_argument("--system", default="", help="a system message")
+    parser.add_argument("--sample", action="store_true", help="draw answers as the report's sampled ones; else greedy")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="where an answer is cut (512)")
+    given = parser.parse_args(arguments)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        model, tokenizer = load_run(given.run)
+    except ConfigError as error:
+        sys.exit(str(error))
+    if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
+        model.to("cuda")
+    options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
+    chat = Chat(model, tokenizer, options | (sampling(given.run) if given.sample else {}))
+    if given.system:
+        chat.system(given.system)
+    if given.prompt is None:
+        talk(chat)
+    else:
+        print(chat.ask(given.prompt), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""A run as one folder that any tool loads: `python -m sft_recipes.merge outputs/lima/<date> --out lima-merged`."""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from sft_recipes.adapters import quantization_config
+from sft_recipes.binding import ConfigError
+from sft_recipes.model import adapter_base, model_folder
+from sft_recipes.runs import config_of, load_run
+from sft_recipes.serving import card, modelfile
+
+log = logging.getLogger(__name__)
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+FALLBACK = [("Hello!", "Hello, how can I help?"), ("What is two and two?", "Four.")]
+
+
+def merge(run: Path, out: Path, dtype: str = "float32") -> float:
+    """Writes the run's model as plain weights into `out`, and gives back how far its logits are from the trained ones.
+
+    LoRA goes into the base, QLoRA into the dequantized base, the values that it was trained on. The folder gets its
+    name when all is written and checked, so that what has the name is whole. Raises ConfigError where the check fails.
+    """
+    partial = out.with_name(out.name + ".partial")
+    if out.exists():
+        raise ConfigError(f"{out} is there already. Remove it, or write another --out.")
+    check_space(run, out, dtype)
+    shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
+    quantized = quantization_config(config_of(run)["adapter"]) is not None
+    model, tokenizer = load_run(run, dtype)
+    rows = check_rows(run, tokenizer)
+    expected = last_logits(model, rows)
+    if quantized:
+        del model
+        gc.collect()
+        model, _ = load_run(run, dtype, dequantize=True)
+    model = merged(model, getattr(torch, dtype))
+    log.info("Writing %s …", out)
+    model.save_pretrained(partial, max_shard_size="5GB")
+    tokenizer.save_pretrained(partial)
+    (partial / "Modelfile").write_text(modelfile(tokenizer, model.generation_config), encoding="utf-8")
+    (partial / "README.md").write_text(card(run), encoding="utf-8")
+    del model
+    gc.collect()
+    difference = check_merged(partial, rows, expected, dtype, quantized)
+    os.replace(partial, out)
+    return difference
+
+
+def check_space(run: Path, out: Path, dtype: str) -> None:
+    """Raises ConfigError where the disk has no room for the weights."""
+    folder, carried = model_folder(str(run)), adapter_base(str(run))
+    options = {"trust_remote_code": bool(config_of(run)["model"].get("trust_remote_code"))}
+    try:
+        shape = AutoConfig.from_pretrained(carried.base_model_name_or_path if carried else folder, **options)
+    except OSError as error:
+        raise ConfigError(f"{run}: its base model is not to be found. {error}".splitlines()[0]) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, **options)
+    needed = model.num_parameters() * getattr(torch, dtype).itemsize * 1.02
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise ConfigError(f"{out} needs {needed / 2**30:.1f} GiB, and {parent} has {free / 2**30:.1f} GiB free.")
+
+
+def merged(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The base with the adapter in its weights, each layer added in fp32 and rounded once; other models as they are."""
+    if not isinstance(model, PeftModel):
+        return model
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise ConfigError(f"{model.active_peft_config.peft_type.value} adds no weights that could be merged.")
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in tqdm(layers, desc="Merging", unit="layer"):
+        weight = layer.get_base_layer().weight
+        weight.data = weight.data.float()
+        layer.merge(safe_merge=True)
+        weight.data = weight.data.to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that all is merged already
+        return model.merge_and_unload().to(dtype)
+
+
+def check_rows(run: Path, tokenizer: PreTrainedTokenizerFast, number: int = 4) -> list[list[int]]:
+    """A few conversations as tokens: held-out questions of the run with their answers, where it has some."""
+    file = (run if (run / "answers.jsonl").is_file() else run.parent) / "answers.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()[:number] if file.is_file() else []
+    asked = [(row["prompt"], row["reference"]) for row in map(json.loads, lines)] or FALLBACK
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], return_dict=False
+        )[-128:]
+        for prompt, answer in asked
+    ]
+
+
+@torch.no_grad()
+def last_logits(model: torch.nn.Module, rows: list[list[int]]) -> list[torch.Tensor]:
+    """The logits of the last 32 tokens of every row, in fp32."""
+    inputs = (torch.tensor([row], device=model.device) for row in rows)
+    return [model(input_ids=ids, use_cache=False).logits[0, -32:].float().cpu() for ids in inputs]
+
+
+def check_merged(
+    folder: Path, rows: list[list[int]], expected: list[torch.Tensor], dtype: str, quantized: bool
+) -> float:
+    """The largest difference between the logits of the folder, loaded anew, and the trained model's.
+
+    Raises ConfigError where it is more than rounding brings: 1e-4, 5e-2 for a base that was in 4 bits, 0.2 in half
+    precision, each times the spread of the logits where that is above 1.
+    """
+    found = last_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(), rows)
+    difference = max((one - other).abs().max().item() for one, other in zip(found, expected, strict=True))
+    limit = (0.2 if dtype != "float32" else 5e-2 if quantized else 1e-4) * max(1.0, torch.cat(expected).std().item())
+    if not difference <= limit:
+        shutil.rmtree(folder)
+        raise ConfigError(
+            f"The merged model's logits differ by {difference:.2g} from the trained model's, more than the {limit:.2g} "
+            "that rounding brings. Nothing was written."
+        )
+    return difference
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Merges a run's adapter into its base, checks the result on a few rows, and writes a folder for any tool."""
+    parser = argparse.ArgumentParser(prog="python -m sft_recipes.merge", description=main.__doc__)
+    parser.add_argument("run", type=Path, help="outputs/NAME/DATE")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not be there")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="fp32 keeps everything, bf16 is half as large")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        difference = merge(given.run, given.out, DTYPES[given.dtype])
+    except ConfigError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        shutil.rmtree(given.out.with_name(given.out.name + ".partial"), ignore_errors=True)
+        sys.exit("Interrupted.")
+    print(f"{given.out}: its logits are within {difference:.1g} of the trained model's.")
+
+
+if __name__ == "__main__":
+    main()
