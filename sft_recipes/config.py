@@ -33,7 +33,7 @@ class Config:
     evaluate: dict[str, Any]
     supervision: dict[str, Any] = field(default_factory=dict)
     preview: dict[str, Any] = field(default_factory=dict)
-    mode: Literal["train", "preview"] = "train"
+    mode: Literal["train", "preview", "evaluate"] = "train"
     seed: int = 42
     objective: str | None = None
     smoke: bool = False

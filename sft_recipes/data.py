@@ -104,7 +104,7 @@ def read(name: str, options: Options, config: Config, encoder: Encoder) -> Data:
     held_out, questions = encode(name, config, formatter, encoder, out_rows, numbers, every=1)
     check_parity(encoder, some)
     questions = [question for question in questions if "messages" in question]
-    return Data(train, held_out, questions, {"fingerprint": fingerprint(source, rows)})
+    return Data(train, held_out, questions, {"fingerprint": fingerprint(source, rows), "parity": len(some)})
 
 
 def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:

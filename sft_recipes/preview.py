@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
-from sft_recipes import evaluate, streaming
+from sft_recipes import comparison, streaming
 from sft_recipes.adapters import peft_config, quantization_config
 from sft_recipes.arguments import trainer_arguments
 from sft_recipes.binding import call
@@ -42,7 +42,7 @@ def main(config: Config) -> float:
     """Prints a few rows, raw, as messages, as text and as supervised tokens, then the counts; writes preview.html."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     arguments, _ = trainer_arguments(config, folder)
-    call(evaluate.Options, config.evaluate, "evaluate")
+    call(comparison.Options, config.evaluate, "evaluate")
     drawn = call(Options, config.preview, "preview").rows
     peft_config(config.adapter)
     quantization_config(config.adapter)

@@ -57,7 +57,7 @@ class Stream:
         self.out = keys(self.held_out)
         self.ledger: dict[str, dict[str, Any]] = {}
         for name, (rows, _) in held_out.items():
-            entry = {"fingerprint": fingerprint(self.sources[name], None), "held_out": len(rows)}
+            entry = {"fingerprint": fingerprint(self.sources[name], None), "held_out": len(rows), "parity": 0}
             self.ledger[name] = entry | ZERO | {"problems": {}}
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
@@ -103,6 +103,7 @@ class Stream:
             found, talks = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number)
             if number == first and self.passes == 1:
                 check_parity(self.encoder, talks)
+                self.ledger[name]["parity"] = len(talks)
             number += len(batch)
             found, problems = enforce(name, mark_repeats(found, self.out, seen), self.policy)
             found, cut = shorten(name, found, self.max_length, cutting)

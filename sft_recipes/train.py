@@ -1,9 +1,7 @@
 """One run: data and model from the config, `trl.SFTTrainer` as it is, and what came of it: `python -m sft_recipes`."""
 
-import json
 import logging
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,23 +23,24 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import evaluate, held_out, judge, lr_find, report, streaming, weights
+from sft_recipes import comparison, held_out, judge, lr_find, report, streaming, weights
 from sft_recipes.adapters import fit, mend, peft_config, quantization_config
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
 from sft_recipes.binding import ConfigError, call, one_line
+from sft_recipes.comparison import Questions
 from sft_recipes.config import Config
 from sft_recipes.cost import cost, trainable
 from sft_recipes.data import Data, load, streamed
 from sft_recipes.digest import digest, record
 from sft_recipes.encoding import Encoder
 from sft_recipes.environment import command, environment
-from sft_recipes.evaluate import Questions
 from sft_recipes.loss import evaluate_with, watch
 from sft_recipes.model import load_model, load_tokenizer
 from sft_recipes.monitor import Overfitting, Samples
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
+from sft_recipes.run_folder import write_json, write_lines
 from sft_recipes.runs import save
 from sft_recipes.scores import scores
 from sft_recipes.sources import sources
@@ -55,18 +54,18 @@ def main(config: Config) -> float:
     """Trains and saves the model, measures base and tuned alike; gives back the objective's value."""
     folder, started = Path(HydraConfig.get().runtime.output_dir), datetime.now(UTC).isoformat(timespec="seconds")
     arguments, callbacks = trainer_arguments(config, folder)
-    asking = call(evaluate.Options, config.evaluate, "evaluate")
-    evaluate.check(asking)
+    asking = call(comparison.Options, config.evaluate, "evaluate")
+    comparison.check(asking)
     peft, quantization = peft_config(config.adapter), quantization_config(config.adapter)
     tokenizer, template, new = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
     data, rows, stream = prepare(config, encoder, arguments)
-    questions = evaluate.prepare(asking, data, list(sources(config)), config.seed)
-    goal = objective(config.objective, evaluate.measured(questions))
+    questions = comparison.questions_of(asking, data, list(sources(config)), config.seed)
+    goal = objective(config.objective, comparison.measured(questions))
     supervision = record(data.ledger, digest(rows) if stream is None else {}, asdict(config))
-    supervision |= {"padding": padding(data.train, arguments)}
+    supervision |= {"padding": padding(data.train, arguments), "parity": parity(data.ledger)}
     if arguments.process_index == 0:
-        write(folder, "supervision", supervision)
+        write_json(folder / "supervision.json", supervision)
     print("\n".join(report.ledger_table(data.ledger)))
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)
     if arguments.packing:
@@ -78,27 +77,28 @@ def main(config: Config) -> float:
     log.info(announcement(trainer, data.ledger))
     if config.lr_find:
         return lr_find.find(trainer, call(lr_find.Ramp, config.lr_find, "lr_find"), folder)
-    before = evaluate.measure(trainer.model, encoder, questions)
+    before = comparison.measure(trainer.model, encoder, questions)
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    after = evaluate.measure(trainer.model, encoder, questions)
+    after = comparison.measure(trainer.model, encoder, questions)
     if "held_out" in after and (arguments.load_best_model_at_end or not evaluated_last(trainer)):
         evaluate_with(trainer, lambda: held_out.flat(after["held_out"]))
         trainer.evaluate()
     metrics = {"name": config.name, "mode": "train", "command": command(), "started": started}
     metrics |= {"environment": environment(), "train_loss": result.training_loss, "steps": result.global_step}
-    compared, answers = evaluate.compare(before, after, questions)
+    compared, answers = comparison.compare(before, after, questions)
     metrics |= compared | cost(trainer, result) | {"padding": supervision["padding"]}
     metrics |= {"warnings": overfitting.warnings, "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         if stream:
-            write(folder, "supervision", supervision | {"sources": stream.ledger, "digest": stream.digest.record()})
+            supervision |= {"sources": stream.ledger, "digest": stream.digest.record()}
+            write_json(folder / "supervision.json", supervision)
         save(trainer, folder / "model", encoder, data.train[0]["input_ids"])
         if asking.weight_change:
             metrics["weight_change"] = weights.change(trainer.model, partial(base, config, tokenizer, encoder, new))
         if asking.judge and answers:
             metrics["judge"] = judge.run(answers, call(judge.Options, asking.judge, "evaluate.judge"))
-        write(folder, "metrics", metrics)
+        write_json(folder / "metrics.json", metrics)
         write_lines(folder / "answers.jsonl", answers)
         print(report.write(folder))
     if config.smoke:
@@ -153,15 +153,15 @@ def build(
 def observe(trainer: SFTTrainer, encoder: Encoder, questions: Questions, folder: Path) -> Overfitting:
     """Lets the trainer evaluate as we measure, watch for overfitting, and ask a few questions on the way."""
     options, wanted = questions.options, trainer.args.metric_for_best_model
-    own = evaluate.own_metric(wanted)
+    own = comparison.own_metric(wanted)
     if wanted and not own:
-        evaluate.check_metric(wanted, questions)
+        comparison.check_metric(wanted, questions)
 
     def measure() -> dict[str, float]:
-        found = held_out.flat(evaluate.held_out_losses(trainer.model, encoder, questions))
-        if own or (wanted and wanted.removeprefix("eval_") in evaluate.SCORES):
-            said = evaluate.ask(trainer.model, encoder, questions)
-            found |= {key: value for key, value in scores(said).items() if key in evaluate.SCORES}
+        found = held_out.flat(comparison.held_out_losses(trainer.model, encoder, questions))
+        if own or (wanted and wanted.removeprefix("eval_") in comparison.SCORES):
+            said = comparison.ask(trainer.model, encoder, questions)
+            found |= {key: value for key, value in scores(said).items() if key in comparison.SCORES}
             found |= {wanted: own(said)} if own else {}
         return found
 
@@ -170,9 +170,14 @@ def observe(trainer: SFTTrainer, encoder: Encoder, questions: Questions, folder:
     trainer.add_callback(overfitting)
     if options.samples_every and questions.asked:
         some = replace(questions, asked=questions.asked[:SAMPLES])
-        ask = partial(evaluate.ask, trainer.model, encoder, some)
+        ask = partial(comparison.ask, trainer.model, encoder, some)
         trainer.add_callback(Samples(ask, options.samples_every, folder / "samples.jsonl"))
     return overfitting
+
+
+def parity(ledger: dict[str, dict]) -> int:
+    """In how many rows the prompt of training was compared with that of serving; a difference ends a run."""
+    return sum(part["parity"] for part in ledger.values())
 
 
 def evaluated_last(trainer: SFTTrainer) -> bool:
@@ -216,16 +221,6 @@ def base(config: Config, tokenizer: PreTrainedTokenizerFast, encoder: Encoder, n
     """The base model as it was before training, on the CPU and not quantized."""
     with torch.device("cpu"):
         return load_model(config.model, None, False, tokenizer, encoder.stop, new)
-
-
-def write(folder: Path, name: str, values: dict[str, Any]) -> None:
-    """Writes metrics.json or supervision.json, from which every table can be made again."""
-    (folder / f"{name}.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Writes a .jsonl file."""
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def smoke_line(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:
