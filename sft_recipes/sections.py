@@ -116,7 +116,11 @@ def training(run: Run) -> list[Block]:
     steps, seconds = number(metrics, "steps"), number(metrics, "train_seconds")
     if steps is None and not history:
         return []
-    parts = [f"{steps:,} steps" + (f" in {spent(seconds)}" if seconds is not None else "")] if steps else []
+    parts = (
+        [f"{steps:,} step{'s' * (steps != 1)}" + (f" in {spent(seconds)}" if seconds is not None else "")]
+        if steps
+        else []
+    )
     for key, form, name in (
         ("trainable_parameters", ",", "trained parameters"),
         ("train_loss", ".3f", "mean training loss"),
