@@ -202,7 +202,7 @@ def forgetting(run: Run) -> list[Block]:
     for key, form in (("loss", ".4f"), ("bits_per_byte", ".4f"), ("tokens", ",.0f"), ("bytes", ",.0f")):
         cells = [shown_number(number(values, key), form) for values in (before, after)]
         rows += [[key.replace("_", " "), *cells]] if any(cells) else []
-    source = find(after, "source")
+    source = find(after, "source") or find(run.config, "evaluate.raw_text")
     blocks += [Table(rows)] if len(rows) > 1 else []
     blocks += [f"Measured on `{short(source)}`."] if source else []
     return [*blocks, *advice(run)]
