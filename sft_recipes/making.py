@@ -164,7 +164,7 @@ def cost(run: Run, price_per_hour: float | None) -> list[Block]:
 
 def spent(seconds: float) -> str:
     """Seconds as they are up to two minutes, then as h:mm:ss."""
-    return f"{seconds:.0f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
+    return f"{seconds:.3g} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
 
 
 def environment(run: Run) -> list[Block]:

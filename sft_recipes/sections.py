@@ -116,7 +116,11 @@ def training(run: Run) -> list[Block]:
     steps, seconds = number(metrics, "steps"), number(metrics, "train_seconds")
     if steps is None and not history:
         return []
-    parts = [f"{steps:,} steps" + (f" in {spent(seconds)}" if seconds is not None else "")] if steps else []
+    parts = (
+        [f"{steps:,} step{'s' * (steps != 1)}" + (f" in {spent(seconds)}" if seconds is not None else "")]
+        if steps
+        else []
+    )
     for key, form, name in (
         ("trainable_parameters", ",", "trained parameters"),
         ("train_loss", ".3f", "mean training loss"),
@@ -198,7 +202,7 @@ def forgetting(run: Run) -> list[Block]:
     for key, form in (("loss", ".4f"), ("bits_per_byte", ".4f"), ("tokens", ",.0f"), ("bytes", ",.0f")):
         cells = [shown_number(number(values, key), form) for values in (before, after)]
         rows += [[key.replace("_", " "), *cells]] if any(cells) else []
-    source = find(after, "source")
+    source = find(after, "source") or find(run.config, "evaluate.raw_text")
     blocks += [Table(rows)] if len(rows) > 1 else []
     blocks += [f"Measured on `{short(source)}`."] if source else []
     return [*blocks, *advice(run)]
