@@ -129,6 +129,8 @@ def build(
     callbacks: list[TrainerCallback],
 ) -> SFTTrainer:
     """TRL's trainer as it is, with what it and PEFT leave open mended on the built object."""
+    if not len(held_out):
+        arguments.eval_strategy = IntervalStrategy.NO
     try:
         trainer = SFTTrainer(
             model=model,
@@ -142,8 +144,6 @@ def build(
     except ValueError as error:
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
     watch(trainer)
-    if not len(held_out):
-        trainer.args.eval_strategy = IntervalStrategy.NO
     for printing in (ProgressCallback, PrinterCallback):  # they print every log as a dict among our tables
         if trainer.pop_callback(printing) and printing is ProgressCallback:
             trainer.add_callback(Bar)
