@@ -111,7 +111,7 @@ def advise(rates: Sequence[float], losses: Sequence[float]) -> Advice:
     """The rate where the smoothed loss falls fastest, or a tenth of the one where it diverges, if that is lower."""
     loss = smoothed(losses)
     lowest = int(np.argmin(loss))
-    slopes = np.gradient(loss, np.log(rates))
+    slopes = np.gradient(loss, np.log(rates[: len(loss)]))
     steepest = rates[int(np.argmin(slopes[: lowest + 1]))]
     above = [place for place in range(lowest, len(loss)) if loss[place] > loss[0]]
     above += range(len(loss), len(losses))  # the first that is no number
