@@ -1,6 +1,7 @@
 """What several tests need: real rows and real tokenizers where ../shared/data is there, small made ones always."""
 
 import json
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,16 @@ TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "templates").gl
 LLAMA3_SPLIT = (  # the split pattern of Llama 3 and Qwen
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left():
+    """Takes away what Hydra logs to in a run: it outlives the test, and the file that pytest caught the text in."""
+    before = logging.getLogger().handlers[:]
+    yield
+    for handler in logging.getLogger().handlers[:]:
+        if handler not in before:
+            logging.getLogger().removeHandler(handler)
 
 
 def rows(name: str) -> list[dict]:
