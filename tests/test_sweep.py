@@ -114,7 +114,7 @@ def test_seeds_give_mean_and_deviation_and_what_they_cannot_tell_apart_is_no_dif
             for n, some in losses.items() for seed, loss in enumerate(some)]  # fmt: skip
     path = folder(jobs)
     printed = write(path)
-    page = (path / "report.md").read_text()
+    page = (path / "report.md").read_text().replace("\u00a0", " ")
     # mean and sample deviation by hand; Welch's threshold of two such sets is 2.776 · √(1/3 + 1/3) = 2.27
     for cells in (
         "| 0, 1, 2 | 1                        | 3.0000 ± 1.0000 | 2.0000 ± 1.0000 |",
