@@ -45,7 +45,8 @@ def write(folder: Path) -> str:
     found = jobs(folder)
     goal = objective(found)
     groups = ranked(found, goal)
-    sections = {"": [summary(found, goal), *command(folder), page.Table(rows(groups, goal, str))]}
+    cells = [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in rows(groups, goal, str)]
+    sections = {"": [summary(found, goal), *command(folder), page.Table(cells)]}
     if any(len(group.jobs) > 1 for group in groups):
         sections[""].append(NOISE)
     sections[""].append("Every job's own report is `report.html` in the folder of its number.")
@@ -108,8 +109,8 @@ def best(groups: Sequence[Group]) -> list[str]:
     """The best group's settings as they are typed."""
     first = groups[0]
     typed = " ".join(f"{key}={value}" for key, value in first.settings.items())
-    where = ", ".join(f"job {job.number}" for job in first.jobs)
-    return [f"Best: {typed} ({where})"] if first.objective and typed else []
+    which = ", ".join(str(job.number) for job in first.jobs)
+    return [f"Best: {typed} (job {which})"] if first.objective and typed else []
 
 
 def described(settings: dict[str, str], groups: Sequence[Group]) -> str:

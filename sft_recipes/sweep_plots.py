@@ -43,7 +43,7 @@ def curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figure":
             for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 place("{x:g}")
     panels[-1][0].set_xlabel("step")
-    panels[-1][0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1][0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     names = ", ".join(key.rpartition(".")[2] for key in groups[0].settings)
     legend(panels[0][0], title=names or None, fontsize=8, title_fontsize=8, ncols=1 + (len(groups) > 8))
     return figure

@@ -15,7 +15,7 @@ COLUMNS = {
     "held out": (("eval_loss", "after.held_out.loss"), ".4f"),
     "exact": (("exact_match",), ".1%"),
     "p(stop)": (("p_stop",), ".3f"),
-    "forgot": (("forgetting.change",), "+.1%"),
+    "forgot": (("forgetting.change",), "+z.1%"),
     "time": (("train_seconds",), "duration"),
 }
 FIRST_TO_GO = ("time", "p(stop)", "job", "loss", "forgot", "exact", "held out")  # where the terminal is narrow
@@ -103,14 +103,14 @@ def rows(groups: Sequence[Group], goal: str, name: Callable[[str], str]) -> list
 def cell(values: Sequence[float], form: str) -> str:
     """The mean, ± the standard deviation where there are several values.
 
-    >>> cell([0.5, 0.7], ".1%"), cell([], ".4f")
-    ('60.0% ± 14.1%', '')
+    >>> cell([0.5, 0.7], ".1%"), cell([-1e-6], "+z.1%"), cell([], ".4f")
+    ('60.0% ± 14.1%', '+0.0%', '')
     """
     if not values:
         return ""
     if form == "duration":
         return duration(fmean(values))
-    spread = f" ± {stdev(values):{form.lstrip('+')}}" if len(values) > 1 else ""
+    spread = f" ± {stdev(values):{form.lstrip('+z')}}" if len(values) > 1 else ""
     return f"{fmean(values):{form}}{spread}"
 
 

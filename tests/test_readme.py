@@ -48,6 +48,7 @@ def test_every_command_runs(command, folder, monkeypatch):
     else:
         arguments = shlex.split(command)[3:]
         quick = [] if {"--cfg", "--help"} & set(arguments) else SHORT
+        quick = [*quick, "trainer.max_steps=10"] if "+sweep=lr_find" in arguments else quick  # its shortest ramp
         monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments, *quick])
         GlobalHydra.instance().clear()
         try:

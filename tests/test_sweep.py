@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from test_command import SHORT, command, shell  # noqa: F401
 
-from sft_recipes import reuse
+from sft_recipes import reuse, train
 from sft_recipes.__main__ import no_such_choice
 from sft_recipes.encoding import Encoder
 from sft_recipes.sweep import is_sweep, write
@@ -114,7 +114,7 @@ def test_seeds_give_mean_and_deviation_and_what_they_cannot_tell_apart_is_no_dif
             for n, some in losses.items() for seed, loss in enumerate(some)]  # fmt: skip
     path = folder(jobs)
     printed = write(path)
-    page = (path / "report.md").read_text()
+    page = (path / "report.md").read_text().replace("\u00a0", " ")
     # mean and sample deviation by hand; Welch's threshold of two such sets is 2.776 · √(1/3 + 1/3) = 2.27
     for cells in (
         "| 0, 1, 2 | 1                        | 3.0000 ± 1.0000 | 2.0000 ± 1.0000 |",
@@ -184,8 +184,16 @@ def test_a_run_and_an_empty_folder_are_no_sweep(folder, tmp_path):
 
 
 def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(command, tmp_path, monkeypatch):  # noqa: F811
-    asked = []
-    before = Encoder.encode_batches
+    asked, models, alive = [], [], []
+    before, build = Encoder.encode_batches, train.build
+
+    def watched(*rest):
+        alive.append(sum(model() is not None for model in models))
+        trainer = build(*rest)
+        models.append(weakref.ref(trainer.model))
+        return trainer
+
+    monkeypatch.setattr(train, "build", watched)
     monkeypatch.setattr(Encoder, "encode_batches", lambda self, *rest: asked.append(1) or before(self, *rest))
     reuse.kept.clear()
     typed = ["-m", *SHORT, "trainer.max_steps=2", "trainer.packing=false,no", "trainer.learning_rate=1e-3,1e-2"]
@@ -203,6 +211,7 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     assert len(asked) == 2  # the rows and the empty held-out set of the first job
     assert said.count("are used again") == 1
     digests = [json.loads((tmp_path / f"sweep/{job}/supervision.json").read_text())["digest"] for job in "01"]
+    assert alive == [0, 0]  # the first job's model is gone when the second one's is made
     assert digests[0] == digests[1] and digests[0]["rows"] == 4
 
 
