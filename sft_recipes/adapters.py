@@ -164,7 +164,7 @@ def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -
         given = given if isinstance(given, dict) else {layers[0]: given}
         rows = {layer: sorted({*given.get(layer, []), *new}) for layer in (layers[:1] if tied else layers)}
         peft.trainable_token_indices = given | {layer: ids for layer, ids in rows.items() if layer not in whole} or None
-    elif hasattr(peft, "modules_to_save"):
+    elif hasattr(peft, "modules_to_save") and not peft.is_prompt_learning:
         peft.modules_to_save = list(dict.fromkeys([*(peft.modules_to_save or []), *layers]))
         number = sum(layer.weight.numel() for layer in (inputs, outputs))
         log.warning("%s trains both embeddings whole, for %d new tokens: %d parameters more.",

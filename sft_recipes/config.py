@@ -125,7 +125,8 @@ def check_adapter(adapter: dict[str, Any], packing: bool = False) -> None:
         raise ConfigError("adapter.loraplus_lr_ratio should be above 0, and adapter.type should be lora.")
     if kind in PROMPTS and packing:
         raise ConfigError(
-            f"adapter.type={kind} puts its tokens before every row, trainer.packing=true joins rows. Choose one."
+            f"adapter.type={kind} puts tokens of its own before every row, so rows cannot be joined. Write "
+            "trainer.packing=false."
         )
     if kind == "none" and adapter.get("quantization"):
         raise ConfigError("adapter.quantization freezes the base, so that an adapter is needed. Write adapter=qlora.")

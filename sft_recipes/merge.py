@@ -16,10 +16,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from sft_recipes.adapters import quantization_config
 from sft_recipes.binding import ConfigError
 from sft_recipes.model import adapter_base, model_folder
-from sft_recipes.runs import config_of, load_run
+from sft_recipes.runs import check_run, config_of, load_run, quantization_of
 from sft_recipes.serving import card, modelfile
 
 log = logging.getLogger(__name__)
@@ -33,12 +32,13 @@ def merge(run: Path, out: Path, dtype: str = "float32") -> float:
     LoRA goes into the base, QLoRA into the dequantized base, the values that it was trained on. The folder gets its
     name when all is written and checked, so that what has the name is whole. Raises ConfigError where the check fails.
     """
+    check_run(run)
     partial = out.with_name(out.name + ".partial")
     if out.exists():
         raise ConfigError(f"{out} is there already. Remove it, or write another --out.")
     check_space(run, out, dtype)
     shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
-    quantized = quantization_config(config_of(run)["adapter"]) is not None
+    quantized = quantization_of(model_folder(str(run))) is not None
     model, tokenizer = load_run(run, dtype)
     rows = check_rows(run, tokenizer)
     expected = last_logits(model, rows)
@@ -54,7 +54,7 @@ def merge(run: Path, out: Path, dtype: str = "float32") -> float:
     (partial / "README.md").write_text(card(run), encoding="utf-8")
     del model
     gc.collect()
-    difference = check_merged(partial, rows, expected, dtype, quantized)
+    difference = check_merged(partial, rows, expected, dtype)
     os.replace(partial, out)
     return difference
 
@@ -113,17 +113,15 @@ def last_logits(model: torch.nn.Module, rows: list[list[int]]) -> list[torch.Ten
     return [model(input_ids=ids, use_cache=False).logits[0, -32:].float().cpu() for ids in inputs]
 
 
-def check_merged(
-    folder: Path, rows: list[list[int]], expected: list[torch.Tensor], dtype: str, quantized: bool
-) -> float:
+def check_merged(folder: Path, rows: list[list[int]], expected: list[torch.Tensor], dtype: str) -> float:
     """The largest difference between the logits of the folder, loaded anew, and the trained model's.
 
-    Raises ConfigError where it is more than rounding brings: 1e-4, 5e-2 for a base that was in 4 bits, 0.2 in half
-    precision, each times the spread of the logits where that is above 1.
+    Both compute in `dtype`. Raises ConfigError where it is more than rounding brings: 1e-4, or 0.2 in half precision,
+    times the spread of the logits where that is above 1.
     """
     found = last_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(), rows)
     difference = max((one - other).abs().max().item() for one, other in zip(found, expected, strict=True))
-    limit = (0.2 if dtype != "float32" else 5e-2 if quantized else 1e-4) * max(1.0, torch.cat(expected).std().item())
+    limit = (1e-4 if dtype == "float32" else 0.2) * max(1.0, torch.cat(expected).std().item())
     if not difference <= limit:
         shutil.rmtree(folder)
         raise ConfigError(

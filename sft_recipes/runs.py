@@ -7,34 +7,43 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from trl import SFTTrainer
 
-from sft_recipes.adapters import quantization_config
 from sft_recipes.binding import ConfigError
 from sft_recipes.encoding import Encoder
 from sft_recipes.model import load_weights, model_folder
 
 log = logging.getLogger(__name__)
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.2, torch.float16: 0.02}  # of logits; what rounding brings
+QUANTIZATION = "quantization_config.json"
 
 
-def save(trainer: SFTTrainer, folder: Path, encoder: Encoder, ids: list[int]) -> None:
+def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
     """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token.
 
-    An adapter is read back and has to give the trained model's logits on `ids`, a row's.
+    Beside an adapter stands how its base was quantized, which PEFT does not keep; it is read back and compared.
     """
     trainer.save_model(str(folder))
     trainer.model.generation_config.save_pretrained(folder)
     stops = GenerationConfig.from_pretrained(folder).eos_token_id
     if encoder.tokenizer.convert_tokens_to_ids(encoder.stop) not in stops:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
+    if not isinstance(trainer.model, PeftModel):
+        return
+    if quantization := getattr(trainer.model.config, "quantization_config", None):
+        (folder / QUANTIZATION).write_text(quantization.to_json_string(), encoding="utf-8")
+    check_saved(trainer.model, folder)
     if hasattr(trainer, "adapter_at_start"):
         make_plain(folder, trainer.adapter_at_start)
-    elif isinstance(trainer.model, PeftModel):
-        check_saved(trainer.model, folder, ids)
     say_loader(trainer.model, folder)
 
 
@@ -58,33 +67,29 @@ def make_plain(folder: Path, start: dict[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def check_saved(model: PeftModel, folder: Path, ids: list[int]) -> float:
-    """The largest difference between the logits of the trained model and of its adapter read back from `folder`.
+def check_saved(model: PeftModel, folder: Path) -> None:
+    """Reads the adapter back from `folder`; raises ConfigError where it lacks something that was trained.
 
-    Raises ConfigError where it is more than rounding: then something that was trained is not in the folder.
+    Its trained weights are emptied, filled from the file as PEFT does it, and compared; no second model is needed. Of
+    trained prompts PEFT saves only what comes out of them, and nothing is compared.
     """
-    training = model.training
-    model.eval()
-    row = torch.tensor([ids[:256]], device=model.device)
-    trained = model(input_ids=row, use_cache=False).logits.float()
-    model.load_adapter(folder, adapter_name="saved")
-    model.set_adapter("saved")
-    difference = (model(input_ids=row, use_cache=False).logits.float() - trained).abs().max().item()
-    model.set_adapter("default")
-    model.delete_adapter("saved")
-    model.train(training)
-    if not difference <= TOLERANCE.get(model.dtype, 0.2):
-        raise ConfigError(f"{folder}: read back, the adapter gives logits that differ by {difference:.1g}.")
-    log.info(
-        "Read back from %s, the adapter gives the trained model's logits (they differ by %.1g).", folder, difference
-    )
-    return difference
-
-
-def say_loader(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Logs how an adapter is loaded whose tokens are more than the rows of its base."""
-    if not isinstance(model, PeftModel):
+    if model.active_peft_config.is_prompt_learning:
         return
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    trained = {name: value.detach().clone() for name, value in parameters.items()}
+    for value in parameters.values():
+        value.zero_()
+    set_peft_model_state_dict(model, load_peft_weights(str(folder)))
+    lost = [name for name, value in parameters.items() if not torch.equal(value, trained[name])]
+    for name, value in parameters.items():
+        value.copy_(trained[name])
+    if lost:
+        raise ConfigError(f"{folder}: {len(lost)} trained weights are not in it, the first is {lost[0]}.")
+    log.info("Read back from %s: all %d trained weights are in it.", folder, len(trained))
+
+
+def say_loader(model: PeftModel, folder: Path) -> None:
+    """Logs how an adapter is loaded whose tokens are more than the rows of its base."""
     rows = model.get_input_embeddings().weight.shape[0]
     if rows > AutoConfig.from_pretrained(model.active_peft_config.base_model_name_or_path).vocab_size:
         log.warning(
@@ -97,23 +102,38 @@ def say_loader(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 def load_run(
     run: Path, dtype: str | None = None, dequantize: bool = False
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
-    """The model of a finished run as it was trained, the adapter on its base in 4 bits or not, and its tokenizer."""
-    folder = model_folder(str(run))
-    if not (Path(folder) / "tokenizer_config.json").is_file():
-        raise ConfigError(f"{run} is not the folder of a finished run: it has no model/ with a tokenizer.")
-    config = config_of(run)
+    """The model of a finished run as it was trained, the adapter on its base in 4 bits or not, and its tokenizer.
+
+    Another `dtype` is what it computes in. Raises ConfigError for a folder that is none of a finished run.
+    """
+    check_run(run)
+    folder, config = model_folder(str(run)), config_of(run)
     options = {
         key: value for key, value in config["model"].items() if key in ("trust_remote_code", "attn_implementation")
     }
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
     options |= {"id": folder, "dtype": dtype or config["model"].get("dtype")}
-    quantization = quantization_config(config["adapter"])
+    quantization = quantization_of(folder)
+    if quantization and dtype:
+        quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
     model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
     return model.eval(), tokenizer
 
 
+def check_run(run: Path) -> None:
+    """Raises ConfigError for a folder that no run has finished in."""
+    if not (Path(model_folder(str(run))) / "tokenizer_config.json").is_file():
+        raise ConfigError(f"{run} is not the folder of a finished run: it has no model/ with a tokenizer.")
+
+
+def quantization_of(folder: str) -> BitsAndBytesConfig | None:
+    """How the base of the adapter in this folder was quantized; None where it was not."""
+    file = Path(folder) / QUANTIZATION
+    return BitsAndBytesConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
 def config_of(run: Path) -> dict[str, Any]:
-    """The run's composed config, and what it has no word of empty; the folder `model/` alone has none."""
+    """The run's composed config; the folder `model/` alone and a merged one have none."""
     file = next((path for path in (run, run.parent) if (path / ".hydra" / "config.yaml").is_file()), None)
     values = OmegaConf.to_container(OmegaConf.load(file / ".hydra" / "config.yaml")) if file else {}
-    return {"model": {}, "adapter": {}, "evaluate": {}} | values
+    return {"model": {}, "data": {}} | values

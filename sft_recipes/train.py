@@ -93,7 +93,7 @@ def main(config: Config) -> float:
         if stream:
             supervision |= {"sources": stream.ledger, "digest": stream.digest.record()}
             write_json(folder / "supervision.json", supervision)
-        save(trainer, folder / "model", encoder, data.train[0]["input_ids"])
+        save(trainer, folder / "model", encoder)
         if asking.weight_change:
             metrics["weight_change"] = weights.change(trainer.model, partial(base, config, tokenizer, encoder, new))
         if asking.judge and answers:

@@ -4,6 +4,7 @@ import json
 import logging
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,21 @@ def tokenizer_folder(tmp_path_factory):
     """`tokenizer_folder("neox")`: a folder with that base tokenizer."""
     root = tmp_path_factory.mktemp("tokenizers")
     return lambda kind: base_tokenizer_folder(kind, root)
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory):
+    """`tuned("Llama, tied", "LoRA")`: the run of a small model that has learnt one answer, its trainer and its base."""
+    from tuned import ADAPTERS, make_base, tune
+
+    root = tmp_path_factory.mktemp("tuned")
+
+    @cache
+    def make(base: str, adapter: str) -> SimpleNamespace:
+        folder, run = make_base(base, root / base), root / f"{base} {adapter}"
+        return SimpleNamespace(trainer=tune(folder, ADAPTERS[adapter], run), run=run, base=folder)
+
+    return make
 
 
 @pytest.fixture(scope="session")

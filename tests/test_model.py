@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sft_recipes.adapters import peft_config, train_new_tokens
 from sft_recipes.binding import ConfigError
-from sft_recipes.model import distinct, load_model, load_tokenizer, peft_config, train_new_tokens
+from sft_recipes.model import distinct, load_model, load_tokenizer
 
 FULL = {"type": "none"}
 LORA = {"type": "lora", "lora": {"r": 4, "target_modules": "all-linear"}}

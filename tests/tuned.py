@@ -23,6 +23,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Qwen3Config,
 )
 from trl import SFTConfig, SFTTrainer
@@ -101,14 +102,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
-def tune(base: Path | str, adapter: dict, run: Path, template: str | None = "chatml", **settings) -> SFTTrainer:
+def tune(
+    base: Path | str, adapter: dict, run: Path, template: str | None = "chatml", dtype: str | None = None, **settings
+) -> SFTTrainer:
     """A trainer that has learnt one short answer, 60 steps at 2e-3 unless `settings` say otherwise, and was saved."""
     tokenizer, marked, new = load_tokenizer(str(base), template)
     encoder = Encoder(tokenizer, marked)
     encoded = encoder.encode([{"messages": ROW}])
     rows = Dataset.from_dict({key: [encoded[key][0].tolist()] for key in ("input_ids", "labels")})
     peft, quantization = peft_config(adapter), quantization_config(adapter)
-    model = load_model({"id": str(base)}, quantization, peft is not None, tokenizer, encoder.stop, new)
+    model = load_model({"id": str(base), "dtype": dtype}, quantization, peft is not None, tokenizer, encoder.stop, new)
     peft = fit(peft, model, new)
     values = {"learning_rate": 2e-3, "max_steps": 60, "lr_scheduler_type": "constant", "report_to": "none"} | settings
     arguments = SFTConfig(
@@ -117,6 +120,7 @@ def tune(base: Path | str, adapter: dict, run: Path, template: str | None = "cha
     )  # fmt: skip
     trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=peft)
     mend(trainer, adapter)
+    trainer.pop_callback(PrinterCallback)
     trainer.new_tokens, trainer.stop_id = new, tokenizer.convert_tokens_to_ids(encoder.stop)
     trainer.at_start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()

@@ -1,0 +1,193 @@
+"""A run as one folder: the trained model's logits, nothing of ours to load it, and nothing half written."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, TEMPLATES
+from safetensors.torch import load_file
+from test_adapters import CASES as TUNED
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from tuned import ROW, in_fresh_process
+
+from sft_recipes import merge as merging
+from sft_recipes.binding import ConfigError
+from sft_recipes.chat_template import prepare
+from sft_recipes.merge import main, merge
+from sft_recipes.serving import go_template, modelfile
+
+CASES = [case for case in TUNED if case != ("tiny, tied", "QLoRA")]  # its logits of 100 are rounded by more in bf16
+
+
+@pytest.fixture(scope="module")
+def merged(tuned):
+    """For every case the merged folder, what merging measured, and what a fresh process finds."""
+    results, runs = {}, []
+    for base, kind in CASES:
+        made = tuned(base, kind)
+        shutil.rmtree(made.run / "merged", ignore_errors=True)
+        results[base, kind] = SimpleNamespace(folder=made.run / "merged", checked=merge(made.run, made.run / "merged"))
+        runs.append((made.run, made.base, False))
+    for case, found in zip(CASES, in_fresh_process(runs), strict=True):
+        results[case].found = found["merged"]
+    return results
+
+
+@pytest.mark.parametrize(("base", "kind"), CASES)
+def test_a_merged_model_gives_the_trained_models_logits(merged, base, kind):
+    limit = 5e-2 if "QLoRA" in kind else 1e-4  # four bits were computed with in bf16
+    assert merged[base, kind].found <= limit and merged[base, kind].checked <= 1e-4
+
+
+def test_four_bits_are_merged_into_what_they_stand_for_and_not_into_the_original(tuned, merged):
+    base, kind = "Qwen3, untied", "QLoRA"
+    made = tuned(base, kind)
+    original = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32).state_dict()
+    name = "model.layers.0.mlp.down_proj.weight"
+    own = load_file(merged[base, kind].folder / "model.safetensors")[name]
+    parts = load_file(made.run / "model" / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
+    without = own - parts[key.format("B")] @ parts[key.format("A")] * 2  # alpha 16 / r 8
+    values = torch.tensor([len(block.unique()) for block in without.mul(1e4).round().flatten().split(64)])
+    assert (
+        values.max() <= 16 < torch.tensor([len(block.unique()) for block in original[name].flatten().split(64)]).min()
+    )
+
+
+def test_it_loads_in_a_plain_pipeline_and_renders_the_training_text(merged):
+    folder = merged["Llama, tied", "LoRA"].folder
+    code = (
+        "import json, sys\nfrom transformers import pipeline\n"
+        f"chat = pipeline('text-generation', {str(folder)!r}, max_new_tokens=8, do_sample=False)\n"
+        f"row = {ROW!r}\n"
+        "answer = chat(row[:1])[0]['generated_text'][-1]\n"
+        "print(json.dumps([answer, chat.tokenizer.apply_chat_template(row, tokenize=False),"
+        " 'sft_recipes' in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer, text, ours = json.loads(done.stdout.splitlines()[-1])
+    assert text == "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nHi there.<|im_end|>\n"
+    assert answer["role"] == "assistant" and not ours
+
+
+def test_stop_token_template_card_and_modelfile_are_there(merged):
+    folder = merged["Qwen3, untied", "LoRA"].folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = [tokenizer.convert_tokens_to_ids("<|im_end|>"), 0]
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == stops
+    assert (folder / "README.md").read_text().startswith("---\nlibrary_name: transformers\n")
+    lines = (folder / "Modelfile").read_text()
+    assert lines.startswith("FROM .\n") and lines.endswith(
+        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|endoftext|>"\n'
+    )
+    assert not AutoConfig.from_pretrained(folder).tie_word_embeddings
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_half_as_large_and_rounded_once(tuned, merged, tmp_path, dtype):
+    made = tuned("Llama, tied", "LoRA")
+    merge(made.run, tmp_path / "half", dtype)
+    whole = load_file(merged["Llama, tied", "LoRA"].folder / "model.safetensors")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    assert {value.dtype for value in half.values()} == {getattr(torch, dtype)}
+    close = [(half[name] == value.to(getattr(torch, dtype))).float().mean() for name, value in whole.items()]
+    assert min(close) > 0.7  # the base was rounded before the sum, so that not every weight is the same
+
+
+def test_a_run_of_whole_weights_is_written_in_another_dtype(tmp_path, tuned):
+    from tuned import make_base, tune
+
+    base = make_base("Llama, tied, spare rows", tmp_path / "base")
+    tune(base, {"type": "none"}, tmp_path / "run", max_steps=3)
+    merge(tmp_path / "run", tmp_path / "out", "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_a_merge_that_is_not_the_trained_model_is_refused(tuned, tmp_path, monkeypatch):
+    made = tuned("Llama, untied", "LoRA")
+    right = merging.merged
+
+    def wrong(model, dtype):
+        model = right(model, dtype)
+        model.model.layers[0].mlp.down_proj.weight.data *= 1.01
+        return model
+
+    monkeypatch.setattr(merging, "merged", wrong)
+    with pytest.raises(ConfigError, match=r"The merged model's logits differ by [\d.e-]+ from the trained model's"):
+        merge(made.run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_and_a_folder_that_is_there_are_refused_before_anything_is_loaded(tuned, tmp_path, monkeypatch):
+    made = tuned("Llama, untied", "LoRA")
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(merging, "load_run", None)
+    with pytest.raises(ConfigError, match="there is there already. Remove it, or write another --out."):
+        merge(made.run, tmp_path / "there")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(ConfigError, match=r"needs 0\.0 GiB, and .* has 0\.0 GiB free\."):
+        merge(made.run, tmp_path / "out")
+
+
+def test_killed_in_the_middle_it_leaves_no_folder_of_that_name_and_the_next_one_works(tuned, tmp_path):
+    made, out = tuned("Llama, untied", "LoRA"), tmp_path / "out"
+    slow = (
+        "import time, sft_recipes.merge as merging\n"
+        "merging.check_merged = lambda *_: time.sleep(60)\n"
+        f"merging.main([{str(made.run)!r}, '--out', {str(out)!r}])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", slow], env=environment, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "out.partial"
+    deadline = time.monotonic() + 120
+    while not (partial / "README.md").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (partial / "model.safetensors").is_file() and not out.exists()
+    main([str(made.run), "--out", str(out)])
+    assert (out / "model.safetensors").is_file() and not partial.exists()
+
+
+def test_what_is_no_run_gets_a_line(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert str(stopped.value) == f"{tmp_path} is not the folder of a finished run: it has no model/ with a tokenizer."
+
+
+def say(template: str, messages: list[dict[str, str]]) -> str:
+    """What Ollama would make of the one form of template that `go_template` writes."""
+    body, opening = re.fullmatch(
+        r"\{\{- range \.Messages \}\}(.*)\{\{ end \}\}(?!.*\{\{ end)(.*)", template, re.DOTALL
+    ).groups()
+    cases = dict(
+        re.findall(r'\{\{ if eq \.Role "(\w+)" \}\}(.*?)(?:\{\{ else \}\}|(?:\{\{ end \}\})+$)', body, re.DOTALL)
+    )
+    return "".join(cases[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + opening
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ollamas_template_says_what_the_saved_one_says_or_is_left_out(name, tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    prepare(tokenizer, name)
+    made = go_template(tokenizer)
+    assert (made is None) == (
+        name in {"llama2", "vicuna", "alpaca"}
+    )  # a preamble, or no text of its own for every role
+    if made is None:
+        assert "TEMPLATE" not in modelfile(tokenizer, GenerationConfig(eos_token_id=0))
+        return
+    roles = ["system", "user", "assistant", "user"]
+    messages = [{"role": role, "content": f"the {role}'s"} for role in roles]
+    for talk in (messages, messages[1:], messages[1:2]):
+        text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        assert say(made, talk) == text.removeprefix(tokenizer.bos_token)
