@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from test_command import SHORT, command, shell  # noqa: F401
 
-from sft_recipes import reuse, train
+from sft_recipes import reuse
 from sft_recipes.__main__ import no_such_choice
 from sft_recipes.encoding import Encoder
 from sft_recipes.sweep import is_sweep, write
@@ -185,6 +185,8 @@ def test_a_run_and_an_empty_folder_are_no_sweep(folder, tmp_path):
 
 def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(command, tmp_path, monkeypatch):  # noqa: F811
     asked, models, alive = [], [], []
+    from sft_recipes import train
+
     before, build = Encoder.encode_batches, train.build
 
     def watched(*rest):
