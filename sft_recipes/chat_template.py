@@ -13,17 +13,20 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|padding|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>")
 
 
-def prepare(tokenizer: PreTrainedTokenizerFast, choice: str | None = None) -> tuple[str, list[int]]:
+def prepare(
+    tokenizer: PreTrainedTokenizerFast, choice: str | None = None, any_stop: bool = False
+) -> tuple[str, list[int]]:
     """The chat template with markers, and the ids of the control tokens that the tokenizer did not have.
 
     `choice` is the name of one of ours, a path, or None for the tokenizer's own. Afterwards the tokenizer carries the
     same template without markers, the template's control tokens are single special ids, and there is a pad token.
     Raises ConfigError for a template without markers, without a stop token, or that depends on today's date.
+    `any_stop` lets pass a stop token behind the markers, on which no loss is taken: the supervision ledger counts it.
     """
     template = template_text(choice, tokenizer)
     new = add_control_tokens(tokenizer, template)
     template = with_bos(tokenizer, template)
-    stop_token(tokenizer, template)
+    stop_token(tokenizer, template, any_stop)
     tokenizer.chat_template = without_markers(template)
     if tokenizer.pad_token is None:
         known = tokenizer.get_vocab()
@@ -110,8 +113,11 @@ def with_bos(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
     return template if text.startswith(bos) else "{{- bos_token }}" + template
 
 
-def stop_token(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
-    """The special token that the template writes behind an answer; raises ConfigError where that is not one."""
+def stop_token(tokenizer: PreTrainedTokenizerFast, template: str, anywhere: bool = True) -> str:
+    """The special token that the template writes behind an answer; raises ConfigError where that is not one.
+
+    It stands within the markers, or right behind them if it may stand `anywhere`.
+    """
     answer = "\u00a7"
     text, spans = render(
         tokenizer, template, [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
@@ -120,6 +126,8 @@ def stop_token(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
         raise ConfigError("model.chat_template marks nothing in a question and its answer with {% generation %}.")
     start, end = spans[-1]
     stop = text[start:end].rpartition(answer)[2].strip()
+    if anywhere and not stop:
+        stop = text[end:].strip()
     if stop not in special_tokens(tokenizer):
         raise ConfigError(
             f"model.chat_template ends an answer with {stop!r}, which is not one special token of the tokenizer, so "

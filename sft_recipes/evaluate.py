@@ -40,7 +40,7 @@ def main(config: Config) -> float:
     check(options)
     tuned, tokenizer = load_run(Path(options.run))
     served = tokenizer.chat_template
-    encoder = Encoder(tokenizer, prepare(tokenizer, config.model.get("chat_template"))[0])
+    encoder = Encoder(tokenizer, prepare(tokenizer, config.model.get("chat_template"), any_stop=True)[0])
     if streamed(config):
         data, _ = streaming.load(config, encoder, arguments.max_length, arguments.packing)
     else:

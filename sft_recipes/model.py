@@ -39,7 +39,7 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         raise not_found(id, error) from error
-    return tokenizer, *prepare(tokenizer, chat_template)
+    return tokenizer, *prepare(tokenizer, chat_template, any_stop=True)
 
 
 def model_folder(id: str) -> str:

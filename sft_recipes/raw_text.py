@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
 
 from sft_recipes.binding import ConfigError, one_line
@@ -28,14 +29,15 @@ def documents(source: str | Mapping[str, Any]) -> list[str]:
         source = {"path": BUILDERS[Path(source).suffix], "data_files": source} if is_file else {"path": source}
     try:
         rows = load_dataset(**{"split": "train", **source})
-    except (OSError, ValueError, TypeError, StopIteration) as error:
+    except (DatasetsError, OSError, ValueError, TypeError, StopIteration) as error:
         name = source.get("data_files") or source.get("path")
         raise ConfigError(
             f"evaluate.raw_text={name} should be a file ({', '.join(BUILDERS)}) or a dataset: {one_line(error)[:160]}"
         ) from error
     if "text" not in rows.column_names:
         raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.column_names)}.")
-    texts = [text for text in rows.select(range(min(ROWS, len(rows))))["text"] if text and text.strip()]
+    texts = rows.select(range(min(ROWS, len(rows))))["text"]
+    texts = [text for text in texts if isinstance(text, str) and text.strip()]
     if not texts:
         raise ConfigError("evaluate.raw_text has no text in it.")
     return texts

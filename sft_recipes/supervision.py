@@ -131,7 +131,8 @@ def enforce(name: str, rows: Dataset, policy: Policy) -> tuple[Dataset, dict[str
 
 EXPLAINED = {
     "nothing_supervised": "no token of them carries loss",
-    "stop_not_supervised": "an answer ends without its stop token, so the model would not learn to stop",
+    "stop_not_supervised": "an answer ends without its stop token, so the model would not learn to stop; it should "
+    "stand within the chat template's {% generation %} block",
     "content_missing": "the chat template leaves out something that they say",
     "roles_out_of_order": "their turns do not alternate",
     "typed_control_token": "they spell out a special token",

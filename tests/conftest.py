@@ -1,16 +1,24 @@
 """What several tests need: real rows and real tokenizers where ../shared/data is there, small made ones always."""
 
+import contextlib
+import io
 import json
+<<<<<<< HEAD
 import logging
+=======
+import sys
+>>>>>>> failures
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from sft_recipes.__main__ import main
 from sft_recipes.model import load_tokenizer
 
 torch.set_num_threads(1)  # the models are tiny; a second thread only waits for the first, long if the machine is busy
@@ -122,3 +130,27 @@ def tuned(tmp_path_factory):
 def chat_tokenizer(tokenizer_folder):
     """`chat_tokenizer("neox", "chatml")`: that tokenizer, the marked template, and the new tokens' ids."""
     return cache(lambda kind, template: load_tokenizer(str(tokenizer_folder(kind)), template))
+
+
+def run_command(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Runs the command in this process, its run's folder given: its exit code and what it printed."""
+    printed, code, before = io.StringIO(), 0, sys.argv
+    sys.argv = ["sft_recipes", f"hydra.run.dir={folder}", *arguments]
+    GlobalHydra.instance().clear()
+    try:
+        with contextlib.redirect_stdout(printed):
+            main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    return code, printed.getvalue()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of one run of the embedded model's recipe, two of its five epochs long, asked a hundred questions."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    code, _ = run_command(folder, "trainer.num_train_epochs=2", "evaluate.rows=100")
+    assert code == 0
+    return folder

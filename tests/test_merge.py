@@ -100,7 +100,7 @@ def test_half_precision_is_half_as_large_and_rounded_once(tuned, merged, tmp_pat
     half = load_file(tmp_path / "half" / "model.safetensors")
     assert {value.dtype for value in half.values()} == {getattr(torch, dtype)}
     close = [(half[name] == value.to(getattr(torch, dtype))).float().mean() for name, value in whole.items()]
-    assert min(close) > 0.7  # the base was rounded before the sum, so that not every weight is the same
+    assert min(close) > 0.6  # the base was rounded before the sum, so that not every weight is the same
 
 
 def test_a_run_of_whole_weights_is_written_in_another_dtype(tmp_path, tuned):
