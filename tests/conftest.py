@@ -3,11 +3,8 @@
 import contextlib
 import io
 import json
-<<<<<<< HEAD
 import logging
-=======
 import sys
->>>>>>> failures
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
