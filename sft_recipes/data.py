@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from sft_recipes.binding import ConfigError, call
 from sft_recipes.config import Config
-from sft_recipes.encoding import Encoder
+from sft_recipes.encoding import Encoder, strings
 from sft_recipes.formatters import Conversation, DataError
 from sft_recipes.reuse import identity, once
 from sft_recipes.rows import flat_values, mix, shorten, shuffled, table, token_counts
@@ -29,6 +29,7 @@ class Options:
     """The entries of `data` that hold for all sources."""
 
     held_out: float = 0.02  # a share below 1, or a number of rows, of each source
+    held_out_by_length: bool = False  # of every length as many as there are, rather than by chance
     max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
 
 
@@ -96,7 +97,12 @@ def read(name: str, options: Options, config: Config, encoder: Encoder) -> Data:
     if config.smoke:
         rows = rows.select(range(min(len(rows), SMOKE_ROWS)))
     formatter = find_formatter(name, source, config.formatter, rows.column_names)
-    out = [] if source.held_out_split else held_out_rows(len(rows), options.held_out, config.seed)
+    if source.held_out_split:
+        out = []
+    elif options.held_out_by_length:
+        out = held_out_by_length(rows, options.held_out, config.seed)
+    else:
+        out = held_out_rows(len(rows), options.held_out, config.seed)
     out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
     numbers = range(len(out_rows)) if source.held_out_split else out
     trained = np.setdiff1d(np.arange(len(rows)), out)
@@ -105,6 +111,15 @@ def read(name: str, options: Options, config: Config, encoder: Encoder) -> Data:
     check_parity(encoder, some)
     questions = [question for question in questions if "messages" in question]
     return Data(train, held_out, questions, {"fingerprint": fingerprint(source, rows), "parity": len(some)})
+
+
+def held_out_by_length(rows: Dataset, wanted: float, seed: int) -> np.ndarray:
+    """As `held_out_rows`, one row drawn from each of so many equal parts of the rows sorted by their characters."""
+    number = len(held_out_rows(len(rows), wanted, seed))
+    random = np.random.default_rng(seed)
+    length = np.array([sum(map(len, strings(row))) for row in rows])
+    order = np.lexsort((random.permutation(len(rows)), length))
+    return np.sort([random.choice(part) for part in np.array_split(order, number)]) if number else np.zeros(0, int)
 
 
 def held_out_rows(rows: int, wanted: float, seed: int) -> np.ndarray:

@@ -78,6 +78,8 @@ def save(figure: "Figure", path: Path) -> None:
 
 def losses(history: Sequence[Mapping[str, float]]) -> "Figure":
     """The training loss, the held-out loss and the learning rate, over the steps."""
+    from matplotlib.ticker import LogLocator
+
     figure, (upper, lower) = subplots(2, height=3.8, sharex=True, height_ratios=(3, 1))
     drawn = []
     for key, label, marker in (("loss", "training", ""), ("eval_loss", "held-out", "o")):
@@ -88,7 +90,9 @@ def losses(history: Sequence[Mapping[str, float]]) -> "Figure":
     upper.set_ylabel("loss (nats a token)")
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
         upper.set_yscale("log")
-        upper.yaxis.set_major_formatter("{x:g}")
+        upper.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for place in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
+            place("{x:g}")
     legend(upper)
     lower.plot(*column(history, "learning_rate"), color=COLOURS["green"])
     lower.set(xlabel="step", ylabel="learning rate", ylim=(0, None))

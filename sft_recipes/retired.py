@@ -9,6 +9,8 @@ RETIRED = {
     "cutoff_len": "trainer.max_length",
     "sequence_len": "trainer.max_length",
     "evaluation_strategy": "trainer.eval_strategy",
+    "early_stopping_min_delta": "trainer.early_stopping_threshold",
+    "min_delta": "trainer.early_stopping_threshold",
     "group_by_length": "trainer.train_sampling_strategy=group_by_length",
     "overwrite_output_dir": "nothing: every run has a folder of its own",
     "output_dir": "hydra.run.dir",

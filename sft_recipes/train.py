@@ -53,6 +53,8 @@ SAMPLES = 3  # questions that are asked while training goes on
 def main(config: Config) -> float:
     """Trains and saves the model, measures base and tuned alike; gives back the objective's value."""
     folder, started = Path(HydraConfig.get().runtime.output_dir), datetime.now(UTC).isoformat(timespec="seconds")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process
     arguments, callbacks = trainer_arguments(config, folder)
     asking = call(comparison.Options, config.evaluate, "evaluate")
     comparison.check(asking)

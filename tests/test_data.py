@@ -58,6 +58,14 @@ def test_a_number_of_held_out_rows_is_a_number(encoder, tmp_path):
     assert len(load(config(file=file, held_out=7), encoder, 64).held_out) == 7
 
 
+def test_rows_held_out_by_length_are_of_every_length(encoder, tmp_path):
+    rows = questions(30) + questions(10, first=30, answer="Yes. " * 8) + questions(10, first=40, answer="No. " * 20)
+    file = {"data_files": jsonl(tmp_path / "rows.jsonl", rows)}
+    data = load(config(file=file, held_out=10, held_out_by_length=True), encoder, 200)
+    kinds = [0 if row < 30 else 1 if row < 40 else 2 for row in data.held_out["row"]]
+    assert [kinds.count(kind) for kind in range(3)] == [6, 2, 2]
+
+
 def test_a_split_of_its_own_can_be_held_out(encoder, tmp_path):
     files = {
         "train": jsonl(tmp_path / "a.jsonl", questions(5)),

@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from sft_recipes import harness
+from sft_recipes.adapters import train_new_tokens
 from sft_recipes.binding import ConfigError
-from sft_recipes.model import load_tokenizer, train_new_tokens
+from sft_recipes.model import load_tokenizer
 
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
 TINY = Path(harness.__file__).parent / "tiny"
