@@ -12,7 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
 from sft_recipes.binding import ConfigError, call, did_you_mean
-from sft_recipes.config import Config
+from sft_recipes.config import Config, direction
 from sft_recipes.data import streamed
 from sft_recipes.progress import Clock
 
@@ -29,7 +29,9 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     if stopping or values.get("load_best_model_at_end"):
         kind = "epoch" if values.get("eval_strategy", "no") == "no" else values["eval_strategy"]
         values |= {"eval_strategy": kind, "save_strategy": kind, "load_best_model_at_end": True}
-        values.setdefault("metric_for_best_model", "eval_loss")
+        metric = values.setdefault("metric_for_best_model", "eval_loss")
+        # transformers takes every name that does not end in "loss" for one to maximise, loss_turn_later too
+        values.setdefault("greater_is_better", direction(str(metric).rpartition(".")[2]) == "maximize")
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if "bf16" not in values and "fp16" not in values:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
