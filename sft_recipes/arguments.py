@@ -2,23 +2,38 @@
 
 import inspect
 import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
-from sft_recipes.binding import ConfigError, call
+from sft_recipes.binding import ConfigError, call, fits
 from sft_recipes.config import Config
 from sft_recipes.progress import Clock
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Own:
+    """The entries of the config's `trainer` that are ours; the others are fields of SFTConfig."""
+
+    effective_batch_size: int | None = None  # rows a step, over all processes; the accumulation steps follow from it
+    check_memory: bool = True  # whether a run that will not fit is refused
+
+
 def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:
     """TRL's own arguments, checked, and the callbacks; encoding and packing are done before TRL sees the rows."""
-    values = dict(config.trainer)
+    ours = {key: config.trainer[key] for key in inspect.signature(Own).parameters if key in config.trainer}
+    values = {key: value for key, value in config.trainer.items() if key not in ours}
+    effective = call(Own, ours, "trainer").effective_batch_size
+    values |= accumulation(effective, values, int(os.environ.get("WORLD_SIZE", 1)))
     stopping = {key: values.pop(key) for key in inspect.signature(EarlyStoppingCallback).parameters if key in values}
     callbacks: list[TrainerCallback] = [Clock()]
     if stopping:
@@ -37,6 +52,30 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
     return arguments, callbacks
+
+
+def accumulation(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """The accumulation steps that make `effective` rows of so many processes' batches; nothing where it is None.
+
+    Raises ConfigError for a number of rows that does not divide.
+
+    >>> accumulation(128, {"per_device_train_batch_size": 4}, processes=8)
+    {'gradient_accumulation_steps': 4}
+    """
+    rows = values.get("per_device_train_batch_size", 8)
+    if effective is None or not fits(rows, int):  # the field itself says what is wrong with it
+        return {}
+    steps, rest = divmod(effective, rows * processes)
+    if rest:
+        each, left = divmod(effective, processes)
+        batch = max((size for size in range(1, rows + 1) if each % size == 0), default=1)
+        instead = f"per_device_train_batch_size={batch}" if not left else f"effective_batch_size={effective - left}"
+        raise ConfigError(
+            f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
+            f"process{'es' * (processes > 1)}. Write trainer.{instead}."
+        )
+    log.info("Effective batch: %d rows × %d process(es) × %d accumulated = %d.", rows, processes, steps, effective)
+    return {"gradient_accumulation_steps": steps}
 
 
 def check_trackers(wanted: str | list[str] | None) -> None:
