@@ -33,7 +33,11 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     ours = {key: config.trainer[key] for key in inspect.signature(Own).parameters if key in config.trainer}
     values = {key: value for key, value in config.trainer.items() if key not in ours}
     effective = call(Own, ours, "trainer").effective_batch_size
-    values |= accumulation(effective, values, int(os.environ.get("WORLD_SIZE", 1)))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    values |= accumulation(effective, values, processes)
+    if effective:
+        steps = values.get("gradient_accumulation_steps")
+        log.info("Effective batch of %d rows on %d process(es): %s accumulated.", effective, processes, steps)
     stopping = {key: values.pop(key) for key in inspect.signature(EarlyStoppingCallback).parameters if key in values}
     callbacks: list[TrainerCallback] = [Clock()]
     if stopping:
@@ -74,7 +78,6 @@ def accumulation(effective: int | None, values: Mapping[str, Any], processes: in
             f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
             f"process{'es' * (processes > 1)}. Write trainer.{instead}."
         )
-    log.info("Effective batch: %d rows × %d process(es) × %d accumulated = %d.", rows, processes, steps, effective)
     return {"gradient_accumulation_steps": steps}
 
 
