@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
-from sft_recipes.binding import ConfigError, call, did_you_mean
+from sft_recipes.binding import ConfigError, call, did_you_mean, fits
 from sft_recipes.config import Config, direction
 from sft_recipes.data import streamed
 from sft_recipes.progress import Clock
@@ -19,9 +21,24 @@ from sft_recipes.progress import Clock
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Own:
+    """The entries of the config's `trainer` that are ours; the others are fields of SFTConfig."""
+
+    effective_batch_size: int | None = None  # rows a step, over all processes; the accumulation steps follow from it
+    check_memory: bool = True  # whether a run that will not fit is refused
+
+
 def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:
     """TRL's own arguments, checked, and the callbacks; encoding and packing are done before TRL sees the rows."""
-    values = dict(config.trainer)
+    ours = {key: config.trainer[key] for key in inspect.signature(Own).parameters if key in config.trainer}
+    values = {key: value for key, value in config.trainer.items() if key not in ours}
+    effective = call(Own, ours, "trainer").effective_batch_size
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    values |= accumulation(effective, values, processes)
+    if effective:
+        steps = values.get("gradient_accumulation_steps")
+        log.info("Effective batch of %d rows on %d process(es): %s accumulated.", effective, processes, steps)
     stopping = {key: values.pop(key) for key in inspect.signature(EarlyStoppingCallback).parameters if key in values}
     callbacks: list[TrainerCallback] = [Clock()]
     if stopping:
@@ -45,6 +62,29 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
     return arguments, callbacks
+
+
+def accumulation(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """The accumulation steps that make `effective` rows of so many processes' batches; nothing where it is None.
+
+    Raises ConfigError for a number of rows that does not divide.
+
+    >>> accumulation(128, {"per_device_train_batch_size": 4}, processes=8)
+    {'gradient_accumulation_steps': 4}
+    """
+    rows = values.get("per_device_train_batch_size", 8)
+    if effective is None or not fits(rows, int):  # the field itself says what is wrong with it
+        return {}
+    steps, rest = divmod(effective, rows * processes)
+    if rest:
+        each, left = divmod(effective, processes)
+        batch = max((size for size in range(1, rows + 1) if each % size == 0), default=1)
+        instead = f"per_device_train_batch_size={batch}" if not left else f"effective_batch_size={effective - left}"
+        raise ConfigError(
+            f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
+            f"process{'es' * (processes > 1)}. Write trainer.{instead}."
+        )
+    return {"gradient_accumulation_steps": steps}
 
 
 def for_streams(values: Mapping[str, Any]) -> dict[str, Any]:

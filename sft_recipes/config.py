@@ -33,6 +33,7 @@ class Config:
     evaluate: dict[str, Any]
     supervision: dict[str, Any] = field(default_factory=dict)
     preview: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     mode: Literal["train", "preview", "evaluate"] = "train"
     seed: int = 42
     objective: str | None = None
@@ -48,6 +49,21 @@ class Adapter:
     lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; another type has its own: ia3, of peft.IA3Config
     loraplus_lr_ratio: float | None = None  # LoRA+: so many times the learning rate on the B matrices
     quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The config's `provenance`: what a recipe's source says, as data, and where the recipe departs from it."""
+
+    source: str
+    confidence: Literal["A", "B", "C", "ours"]  # A read in the source itself, B quoted from it, C unsure
+    model: str  # the source's base model, by the name that it has there
+    data: dict[str, Any]  # id, licence and rows of what the source trained on; null is unknown
+    devices: int | None  # the source's, by which the effective batch is reached; null is unknown
+    values: dict[str, Any]  # the source's own, by dotted key; and effective_batch_size
+    departures: dict[str, str]  # why a value, or something that has no key, is another one here
+    unknown: list[str]  # what the source does not say
+    needs: str  # memory on one device
 
 
 # Fields of SFTConfig that a run sets itself or has no use for, since rows are encoded before TRL sees them.
@@ -71,7 +87,7 @@ NOT_HERE = {
 # Numbers that only a mistake makes 0 or less; the classes take them and fail long after.
 ABOVE_ZERO = {
     "trainer": ("learning_rate", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                "gradient_accumulation_steps"),
+                "gradient_accumulation_steps", "effective_batch_size"),
     "evaluate": ("batch_size", "max_new_tokens"),
 }  # fmt: skip
 
@@ -92,6 +108,8 @@ def from_hydra(composed: DictConfig) -> Config:
         raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
     check_values(config)
     check_adapter(config.adapter, packing=config.trainer.get("packing") is True)
+    if config.provenance:
+        check(Provenance, config.provenance, "provenance")
     return config
 
 

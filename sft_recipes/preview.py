@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
-from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig
 
-from sft_recipes import comparison, streaming
+from sft_recipes import comparison, memory, streaming
 from sft_recipes.adapters import peft_config, quantization_config
 from sft_recipes.arguments import trainer_arguments
 from sft_recipes.binding import call
@@ -24,7 +23,7 @@ from sft_recipes.config import Config
 from sft_recipes.data import Data, load, streamed
 from sft_recipes.encoding import Encoder
 from sft_recipes.mask import STYLE, Token, html, terminal, tokens
-from sft_recipes.model import adapter_base, load_tokenizer, model_folder
+from sft_recipes.model import load_tokenizer
 from sft_recipes.packing import pack
 from sft_recipes.report import ledger_table
 from sft_recipes.rows import lengths_of
@@ -66,7 +65,8 @@ def main(config: Config) -> float:
         print(f"\ntokens, with loss {marks}:")
         print(terminal(mask, width, colour), end="\n\n")
         page.append(section(title, shown, mask))
-    summary = f"{counts(data, arguments)}\n{memory(config)}"
+    longest = arguments.max_length if arguments.packing else int(lengths_of(data.train).max())
+    summary = f"{counts(data, arguments)}\n{memory_lines(config, longest)}"
     print(summary)
     page.append(f"<pre>{escape(summary)}</pre>")
     (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
@@ -122,22 +122,15 @@ def counts(data: Data, arguments: SFTConfig) -> str:
     return "\n".join(lines)
 
 
-def memory(config: Config) -> str:
-    """What the weights and the optimizer will hold, from the model's shape alone; the rest depends on the hardware."""
-    options = {key: config.model[key] for key in ("revision", "trust_remote_code") if key in config.model}
-    carried = adapter_base(config.model["id"])
-    id = carried.base_model_name_or_path if carried else model_folder(config.model["id"])
-    shape = AutoConfig.from_pretrained(id, **options)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=options.get("trust_remote_code", False))
-    number = sum(parameter.numel() for parameter in model.parameters())
-    label, size = "fp32 weights, gradients and AdamW's two moments", 16
-    if config.adapter["type"] != "none":
-        label, size = (
-            ("frozen weights in 4 bits", 0.5) if "quantization" in config.adapter else ("frozen bf16 weights", 2)
-        )
-    total = f"{number * size / 2**30:.1f} GiB" if number * size > 2**30 else f"{number * size / 2**20:.1f} MiB"
-    return f"{number:,} parameters: {label} take {total}. Activations and time are not estimated before a run."
+def memory_lines(config: Config, length: int) -> str:
+    """What the run will hold here at its peak; without a GPU, also what it would hold on one."""
+    here, there = memory.estimate(config, length), memory.available()
+    lines = memory.text(here, there)
+    if here.total > there:
+        lines += f"\nIt does not fit. {memory.advice(config, length, there)}"
+    if not torch.cuda.is_available():
+        lines += f"\n  On a GPU, in bf16: {memory.gib(memory.estimate(config, length, gpu=True).total)}."
+    return lines
 
 
 def histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:

@@ -28,6 +28,8 @@ RETIRED = {
     "per_device_train_batch_size": "trainer.per_device_train_batch_size",
     "batch_size": "trainer.per_device_train_batch_size",
     "micro_batch_size": "trainer.per_device_train_batch_size",
+    "total_batch_size": "trainer.effective_batch_size",
+    "global_batch_size": "trainer.effective_batch_size",
     "train_batch_size": "trainer.per_device_train_batch_size",
     "per_gpu_train_batch_size": "trainer.per_device_train_batch_size",
     "eval_batch_size": "trainer.per_device_eval_batch_size",

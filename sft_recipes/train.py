@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import comparison, held_out, judge, lr_find, report, streaming, weights
+from sft_recipes import comparison, held_out, judge, lr_find, memory, report, streaming, weights
 from sft_recipes.adapters import fit, mend, peft_config, quantization_config
 from sft_recipes.arguments import objective, trainer_arguments
 from sft_recipes.attention import isolate
@@ -39,7 +39,7 @@ from sft_recipes.loss import evaluate_with, watch
 from sft_recipes.model import load_model, load_tokenizer
 from sft_recipes.monitor import Overfitting, Samples
 from sft_recipes.progress import Bar
-from sft_recipes.rows import packed, padding_share, with_lengths
+from sft_recipes.rows import lengths_of, packed, padding_share, with_lengths
 from sft_recipes.run_folder import write_json, write_lines
 from sft_recipes.runs import save
 from sft_recipes.scores import scores
@@ -69,6 +69,8 @@ def main(config: Config) -> float:
     if arguments.process_index == 0:
         write_json(folder / "supervision.json", supervision)
     print("\n".join(report.ledger_table(data.ledger)))
+    longest = arguments.max_length if arguments.packing else int(lengths_of(data.train).max())
+    memory.check(config, longest, processes=arguments.world_size)
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)
     if arguments.packing:
         isolate(model, config.model.get("attn_implementation"))

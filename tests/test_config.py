@@ -15,6 +15,7 @@ from trl import SFTConfig
 
 from sft_recipes import data, evaluate
 from sft_recipes.adapters import peft_config, quantization_config
+from sft_recipes.arguments import Own
 from sft_recipes.binding import ConfigError, call, check, did_you_mean, fits
 from sft_recipes.config import NOT_HERE, Config, folder, from_hydra, register
 from sft_recipes.formatters import FORMATTERS
@@ -55,8 +56,9 @@ def test_every_option_and_recipe_on_disk_was_found():
 def test_it_composes_and_every_class_accepts_what_it_says(choice):
     base = [] if choice.startswith("+recipe") else ["+recipe=tiny"]
     config = composed(*base, choice, *NEEDS.get(choice, []))
-    stopping = inspect.signature(EarlyStoppingCallback).parameters
-    check(SFTConfig, {key: value for key, value in config.trainer.items() if key not in stopping}, "trainer")
+    stopping, own = inspect.signature(EarlyStoppingCallback).parameters, inspect.signature(Own).parameters
+    check(SFTConfig, {k: value for k, value in config.trainer.items() if k not in {*stopping, *own}}, "trainer")
+    check(Own, {key: config.trainer[key] for key in own if key in config.trainer}, "trainer")
     check(EarlyStoppingCallback, {key: config.trainer[key] for key in stopping if key in config.trainer}, "trainer")
     assert (peft_config(config.adapter) is None) == (config.adapter["type"] == "none")
     assert (quantization_config(config.adapter) is None) == ("quantization" not in config.adapter)
@@ -109,7 +111,9 @@ def test_a_field_of_a_class_needs_no_plus():
 
 # What is written instead of a retired name is checked against the signatures of today.
 PLACES = {
-    "trainer": {*inspect.signature(SFTConfig).parameters, *inspect.signature(EarlyStoppingCallback).parameters},
+    "trainer": {
+        name for part in (SFTConfig, EarlyStoppingCallback, Own) for name in inspect.signature(part).parameters
+    },
     "model": set(inspect.signature(load_tokenizer).parameters),
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
     "data": set(inspect.signature(data.Options).parameters),

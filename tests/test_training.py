@@ -156,15 +156,19 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("adapter", "line"),
+    ("adapter", "lines"),
     [
-        ("none", "fp32 weights, gradients and AdamW's two moments take 7.6 MiB"),
-        ("lora", "frozen bf16 weights take 1.0 MiB"),
+        (
+            "none",
+            ["498,336 parameters. Memory", "weights 1.9 MiB, gradients 1.9 MiB, optimizer 3.8 MiB"],
+        ),  # × 4 × 4 × 8
+        ("lora", ["542,112 parameters, 43,776 of them trained. Memory", "weights 2.1 MiB, gradients 0.2 MiB"]),
     ],
 )
-def test_preview_says_what_the_weights_take(command, adapter, line):
+def test_preview_says_what_the_run_will_hold(command, adapter, lines):
     _, printed, _ = command("mode=preview", f"adapter={adapter}")
-    assert f"498,336 parameters: {line}." in printed  # 498,336 × 16 or 2 bytes
+    assert all(line in printed for line in lines)
+    assert re.search(r"Memory at the peak, estimated: [\d.]+ [MG]iB; [\d.]+ [MG]iB are there\.", printed)
 
 
 def test_preview_rows_is_how_many_are_drawn(command):

@@ -1,0 +1,127 @@
+"""The recipes, and what one of them changes in its source: `python -m sft_recipes.recipes [NAME]`."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from sft_recipes.binding import did_you_mean
+from sft_recipes.config import Config, folder, from_hydra, register
+from sft_recipes.page import table as markdown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Lists the recipes; with a name, shows the source's values beside ours."""
+    parser = argparse.ArgumentParser(prog="python -m sft_recipes.recipes", description=main.__doc__)
+    parser.add_argument("name", nargs="?", help="a recipe of the list")
+    name = parser.parse_args(arguments).name
+    if name and name not in names():
+        sys.exit(f"There is no recipe={name}.{did_you_mean(name, names())}")
+    print("\n".join(markdown(listing([name])) + ["", *page(composed(name))] if name else markdown(listing(names()))))
+
+
+def names() -> list[str]:
+    """Every recipe that ships with the package."""
+    return sorted(path.stem for path in (folder("recipes") / "recipe").glob("*.yaml"))
+
+
+def composed(name: str, *overrides: str) -> Config:
+    """What `+recipe=NAME` runs."""
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+        return from_hydra(compose("config", [f"+recipe={name}", *overrides]))
+
+
+def listing(chosen: list[str]) -> list[list[str]]:
+    """A row a recipe, under a head: its name, source, model, data, adapter and memory."""
+    rows = [["recipe", "source", "model", "data", "adapter", "memory"]]
+    for name in chosen:
+        config = composed(name)
+        source = config.provenance["source"].removeprefix("https://").split(",")[0]
+        data = [key for key, value in config.data.items() if isinstance(value, dict)]
+        shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
+        model = "the embedded one" if name == "tiny" else config.model["id"]
+        rows.append([name, cut(source, 50), model, shown, method(config.adapter), config.provenance["needs"]])
+    return rows
+
+
+def method(adapter: Mapping[str, Any]) -> str:
+    """What is trained, in two words.
+
+    >>> method({"type": "lora", "lora": {"r": 64}, "quantization": {"load_in_4bit": True}}), method({"type": "none"})
+    ('QLoRA r=64', 'full')
+    """
+    if adapter["type"] == "none":
+        return "full"
+    return f"{'QLoRA' if adapter.get('quantization') else 'LoRA'} r={adapter['lora'].get('r', 8)}"
+
+
+def page(config: Config) -> list[str]:
+    """The source's values beside the recipe's, then what departs in other ways and what the source does not say."""
+    provenance = config.provenance
+    lines = [f"Source: {provenance['source']} (confidence {provenance['confidence']})", ""]
+    lines += markdown(compared(asdict(config)))
+    others = {key: why for key, why in provenance["departures"].items() if key not in provenance["values"]}
+    lines += ["", *(f"Departs in {key}: {why}." for key, why in others.items())]
+    lines += [f"Not said by the source: {what}." for what in provenance["unknown"]]
+    return lines
+
+
+def compared(config: Mapping[str, Any], processes: int = 1) -> list[list[str]]:
+    """A row a value under a head: its key, the source's, this run's, and where they differ why.
+
+    `config` is a composed one as plain data, such as the `config` of supervision.json.
+    """
+    provenance = config["provenance"]
+    rows = [["", "source", "here", ""]]
+    for key, theirs in provenance["values"].items():
+        ours = value(config, key, processes)
+        why = provenance["departures"].get(key, "differs") if ours != theirs else ""
+        rows.append([key, str(theirs), str(ours), why])
+    if "effective_batch_size" not in provenance["values"]:
+        rows.append(["effective_batch_size", "", str(effective_batch_size(config["trainer"], processes)), ""])
+    if config["trainer"].get("packing"):
+        tokens = effective_batch_size(config["trainer"], processes) * config["trainer"]["max_length"]
+        rows.append(["tokens a step, at most", "", f"{tokens:,}", ""])
+    return rows
+
+
+def value(config: Mapping[str, Any], key: str, processes: int = 1) -> Any:
+    """What a composed config has at a dotted key, with the defaults of a source; None where it has nothing.
+
+    >>> value({"trainer": {"learning_rate": 1e-05}}, "trainer.learning_rate")
+    1e-05
+    """
+    if key == "effective_batch_size":
+        return effective_batch_size(config["trainer"], processes)
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if found is None and key.endswith(".supervise"):
+        return "assistant"
+    return found
+
+
+def effective_batch_size(trainer: Mapping[str, Any], processes: int = 1) -> int:
+    """Rows a step over all processes.
+
+    >>> effective_batch_size({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, processes=2)
+    64
+    """
+    if trainer.get("effective_batch_size"):
+        return trainer["effective_batch_size"]
+    return trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1) * processes
+
+
+def cut(text: str, width: int) -> str:
+    """A text of at most `width` characters."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+if __name__ == "__main__":
+    main()

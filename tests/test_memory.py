@@ -1,0 +1,147 @@
+"""The memory estimate against published counts, sums by hand, and a run that was measured."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from test_config import composed, error_of
+from transformers import AutoConfig, LlamaConfig
+
+from sft_recipes import activations, memory
+from sft_recipes.config import Config
+
+SHAPES = json.loads((ROOT / "benchmarks" / "shapes.json").read_text(encoding="utf-8"))
+SMALL = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4)
+GIB = 2**30
+
+
+def shape_of(id: str):
+    return AutoConfig.for_model(**SHAPES[id])
+
+
+def small(**trainer) -> Config:
+    """A full run on a small Llama, two rows of 50 tokens, nothing accumulated or recomputed, on a CPU."""
+    config = composed("+recipe=tiny", "adapter=none")
+    plain = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "activation_checkpointing": False}
+    return replace(config, trainer=config.trainer | plain | {"max_length": 50} | trainer)
+
+
+# As the model cards and papers of these models say
+@pytest.mark.parametrize(
+    ("id", "parameters"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-2-70b-hf", 68_976_648_192),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("EleutherAI/pythia-1.4b", 1_414_647_808),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+        ("Qwen/Qwen3-8B-Base", 8_190_735_360),
+    ],
+)
+def test_parameters_are_counted_without_weights(id, parameters):
+    with torch.device("meta"):
+        model = activations.build(small(), shape_of(id), gpu=False)
+    assert memory.counted(model) == parameters
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [("alpaca_lora", 4_194_304), ("guanaco_7b", 159_907_840)],  # as alpaca-lora and QLoRA print them for LLaMA-7B
+)
+def test_what_an_adapter_trains_is_counted(recipe, trained):
+    found = memory.estimate(composed(f"+recipe={recipe}"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
+    assert found.trainable == trained
+    assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
+
+
+def test_four_bits_are_half_a_byte_and_the_rest_of_the_model_is_bf16():
+    found = memory.estimate(composed("+recipe=guanaco_7b"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    rest = 6_738_415_616 - linear
+    assert found.weights == pytest.approx(linear * 0.5159 + rest * 2 + 4 * 159_907_840, rel=1e-3)
+
+
+def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_activations():
+    found = memory.estimate(small(), gpu=False, shape=SMALL)
+    assert found.weights + found.gradients + found.optimizer == 16 * found.parameters
+    assert found.total == 16 * found.parameters + found.activations
+
+
+def test_a_layer_of_llama_keeps_ten_hidden_and_four_intermediate_states_of_every_token():
+    # input, its norm before and after the weight; queries, keys, values and attention's output; the same three of the
+    # second norm; gate, up, the activated gate and their product; a number a head and token, two a norm; and the mask of
+    # padding, which sdpa makes a number for every pair of tokens
+    four, three = (activations.step_bytes(small(), SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
+    assert four - three == 100 * (10 * 64 + 4 * 160 + 4 + 2 + 50) * 4
+
+
+def test_recomputed_activations_leave_one_hidden_state_a_layer():
+    config = small(activation_checkpointing=True)
+    four, three = (activations.step_bytes(config, SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
+    assert four - three == pytest.approx(100 * 64 * 4, rel=0.05)
+
+
+def test_accumulated_gradients_stay_while_the_next_batch_runs():
+    once, twice = (memory.estimate(small(gradient_accumulation_steps=n), gpu=False, shape=SMALL) for n in (1, 2))
+    assert twice.activations > once.activations
+    forward = activations.step_bytes(small(), SMALL, False, 5, 2, 50)[0]
+    again = activations.step_bytes(small(gradient_accumulation_steps=2), SMALL, False, 5, 2, 50)[0]
+    assert again - forward == pytest.approx(once.gradients, rel=0.01)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 9])
+def test_a_model_of_any_depth_is_estimated_as_if_it_were_run_whole(layers):
+    shape = (
+        activations.shortened(SMALL, layers)
+        if layers <= 5
+        else LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 9})
+    )
+    whole = max(activations.step_bytes(small(), shape, False, layers, 2, 50))
+    assert activations.peak_bytes(small(), shape, False, 2, 50) == pytest.approx(whole, rel=0.01)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_to_write():
+    config = composed("+recipe=alpaca_7b")
+    shape = shape_of("meta-llama/Llama-2-7b-hf")
+    line = error_of(lambda: memory.check(config, memory=24 * GIB, gpu=True, shape=shape))
+    assert (
+        line.startswith("This run needs about 1")
+        and " GiB of memory and 24.0 GiB are there: weights 25.1 GiB, " in line
+    )
+    assert line.endswith("Write adapter=lora. trainer.check_memory=false runs all the same.")
+    tight = error_of(lambda: memory.check(config, memory=GIB, gpu=True, shape=shape))
+    assert "Take a smaller model or a shorter trainer.max_length" in tight
+
+
+def test_check_memory_false_runs_all_the_same_and_what_fits_is_not_refused():
+    config = small()
+    assert memory.check(config, memory=GIB, gpu=False, shape=SMALL).total < GIB
+    assert memory.check(small(check_memory=False), memory=1, gpu=False, shape=SMALL).total > 1
+
+
+def test_with_fsdp_every_device_holds_its_part():
+    alone, shared = (memory.estimate(small(fsdp="full_shard"), gpu=False, shape=SMALL, processes=n) for n in (1, 4))
+    assert shared.weights == alone.weights // 4 and shared.optimizer == alone.optimizer // 4
+    assert memory.estimate(small(), gpu=False, shape=SMALL, processes=4).weights == alone.weights
+
+
+@pytest.mark.parametrize("name", ["guanaco_7b", "smollm2_135m", "tiny"])
+def test_what_a_recipe_says_it_needs_is_the_estimate(name):
+    config = composed(f"+recipe={name}")
+    found = memory.estimate(config, gpu=True, shape=shape_of(config.model["id"]) if name != "tiny" else None)
+    assert config.provenance["needs"] == f"{memory.gib(found.total)}, estimated"
+
+
+def test_the_recipe_for_a_gpu_of_24_gb_fits_it():
+    assert float(composed("+recipe=single_gpu_24gb").provenance["needs"].split(" GiB")[0]) < 22
+
+
+def test_a_measured_run_is_within_15_percent():
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()[-1]
+    assert abs(float(printed.split("|")[-2].strip().removesuffix("%"))) < 15
