@@ -120,6 +120,17 @@ def load_run(
     return model.eval(), tokenizer
 
 
+def complete_reference(model: PeftModel) -> None:
+    """The rows of new tokens in the reference adapter that TRL's DPOTrainer makes: it copies all but those.
+
+    Goes when TRL copies what ends in `.default`, too: trl/trainer/dpo_trainer.py, `model.add_adapter("ref"`.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in parameters.items():
+        if name.endswith(".default"):
+            parameters[name.removesuffix("default") + "ref"].data.copy_(value.data)
+
+
 def check_run(run: Path) -> None:
     """Raises ConfigError for a folder that no run has finished in."""
     if not (Path(model_folder(str(run))) / "tokenizer_config.json").is_file():
