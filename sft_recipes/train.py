@@ -35,7 +35,7 @@ from sft_recipes.loss import watch
 from sft_recipes.model import load_model, load_tokenizer
 from sft_recipes.progress import Bar
 from sft_recipes.rows import packed, padding_share, with_lengths
-from sft_recipes.runs import save
+from sft_recipes.runs import push, save
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ def main(config: Config) -> float:
         save(trainer, folder / "model", encoder)
         write(folder, metrics, answers, supervision)
         print(report.write(folder))
+        if config.trainer.get("push_to_hub"):
+            log.info("Pushed to %s.", push(folder / "model", config.name, arguments))
     if config.smoke:
         log.info(smoke_line(metrics, answers))
     return metrics[goal]
