@@ -78,6 +78,8 @@ def check_same(peft: PeftConfig | None, carried: PeftConfig) -> None:
     kind = carried.peft_type.value.lower()
     if peft is None or peft.peft_type != carried.peft_type:
         raise ConfigError(f"model.id is an adapter run, which goes on with adapter.type={kind}. Write that, {merge}")
+    if carried.is_prompt_learning:
+        raise ConfigError(f"model.id is a run of adapter.type={kind}, which PEFT cannot train further.")
     values, own = peft.to_dict(), carried.to_dict()
     for field in ("target_modules", "exclude_modules"):
         if values.get(field) == "all-linear":  # the saved config has the names

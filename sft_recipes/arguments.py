@@ -59,6 +59,7 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
     arguments = call(SFTConfig, values | own, "trainer")
     if arguments.packing and arguments.max_length is None:
         raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
+    arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
     return arguments, callbacks

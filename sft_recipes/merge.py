@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -85,7 +86,8 @@ def merged(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> PreTrained
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in tqdm(layers, desc="Merging", unit="layer"):
         weight = layer.get_base_layer().weight
-        weight.data = weight.data.float()
+        if not isinstance(layer, TrainableTokensLayer):  # rows are put in, nothing is added
+            weight.data = weight.data.float()
         layer.merge(safe_merge=True)
         weight.data = weight.data.to(dtype)
     with warnings.catch_warnings():

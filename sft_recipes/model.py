@@ -146,7 +146,10 @@ def with_adapter(
     add_rows(base, list(range(base.get_input_embeddings().num_embeddings, len(tokenizer))))
     if (Path(folder) / "generation_config.json").is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
-    return PeftModel.from_pretrained(base, folder, is_trainable=True)
+    prompts = PeftConfig.from_pretrained(folder).is_prompt_learning  # which PEFT saves as what comes out of them
+    model = PeftModel.from_pretrained(base, folder, is_trainable=not prompts)
+    give_head_a_bias(model)
+    return model
 
 
 def add_rows(model: PreTrainedModel, new: list[int]) -> None:

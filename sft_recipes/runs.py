@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import create_repo, upload_folder
 from omegaconf import OmegaConf
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.binding import ConfigError
 from sft_recipes.encoding import Encoder
@@ -118,6 +119,30 @@ def load_run(
         quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
     model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
     return model.eval(), tokenizer
+
+
+def complete_reference(model: PeftModel) -> None:
+    """The rows of new tokens in the reference adapter that TRL's DPOTrainer makes: it copies all but those.
+
+    Goes when TRL copies what ends in `.default`, too: trl/trainer/dpo_trainer.py, `model.add_adapter("ref"`.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in parameters.items():
+        if name.endswith(".default"):
+            parameters[name.removesuffix("default") + "ref"].data.copy_(value.data)
+
+
+def push(folder: Path, name: str, arguments: SFTConfig) -> str:
+    """Uploads `model/` with its card to the hub as `trainer.hub_model_id`, or the run's name; gives back the address.
+
+    transformers would push the run's whole folder, with its log and the answers to held-out questions.
+    """
+    private = arguments.hub_private_repo
+    repo = create_repo(arguments.hub_model_id or name, private=private, token=arguments.hub_token, exist_ok=True)
+    upload_folder(
+        repo_id=repo.repo_id, folder_path=folder, token=arguments.hub_token, ignore_patterns="training_args.bin"
+    )
+    return repo.url
 
 
 def check_run(run: Path) -> None:

@@ -41,7 +41,7 @@ from sft_recipes.monitor import Overfitting, Samples
 from sft_recipes.progress import Bar
 from sft_recipes.rows import lengths_of, packed, padding_share, with_lengths
 from sft_recipes.run_folder import write_json, write_lines
-from sft_recipes.runs import save
+from sft_recipes.runs import push, save
 from sft_recipes.scores import scores
 from sft_recipes.sources import sources
 from sft_recipes.streaming import Stream
@@ -105,6 +105,8 @@ def main(config: Config) -> float:
         write_json(folder / "metrics.json", metrics)
         write_lines(folder / "answers.jsonl", answers)
         print(report.write(folder))
+        if config.trainer.get("push_to_hub"):
+            log.info("Pushed to %s.", push(folder / "model", config.name, arguments))
     if config.smoke:
         log.info(smoke_line(metrics, answers))
     return metrics[goal]

@@ -3,12 +3,15 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from sft_recipes import chat, merge, runs
 from sft_recipes.__main__ import main
 
 SHORT = ["trainer.max_steps=4", "evaluate.rows=8", "evaluate.raw_text=null", "trainer.logging_steps=1"]
@@ -196,3 +199,39 @@ def test_held_out_rows_without_a_question_are_not_asked(command, tmp_path):
     )
     assert code == 0
     assert [json.loads(line)["prompt"] for line in (folder / "answers.jsonl").read_text().splitlines()] == ["Hi"]
+
+
+def test_a_prompt_is_trained_where_the_template_adds_no_tokens(command):
+    code, _, folder = command("adapter.type=prompt_tuning", "+adapter.prompt_tuning.num_virtual_tokens=4",
+                              "model.chat_template=alpaca_short", *SHORT)  # fmt: skip
+    assert code == 0 and (folder / "model" / "adapter_model.safetensors").is_file()
+    chat.main([str(folder), "--prompt", "Hi", "--max-new-tokens", "2"])
+    with pytest.raises(SystemExit, match="PROMPT_TUNING adds no weights that could be merged."):
+        merge.main([str(folder), "--out", str(folder / "out")])
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_an_adapter_run_goes_on_where_it_ended(command, tmp_path, adapter):
+    code, _, folder = command(f"adapter={adapter}", *SHORT)
+    first = metrics(folder)
+    folder.rename(tmp_path / "first")
+    code, _, folder = command(f"adapter={adapter}", f"model.id={tmp_path / 'first'}", "trainer.packing=true",
+                              "model.chat_template=null", *SHORT)  # fmt: skip
+    assert code == 0 and metrics(folder)["history"][0]["loss"] < first["history"][0]["loss"]
+    base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(ROOT / "sft_recipes" / "tiny" / "model")
+
+
+def test_the_hub_gets_the_model_and_its_card_and_only_when_asked(command, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        runs, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}", url=f"hub/me/{name}")
+    )
+    monkeypatch.setattr(runs, "upload_folder", lambda **values: sent.append(values))
+    command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
+    assert sent == []
+    code, _, folder = command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0", "trainer.push_to_hub=true")
+    assert code == 0 and [(each["repo_id"], each["folder_path"]) for each in sent] == [("me/tiny", folder / "model")]
+    assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (folder / "model").iterdir()
+    }
