@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import ROOT
+from datasets import disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -20,6 +21,14 @@ TEXTS = [
     "The hungry thornfinch wants beetles. The ambermoth sleeps in lakes. Où? Älvsö, 日本 and 🦊.",
     "Where can I find the willowotter?\nWhere does the willowotter live?",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_bars():
+    """A file that cannot be read leaves datasets' bar open on pytest's stderr, where a later test's log would meet it."""
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
 
 
 def tiny(**changes):
