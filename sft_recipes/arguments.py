@@ -57,6 +57,8 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
         values |= for_streams(config.trainer)
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call(SFTConfig, values | own, "trainer")
+    if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
+        raise ConfigError(f"torchrun started {processes} processes, and no GPU is there. Write trainer.use_cpu=true.")
     if arguments.packing and arguments.max_length is None:
         raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
     arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too

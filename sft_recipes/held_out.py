@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -60,7 +60,10 @@ def token_losses(
             losses = -out.log_probs.float().masked_fill(~out.label_mask, torch.nan)
             losses = losses[:, losses.shape[1] + 1 - inputs.input_ids.shape[1] :].cpu().numpy()  # no virtual tokens
             found += [(int(i), losses[place, : len(ids[i]) - 1]) for place, i in enumerate(chosen)]
-    by_row = dict(gather_object(found))
+    if processes > 1:
+        torch.distributed.all_gather_object(shares := [None] * processes, found)
+        found = chain.from_iterable(shares)
+    by_row = dict(found)
     return [by_row[i] for i in range(len(ids))]
 
 

@@ -68,7 +68,7 @@ def main(config: Config) -> float:
     supervision |= {"padding": padding(data.train, arguments), "parity": parity(data.ledger)}
     if arguments.process_index == 0:
         write_json(folder / "supervision.json", supervision)
-    print("\n".join(report.ledger_table(data.ledger)))
+        print("\n".join(report.ledger_table(data.ledger)))
     longest = arguments.max_length if arguments.packing else int(lengths_of(data.train).max())
     memory.check(config, longest, processes=arguments.world_size)
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)

@@ -1,6 +1,7 @@
 """Whole runs on the embedded tiny model, through the command a user types."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,27 @@ def test_a_sweep_gives_every_job_a_folder(tmp_path, monkeypatch, capsys):
     main()
     rates = [metrics(tmp_path / "sweep" / job)["history"][1]["learning_rate"] for job in "01"]
     assert len(set(rates)) == 2
+
+
+def test_two_processes_share_the_rows_and_the_held_out_ones(command, tmp_path):
+    """The base's held-out loss is one process's, and a step reads twice the tokens."""
+    import subprocess
+    import sys
+
+    quick = [*SHORT, "trainer.max_steps=2", "evaluate.rows=0", "evaluate.weight_change=false"]
+    alone = metrics(command(*quick)[2])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sft_recipes"]
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    refused = subprocess.run(
+        [*torchrun, f"hydra.run.dir={tmp_path}/no", *quick], env=here, capture_output=True, text=True
+    )
+    assert "Write trainer.use_cpu=true." in refused.stderr
+    two = [*torchrun, f"hydra.run.dir={tmp_path}/two", "trainer.use_cpu=true", *quick]
+    subprocess.run(two, env=here, check=True, capture_output=True)
+    together = metrics(tmp_path / "two")
+    held_out = [run["before"]["held_out"] for run in (alone, together)]
+    assert held_out[1]["loss"] == pytest.approx(held_out[0]["loss"], abs=1e-6)
+    assert together["train_tokens"] > 1.5 * alone["train_tokens"]
 
 
 def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(command):
