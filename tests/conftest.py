@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from absl import logging as absl_logging
 from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -18,6 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sft_recipes.__main__ import main
 from sft_recipes.model import load_tokenizer
 
+# rouge-score brings absl, whose handler keeps the stderr it was imported with, pytest's, and closes it when Hydra sets up
+# logging in a test with another one; the process's own it leaves open
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 torch.set_num_threads(1)  # the models are tiny; a second thread only waits for the first, long if the machine is busy
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
