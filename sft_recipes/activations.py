@@ -8,7 +8,7 @@ have; flash attention has none.
 import copy
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer import utils
 
 from sft_recipes.adapters import peft_config
 from sft_recipes.config import Config
@@ -43,7 +43,8 @@ def step_bytes(
     """The most bytes that forward and backward hold, those of a step's second batch where gradients are accumulated."""
     with torch.device("meta"):
         model = build(config, shape, gpu, layers)
-    with FakeTensorMode(allow_non_fake_inputs=True), no_tiles() if gpu else nullcontext():
+    vocabulary = shape.get_text_config().vocab_size
+    with FakeTensorMode(allow_non_fake_inputs=True), head_as_on(gpu, vocabulary):
         make_fake(model)
         size = (1, rows * length) if config.trainer.get("packing") else (rows, length)
         ids = torch.zeros(size, dtype=torch.long)
@@ -68,7 +69,7 @@ def build(config: Config, shape: PretrainedConfig, gpu: bool, layers: int | None
     model.train()
     if config.trainer.get("activation_checkpointing"):
         model.activation_checkpointing_enable()
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     if adapter:
         model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
         for parameter in model.parameters():
@@ -129,8 +130,16 @@ class Live(TorchDispatchMode):
 
 
 @contextmanager
-def no_tiles() -> Iterator[None]:
-    """TRL's LM head as on a GPU, where one kernel works on a tile of logits in place; on a CPU torch ops copy it."""
+def head_as_on(gpu: bool, vocabulary: int) -> Iterator[None]:
+    """TRL's LM head as it takes memory: on a GPU one kernel works on a tile of logits in place, on a CPU ops copy it.
+
+    A CPU's memory is taken when it is written to, so that of a tile wider than the vocabulary only a part is.
+    """
     where = "trl.kernels.chunked_logprob"
-    with patch(f"{where}._forward_tile"), patch(f"{where}._backward_tile"):
-        yield
+    if gpu:
+        with patch(f"{where}._forward_tile"), patch(f"{where}._backward_tile"):
+            yield
+    else:
+        width = min(utils._CHUNKED_LOGPROB_CHUNK_SIZE, vocabulary)
+        with patch.object(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", width):
+            yield
