@@ -109,6 +109,8 @@ def main(config: Config) -> float:
             log.info("Pushed to %s.", push(folder / "model", config.name, arguments))
     if config.smoke:
         log.info(smoke_line(metrics, answers))
+    if goal not in metrics:
+        raise ConfigError(f"objective={goal} could not be measured: no held-out answer has a supervised stop token.")
     return metrics[goal]
 
 
