@@ -39,8 +39,6 @@ def peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
     kind = adapter["type"]
     if kind == "none":
         return None
-    if kind not in TYPES:
-        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(kind, ['none', *TYPES])}")
     peft = call(TYPES[kind], {"task_type": "CAUSAL_LM", **(adapter.get(kind) or {})}, f"adapter.{kind}")
     start = getattr(peft, "init_lora_weights", True)
     if start in NEEDS_DATA:
