@@ -17,14 +17,6 @@ from sft_recipes.model import give_head_a_bias, keep_in_fp32
 
 log = logging.getLogger(__name__)
 TYPES = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-VARIANTS = {  # of LoRA, which are fields of it
-    "qlora": "adapter=qlora",
-    "dora": "adapter=lora adapter.lora.use_dora=true",
-    "rslora": "adapter=lora adapter.lora.use_rslora=true",
-    "pissa": "adapter=lora adapter.lora.init_lora_weights=pissa",
-    "olora": "adapter=lora adapter.lora.init_lora_weights=olora",
-    "loraplus": "adapter=lora adapter.loraplus_lr_ratio=16",
-}
 NEEDS_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
 
 
@@ -47,10 +39,6 @@ def peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
     kind = adapter["type"]
     if kind == "none":
         return None
-    if kind in VARIANTS:
-        raise ConfigError(f"adapter.type cannot be {kind!r}. Write {VARIANTS[kind]}.")
-    if kind not in TYPES:
-        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(kind, ['none', *TYPES])}")
     peft = call(TYPES[kind], {"task_type": "CAUSAL_LM", **(adapter.get(kind) or {})}, f"adapter.{kind}")
     start = getattr(peft, "init_lora_weights", True)
     if start in NEEDS_DATA:

@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from sft_recipes.binding import ConfigError, check
+from sft_recipes.binding import ConfigError, check, did_you_mean
 
 log = logging.getLogger(__name__)
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
@@ -129,6 +129,10 @@ def check_adapter(adapter: dict[str, Any], packing: bool = False) -> None:
     """Raises ConfigError for an unknown key and for values that train nothing; warns of fields that are not used."""
     kind = adapter.get("type")
     check(Adapter, {key: value for key, value in adapter.items() if key != kind or key == "lora"}, "adapter")
+    if kind in VARIANTS:
+        raise ConfigError(f"adapter.type cannot be {kind!r}. Write {VARIANTS[kind]}.")
+    if kind not in ("none", *METHODS):
+        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(kind, ['none', *METHODS])}")
     lora = adapter.get("lora") if kind == "lora" else {}
     if kind == "lora" and not lora:
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
@@ -154,6 +158,64 @@ def check_adapter(adapter: dict[str, Any], packing: bool = False) -> None:
         log.warning("adapter.type=%s does not use the fields of adapter.lora. Its own are adapter.%s.", kind, kind)
 
 
+# PEFT's methods, by their names in lower case; a test holds them against PEFT, which takes seconds to import
+METHODS = [
+    "adalora",
+    "adamss",
+    "adaption_prompt",
+    "beft",
+    "boft",
+    "c3a",
+    "cartridge",
+    "cpt",
+    "deft",
+    "delora",
+    "fourierft",
+    "frod",
+    "glora",
+    "gralora",
+    "hira",
+    "hra",
+    "ia3",
+    "lily",
+    "ln_tuning",
+    "loha",
+    "lokr",
+    "lora",
+    "miss",
+    "multitask_prompt_tuning",
+    "oft",
+    "osf",
+    "p_tuning",
+    "peanut",
+    "poly",
+    "prefix_tuning",
+    "prompt_tuning",
+    "psoft",
+    "pvera",
+    "randlora",
+    "road",
+    "shadow",
+    "shira",
+    "supertuning",
+    "tinylora",
+    "trainable_tokens",
+    "unilora",
+    "vblora",
+    "vera",
+    "waveft",
+    "xlora",
+]
+# What other tools call a type of its own
+VARIANTS = {
+    "dora": "adapter.lora.use_dora=true",
+    "rslora": "adapter.lora.use_rslora=true",
+    "pissa": "adapter.lora.init_lora_weights=pissa",
+    "olora": "adapter.lora.init_lora_weights=olora",
+    "loraplus": "adapter.loraplus_lr_ratio=16",
+    "qlora": "adapter=qlora",
+    "full": "adapter=none",
+}
 # PEFT's methods that put trained tokens before a row
 PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning", "multitask_prompt_tuning", "cpt", "cartridge")
 

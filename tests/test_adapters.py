@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptLearningConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tuned import ADAPTERS, BASES, in_fresh_process, logits, lora, make_base, tune
 
-from sft_recipes.adapters import fit, peft_config, quantization_config, train_new_tokens
+from sft_recipes.adapters import TYPES, fit, peft_config, quantization_config, train_new_tokens
 from sft_recipes.binding import ConfigError
-from sft_recipes.config import check_adapter
+from sft_recipes.config import METHODS, PROMPTS, check_adapter
 from sft_recipes.model import adapter_base, distinct, load_model, load_tokenizer
 
 SAME = ["LoRA", "rsLoRA", "DoRA", "LoRA+", "IA3", "VeRA"]
@@ -192,6 +192,8 @@ def test_one_of_two_tied_layers_cannot_go_its_own_way(tmp_path, whole):
 @pytest.mark.parametrize(
     ("adapter", "line"),
     [
+        ({"type": "ia4"}, "adapter.type cannot be 'ia4'. Did you mean ia3?"),
+        ({"type": "qlora"}, "adapter.type cannot be 'qlora'. Write adapter=qlora."),
         (lora(lora_alpha=0), "adapter.lora.lora_alpha should be above 0, not 0."),
         (lora(lora_dropout=1), "adapter.lora.lora_dropout should be from 0 to below 1, not 1."),
         (lora(r=0), "adapter.lora.r should be above 0, not 0."),
@@ -220,7 +222,6 @@ def test_trained_prompts_refuse_packing_and_new_tokens(llama, kind):
 @pytest.mark.parametrize(
     ("adapter", "line"),
     [
-        ({"type": "ia4"}, "adapter.type cannot be 'ia4'. Did you mean ia3?"),
         ({"type": "vera", "vera": {"rank": 8}}, "adapter.vera.rank is not a field of VeraConfig. Write adapter.lora.r."),
         (lora(init_lora_weights="eva"), "adapter.lora.init_lora_weights=eva needs a pass over data first, which no run makes."),
         (lora(init_lora_weights="pissa") | {"quantization": {"load_in_4bit": True}},
@@ -229,6 +230,12 @@ def test_trained_prompts_refuse_packing_and_new_tokens(llama, kind):
 )  # fmt: skip
 def test_an_adapter_that_there_is_not_gets_a_line(adapter, line):
     assert error_of(peft_config, adapter) == line
+
+
+def test_every_method_of_pefts_is_known_and_every_prompt_is_one():
+    assert sorted(METHODS) == sorted(TYPES)
+    flags = {name: issubclass(config, PromptLearningConfig) for name, config in TYPES.items()}
+    assert sorted(PROMPTS) == sorted(name for name, is_prompt in flags.items() if is_prompt)
 
 
 @pytest.mark.parametrize(

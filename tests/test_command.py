@@ -126,6 +126,8 @@ def test_a_mistake_on_the_command_line_is_one_line_on_stderr(command, typed, lin
         ("++lr=1", "+lr is not a field of the config. Write trainer.learning_rate."),
         ("formatter.name=null", "formatter.name should be the name of a formatter. Write formatter=auto."),
         ("adapter.r=8", "adapter.r is not a field of adapter. Write adapter.lora.r."),
+        ("adapter.type=dora", "adapter.type cannot be 'dora'. Write adapter.lora.use_dora=true."),
+        ("adapter.type=ia4", "adapter.type cannot be 'ia4'. Did you mean ia3?"),
         ("adapter.lora=null", "adapter.type=lora needs adapter.lora. Write adapter=lora."),
         ("~adapter.lora", "adapter.type=lora needs adapter.lora. Write adapter=lora."),
         ("trainer.max_length=0", "trainer.max_length should be above 0, not 0."),
@@ -264,8 +266,6 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
         (["formatter=alpaca", "formatter.outputt=x"],
          "formatter.outputt is not a field of alpaca. Did you mean output?"),
         (["objective=nosuch"], "objective=nosuch is not measured in this run. Choices: "),
-        (["adapter.type=dora"], "adapter.type cannot be 'dora'. Write adapter=lora adapter.lora.use_dora=true."),
-        (["adapter.type=lorra"], "adapter.type cannot be 'lorra'. Did you mean "),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_used_are_one_line(command, tmp_path, typed, line):

@@ -41,10 +41,12 @@ def test_every_command_runs(command, folder, monkeypatch):
         assert done.returncode == 0 and "python -m" in done.stdout
     elif command.startswith("echo"):
         subprocess.run(command, shell=True, check=True)
-    elif command.startswith("python -m sft_recipes.report"):
+    elif command.startswith("python -m sft_recipes."):  # what is done with a finished run
         runs = sorted((folder / "outputs" / "tiny").iterdir())
         finished = next(run for run in runs if (run / "supervision.json").is_file())
-        subprocess.run([sys.executable, "-m", "sft_recipes.report", str(finished)], check=True)
+        subprocess.run(
+            shlex.split(command.replace("python", sys.executable, 1).replace("RUN", str(finished))), check=True
+        )
     else:
         arguments = shlex.split(command)[3:]
         quick = [] if {"--cfg", "--help"} & set(arguments) else SHORT
