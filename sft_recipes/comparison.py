@@ -129,8 +129,10 @@ def own_metric(name: str | None) -> Callable[[list[dict[str, Any]]], float] | No
     return imported("trainer.metric_for_best_model", name) if name and "." in name else None
 
 
-def check_metric(name: str, questions: Questions) -> None:
-    """Raises ConfigError for a metric that no evaluation gives."""
+def check_metric(name: str | None, questions: Questions) -> None:
+    """Raises ConfigError for a metric that no evaluation gives, and for a user's own that cannot be imported."""
+    if name is None or own_metric(name):
+        return
     name, there = name.removeprefix("eval_"), {key.removeprefix("eval_") for key in measured(questions)}
     there -= {"raw_text_loss", "bits_per_byte"}
     if name not in there and not (there and name.startswith("loss_")):

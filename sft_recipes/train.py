@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -64,6 +65,7 @@ def main(config: Config) -> float:
     data, rows, stream = prepare(config, encoder, arguments)
     questions = comparison.questions_of(asking, data, list(sources(config)), config.seed)
     goal = objective(config.objective, comparison.measured(questions))
+    comparison.check_metric(arguments.metric_for_best_model, questions)
     supervision = record(data.ledger, digest(rows) if stream is None else {}, asdict(config))
     supervision |= {"padding": padding(data.train, arguments), "parity": parity(data.ledger)}
     if arguments.process_index == 0:
@@ -88,9 +90,9 @@ def main(config: Config) -> float:
     if "held_out" in after and (arguments.load_best_model_at_end or not evaluated_last(trainer)):
         evaluate_with(trainer, lambda: held_out.flat(after["held_out"]))
         trainer.evaluate()
+    compared, answers = comparison.compare(before, after, questions)
     metrics = {"name": config.name, "mode": "train", "command": command(), "started": started}
     metrics |= {"environment": environment(), "train_loss": result.training_loss, "steps": result.global_step}
-    compared, answers = comparison.compare(before, after, questions)
     metrics |= compared | cost(trainer, result) | {"padding": supervision["padding"]}
     metrics |= {"warnings": overfitting.warnings, "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
@@ -98,10 +100,7 @@ def main(config: Config) -> float:
             supervision |= {"sources": stream.ledger, "digest": stream.digest.record()}
             write_json(folder / "supervision.json", supervision)
         save(trainer, folder / "model", encoder)
-        if asking.weight_change:
-            metrics["weight_change"] = weights.change(trainer.model, partial(base, config, tokenizer, encoder, new))
-        if asking.judge and answers:
-            metrics["judge"] = judge.run(answers, call(judge.Options, asking.judge, "evaluate.judge"))
+        metrics |= on_request(asking, trainer, answers, partial(base, config, tokenizer, encoder, new))
         write_json(folder / "metrics.json", metrics)
         write_lines(folder / "answers.jsonl", answers)
         print(report.write(folder))
@@ -112,6 +111,18 @@ def main(config: Config) -> float:
     if goal not in metrics:
         raise ConfigError(f"objective={goal} could not be measured: no held-out answer has a supervised stop token.")
     return metrics[goal]
+
+
+def on_request(
+    asking: comparison.Options, trainer: SFTTrainer, answers: list[dict], load_base: Callable
+) -> dict[str, Any]:
+    """How far the weights moved, and what the judge says, where they are asked for."""
+    found = {}
+    if asking.weight_change:
+        found["weight_change"] = weights.change(trainer.model, load_base)
+    if asking.judge and answers:
+        found["judge"] = judge.run(answers, call(judge.Options, asking.judge, "evaluate.judge"))
+    return found
 
 
 def prepare(
@@ -162,8 +173,6 @@ def observe(trainer: SFTTrainer, encoder: Encoder, questions: Questions, folder:
     """Lets the trainer evaluate as we measure, watch for overfitting, and ask a few questions on the way."""
     options, wanted = questions.options, trainer.args.metric_for_best_model
     own = comparison.own_metric(wanted)
-    if wanted and not own:
-        comparison.check_metric(wanted, questions)
 
     def measure() -> dict[str, float]:
         found = held_out.flat(comparison.held_out_losses(trainer.model, encoder, questions))
