@@ -12,7 +12,7 @@ demo: .venv/installed  ## train the embedded tiny model and show what became of 
 	$(BIN)/python -m sft_recipes
 
 test: .venv/installed-test  ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-test  ## check style and format
 	$(BIN)/ruff check .
