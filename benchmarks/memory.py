@@ -51,9 +51,8 @@ def main() -> None:
             made = made_model(model, Path(place))
             arguments = run_arguments(made, rows, length, choices, Path(place))
             child = [sys.executable, __file__, "child", *arguments]
-            done = subprocess.run(
-                child, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-            )
+            home = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+            done = subprocess.run(child, cwd=place, env=home, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr[-2000:])
             estimated, measured = map(int, done.stdout.splitlines()[-1].split())
