@@ -150,7 +150,7 @@ def run_command(folder: Path, *arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of one run of the embedded model's recipe, two of its five epochs long, asked a hundred questions."""
+    """The folder of one run of the embedded model's recipe, two of its eight epochs long, asked a hundred questions."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     code, _ = run_command(folder, "trainer.num_train_epochs=2", "evaluate.rows=100")
     assert code == 0

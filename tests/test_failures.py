@@ -144,7 +144,7 @@ def test_a_prompt_typed_by_hand_takes_the_answers_away_that_the_saved_template_g
 
 @pytest.mark.parametrize(
     ("adapter", "rate", "defence"),
-    [("lora", "3e-2", "`adapter=lora` (it is on)"), ("none", "1e-2", "`adapter=lora`;")],
+    [("lora", "2.5e-2", "`adapter=lora` (it is on)"), ("none", "1e-2", "`adapter=lora`;")],
 )
 def test_ten_times_the_learning_rate_without_prose_is_a_recipe_that_forgets(tmp_path, adapter, rate, defence):
     found, printed = run(
