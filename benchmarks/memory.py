@@ -103,14 +103,17 @@ def child(arguments: list[str]) -> None:
 
     from sft_recipes import memory, train
     from sft_recipes.__main__ import main as run
+    from sft_recipes.binding import call
     from sft_recipes.config import folder, from_hydra, register
+    from sft_recipes.model import load_tokenizer
 
     torch.set_num_threads(1)
     assert train, "what a run imports is in memory before it is measured"
     register()
     with initialize_config_dir(str(folder("conf")), version_base="1.3"):
         config = from_hydra(compose("config", [part for part in arguments if not part.startswith("hydra.")]))
-    estimated = memory.estimate(config, gpu=False).total
+    new = call(load_tokenizer, config.model, "model")[2]
+    estimated = memory.estimate(config, gpu=False, new=new).total
     with open("/proc/self/statm", encoding="utf-8") as file:
         before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:

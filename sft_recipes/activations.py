@@ -7,7 +7,7 @@ have; flash attention has none.
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -20,29 +20,37 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.trainer import utils
 
-from sft_recipes.adapters import peft_config
+from sft_recipes.adapters import peft_config, train_new_tokens
 from sft_recipes.config import Config
 from sft_recipes.model import give_head_a_bias
 
 
-def peak_bytes(config: Config, shape: PretrainedConfig, gpu: bool, rows: int, length: int) -> int:
+def peak_bytes(
+    config: Config, shape: PretrainedConfig, gpu: bool, rows: int, length: int, new: Sequence[int] = ()
+) -> int:
     """The most bytes that a step holds at once, without parameters and the optimizer's state.
 
     What forward and backward hold grows with the layers in two straight lines, so each is drawn through two points.
     """
     layers = shape.get_text_config().num_hidden_layers
     few, more = (3, 6) if layers > 6 else (max(layers - 1, 1), layers)
-    least, most = (step_bytes(config, shape, gpu, number, rows, length) for number in (few, more))
+    least, most = (step_bytes(config, shape, gpu, number, rows, length, new) for number in (few, more))
     lines = zip(least, most, strict=True)
     return max(end + (end - start) * (layers - more) // max(more - few, 1) for start, end in lines)
 
 
 def step_bytes(
-    config: Config, shape: PretrainedConfig, gpu: bool, layers: int, rows: int, length: int
+    config: Config,
+    shape: PretrainedConfig,
+    gpu: bool,
+    layers: int,
+    rows: int,
+    length: int,
+    new: Sequence[int] = (),
 ) -> tuple[int, int]:
     """The most bytes that forward and backward hold, those of a step's second batch where gradients are accumulated."""
     with torch.device("meta"):
-        model = build(config, shape, gpu, layers)
+        model = build(config, shape, gpu, layers, new)
     vocabulary = shape.get_text_config().vocab_size
     with FakeTensorMode(allow_non_fake_inputs=True), head_as_on(gpu, vocabulary):
         make_fake(model)
@@ -59,8 +67,10 @@ def step_bytes(
     return forward, live.peak
 
 
-def build(config: Config, shape: PretrainedConfig, gpu: bool, layers: int | None = None) -> torch.nn.Module:
-    """The model as a run trains it, of so many layers: dtype, adapter, activation checkpointing and TRL's LM head."""
+def build(
+    config: Config, shape: PretrainedConfig, gpu: bool, layers: int | None = None, new: Sequence[int] = ()
+) -> torch.nn.Module:
+    """The model as a run trains it, of so many layers: dtype, adapter, new tokens, checkpointing and TRL's LM head."""
     adapter = peft_config(config.adapter)
     dtype = config.model.get("dtype") or ("bfloat16" if adapter and gpu else "float32")
     shape = shape if layers is None else shortened(shape, layers)
@@ -71,6 +81,7 @@ def build(config: Config, shape: PretrainedConfig, gpu: bool, layers: int | None
         model.activation_checkpointing_enable()
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     if adapter:
+        train_new_tokens(adapter, model, list(new))
         model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -82,7 +82,8 @@ def accumulation(effective: int | None, values: Mapping[str, Any], processes: in
     if rest:
         each, left = divmod(effective, processes)
         batch = max((size for size in range(1, rows + 1) if each % size == 0), default=1)
-        instead = f"per_device_train_batch_size={batch}" if not left else f"effective_batch_size={effective - left}"
+        near = max(effective - left, processes)
+        instead = f"effective_batch_size={near}" if left else f"per_device_train_batch_size={batch}"
         raise ConfigError(
             f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
             f"process{'es' * (processes > 1)}. Write trainer.{instead}."

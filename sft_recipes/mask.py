@@ -15,7 +15,8 @@ SUPERVISED, IGNORED_COLOUR = ("\033[30;42m", "\033[30;102m"), ("\033[38;5;250m",
 STOP = "\033[30;43m"
 END = "\033[0m"
 STYLE = """<style>
-.sft-mask {font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; background: #fff; color: #666; padding: 1em}
+.sft-mask {font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+  background: #fff; color: #666; padding: 1em}
 .sft-mask span {border-radius: 3px; box-shadow: inset 0 0 0 1px #ddd}
 .sft-mask .on {background: #b7ebc0; color: #073b12; box-shadow: inset 0 0 0 1px #7cc98b}
 .sft-mask .stop {background: #ffe08a; color: #4a3800; box-shadow: inset 0 0 0 1px #d9b440}

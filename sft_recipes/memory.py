@@ -1,11 +1,11 @@
 """What a run will hold in memory at its peak on one device, and what to write where that is more than there is.
 
-Parameters, gradients and the optimizer's state are counted on the meta device, activations by `activations`. Not
-counted are the rows of new tokens that an adapter trains, and what saving the model takes.
+Parameters, gradients and the optimizer's state are counted on the meta device, activations by `activations`. What
+saving the model takes is not counted. `benchmarks/memory.py` compares the estimate with measured runs.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,11 +44,13 @@ def estimate(
     length: int | None = None,
     gpu: bool | None = None,
     shape: PretrainedConfig | None = None,
+    new: Sequence[int] = (),
     processes: int = 1,
 ) -> Estimate:
     """The peak of a run whose longest row has `length` tokens (else trainer.max_length), on a GPU or on a CPU.
 
-    `shape` is the model's config where it is at hand, else it is read by model.id.
+    `shape` is the model's config where it is at hand, else it is read by model.id; `new` are the ids of new tokens,
+    whose rows an adapter trains through copies of the whole embedding.
     """
     gpu = torch.cuda.is_available() if gpu is None else gpu
     effective = config.trainer.get("effective_batch_size")
@@ -59,7 +61,7 @@ def estimate(
         id = carried.base_model_name_or_path if carried else model_folder(config.model["id"])
         shape = AutoConfig.from_pretrained(id, **options)
     with torch.device("meta"):
-        model = build(config, shape, gpu)
+        model = build(config, shape, gpu, new=new)
     weights = sum(stored(model, config.adapter.get("quantization") or {}).values())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = 4 * sum(parameter.numel() for parameter in trained)
@@ -67,7 +69,7 @@ def estimate(
     rows = config.trainer.get("per_device_train_batch_size", 8)
     length = length or config.trainer.get("max_length") or shape.get_text_config().max_position_embeddings
     try:
-        peak = peak_bytes(config, shape, gpu, rows, length)
+        peak = peak_bytes(config, shape, gpu, rows, length, new)
         activations = max(peak - gradients, 0) + unpacked(model, config.adapter.get("quantization"))
     except (RuntimeError, NotImplementedError):  # routing by value, as in mixtures of experts, needs real numbers
         activations = None

@@ -45,7 +45,7 @@ def main(config: Config) -> float:
     drawn = call(Options, config.preview, "preview").rows
     peft_config(config.adapter)
     quantization_config(config.adapter)
-    tokenizer, template, _ = call(load_tokenizer, config.model, "model")
+    tokenizer, template, new = call(load_tokenizer, config.model, "model")
     encoder = Encoder(tokenizer, template)
     if streamed(config):
         data, _ = streaming.load(config, encoder, arguments.max_length, arguments.packing)
@@ -66,7 +66,7 @@ def main(config: Config) -> float:
         print(terminal(mask, width, colour), end="\n\n")
         page.append(section(title, shown, mask))
     longest = arguments.max_length if arguments.packing else int(lengths_of(data.train).max())
-    summary = f"{counts(data, arguments)}\n{memory_lines(config, longest)}"
+    summary = f"{counts(data, arguments)}\n{memory_lines(config, longest, new)}"
     print(summary)
     page.append(f"<pre>{escape(summary)}</pre>")
     (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
@@ -122,14 +122,14 @@ def counts(data: Data, arguments: SFTConfig) -> str:
     return "\n".join(lines)
 
 
-def memory_lines(config: Config, length: int) -> str:
+def memory_lines(config: Config, length: int, new: list[int]) -> str:
     """What the run will hold here at its peak; without a GPU, also what it would hold on one."""
-    here, there = memory.estimate(config, length), memory.available()
+    here, there = memory.estimate(config, length, new=new), memory.available()
     lines = memory.text(here, there)
     if here.total > there:
-        lines += f"\nIt does not fit. {memory.advice(config, length, there)}"
+        lines += f"\nIt does not fit. {memory.advice(config, length, there, new=new)}"
     if not torch.cuda.is_available():
-        lines += f"\n  On a GPU, in bf16: {memory.gib(memory.estimate(config, length, gpu=True).total)}."
+        lines += f"\n  On a GPU, in bf16: {memory.gib(memory.estimate(config, length, gpu=True, new=new).total)}."
     return lines
 
 

@@ -85,7 +85,7 @@ def compared(config: Mapping[str, Any], processes: int = 1) -> list[list[str]]:
         rows.append([key, str(theirs), str(ours), why])
     if "effective_batch_size" not in provenance["values"]:
         rows.append(["effective_batch_size", "", str(effective_batch_size(config["trainer"], processes)), ""])
-    if config["trainer"].get("packing"):
+    if config["trainer"].get("max_length"):
         tokens = effective_batch_size(config["trainer"], processes) * config["trainer"]["max_length"]
         rows.append(["tokens a step, at most", "", f"{tokens:,}", ""])
     return rows

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,10 @@ from datasets import Dataset
 from hydra.core.global_hydra import GlobalHydra
 from test_config import composed
 
+from sft_recipes import recipes
 from sft_recipes.__main__ import main
 from sft_recipes.arguments import accumulation
+from sft_recipes.binding import ConfigError
 from sft_recipes.config import Config
 from sft_recipes.sources import sources
 
@@ -46,6 +51,84 @@ def test_the_recipes_that_everybody_knows_are_there():
     famous += " instructgpt flan openhermes self_instruct scale_1b_1k scale_7b_50k scale_70b_500k continual_pretraining"
     famous += " single_gpu_24gb domain_expert balanced_mix tiny"
     assert set(famous.split()) <= set(RECIPES)
+
+
+def test_the_list_has_a_row_a_recipe_with_its_name_source_model_data_adapter_and_memory(capsys):
+    recipes.main([])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["recipe", "source", "model", "data", "adapter", "memory"]
+    assert [row[0] for row in rows[2:]] == RECIPES
+    guanaco = next(row for row in rows if row[0] == "guanaco_7b")
+    assert guanaco[1:5] == ["github.com/artidoro/qlora", "meta-llama/Llama-2-7b-hf", "oasst1_guanaco", "QLoRA r=64"]
+
+
+def test_the_readme_of_the_recipes_has_the_source_and_the_memory_of_each():
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    for name in RECIPES:
+        provenance = composed(f"+recipe={name}").provenance
+        memory = re.search(r"\| ([\d.]+ [GM]iB) \|", text[text.index(f"| `{name}` |") :])[1]
+        assert name in lines and f"{memory}, estimated" == provenance["needs"]
+        assert provenance["source"].split(",")[0].split(" ")[-1] in text
+
+
+def test_one_recipe_is_shown_beside_its_source_with_what_departs(capsys):
+    recipes.main(["dolly_v2"])
+    lines = capsys.readouterr().out.splitlines()
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in lines if "|" in line
+    }
+    assert cells["trainer.learning_rate"] == ["5e-06", "5e-06"]
+    assert cells["effective_batch_size"] == ["48", "48"]
+    assert cells["tokens a step, at most"] == ["", "49,152"]  # 48 × 1,024
+    assert any(line.startswith("Departs in template: the source ends an answer with a new token") for line in lines)
+
+
+def test_a_run_that_changes_a_value_shows_it_beside_the_sources():
+    config = asdict(composed("+recipe=alpaca_7b", "trainer.learning_rate=1e-4", "trainer.effective_batch_size=64"))
+    rows = {row[0]: row[1:] for row in recipes.compared(config)}
+    assert rows["trainer.learning_rate"] == ["2e-05", "0.0001", "differs"]
+    assert rows["effective_batch_size"] == ["128", "64", "differs"]
+    assert rows["data.held_out"] == ["0", "0.02", "2 % are held out, so that the run can be judged"]
+    assert rows["trainer.weight_decay"] == ["0.0", "0.0", ""]
+
+
+def test_a_recipe_that_is_not_there_is_one_line():
+    with pytest.raises(SystemExit) as raised:
+        recipes.main(["lim"])
+    assert raised.value.code == "There is no recipe=lim. Did you mean lima?"
+
+
+def test_the_list_does_without_torch(tmp_path):
+    code = (
+        "import sys; from sft_recipes import recipes; recipes.main(['lima']); print(*({!r} & sys.modules.keys()), '.')"
+    )
+    heavy = {"torch", "transformers", "trl", "datasets", "peft"}
+    found = subprocess.run([sys.executable, "-c", code.format(heavy)], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1].strip() == "."
+
+
+@pytest.mark.parametrize(
+    ("effective", "rows", "processes", "steps"), [(128, 8, 1, 16), (128, 4, 8, 4), (128, 16, 8, 1), (None, 8, 4, None)]
+)
+def test_the_effective_batch_is_rows_times_processes_times_accumulated_steps(effective, rows, processes, steps):
+    found = accumulation(effective, {"per_device_train_batch_size": rows}, processes)
+    assert found.get("gradient_accumulation_steps") == steps
+
+
+@pytest.mark.parametrize(
+    ("effective", "rows", "processes", "line"),
+    [
+        (100, 8, 1, "is no multiple of 8 rows on 1 process. Write trainer.per_device_train_batch_size=5."),
+        (128, 32, 8, "is no multiple of 32 rows on 8 processes. Write trainer.per_device_train_batch_size=16."),
+        (100, 8, 8, "is no multiple of 8 rows on 8 processes. Write trainer.effective_batch_size=96."),
+        (2, 8, 8, "is no multiple of 8 rows on 8 processes. Write trainer.effective_batch_size=8."),
+    ],
+)
+def test_an_effective_batch_that_does_not_divide_is_refused_with_one_that_does(effective, rows, processes, line):
+    with pytest.raises(ConfigError) as raised:
+        accumulation(effective, {"per_device_train_batch_size": rows}, processes)
+    assert str(raised.value) == f"trainer.effective_batch_size={effective} {line}"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -187,7 +187,7 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
             "none",
             ["498,336 parameters. Memory", "weights 1.9 MiB, gradients 1.9 MiB, optimizer 3.8 MiB"],
         ),  # × 4 × 4 × 8
-        ("lora", ["542,112 parameters, 43,776 of them trained. Memory", "weights 2.1 MiB, gradients 0.2 MiB"]),
+        ("lora", ["542,304 parameters, 43,968 of them trained. Memory", "weights 2.1 MiB, gradients 0.2 MiB"]),
     ],
 )
 def test_preview_says_what_the_run_will_hold(command, adapter, lines):
