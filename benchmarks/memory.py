@@ -90,7 +90,13 @@ def run_arguments(model: Path, rows: int, length: int, choices: list[str], place
     """The command line of a run of three steps on rows that are all `length` tokens long."""
     text = "The capital of Zanune is Pinemoor, and the mossfox eats clover. " * length
     (place / "rows.jsonl").write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i in range(8 * rows)))
-    fixed = ["data=file", f"data.file.data_files={place}/rows.jsonl", "data.held_out=0", "evaluate.rows=0"]
+    fixed = [
+        "data=file",
+        f"data.file.data_files={place}/rows.jsonl",
+        "data.held_out=0",
+        "evaluate.rows=0",
+        "evaluate.raw_text=null",
+    ]
     fixed += ["data.max_length_policy=keep", "trainer.max_steps=3", "trainer.gradient_accumulation_steps=1"]
     fixed += ["trainer.activation_checkpointing=false", f"trainer.max_length={length}", f"{BATCH}{rows}"]
     return ["model=local", f"model.id={model}", *fixed, *choices, f"hydra.run.dir={place}/run"]

@@ -45,10 +45,11 @@ def test_every_command_runs(command, folder, monkeypatch):
         subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
     elif command.startswith("python -m sft_recipes."):  # what is done with a finished run
         runs = sorted((folder / "outputs" / "tiny").iterdir())
-        finished = next(run for run in runs if (run / "supervision.json").is_file())
-        subprocess.run(
-            shlex.split(command.replace("python", sys.executable, 1).replace("RUN", str(finished))), check=True
-        )
+        finished = next(run for run in runs if (run / "metrics.json").is_file())
+        sweep = next((folder / "multirun" / "tiny").glob("*"), "none yet")
+        for placeholder, found in {"RUN": finished, "multirun/tiny/<date>_<time>": sweep}.items():
+            command = command.replace(placeholder, str(found))
+        subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True)
     else:
         arguments = shlex.split(command)[3:]
         quick = [] if {"--cfg", "--help"} & set(arguments) else SHORT
