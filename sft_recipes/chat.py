@@ -66,7 +66,7 @@ class Chat:
     def base(self) -> str:
         """Streams the base model's answer to the last question; it leaves the history as it is."""
         if not isinstance(self.model, PeftModel):
-            return "This run trained every weight: there is no adapter to switch off."
+            return "There is no adapter here to switch off: the weights are whole."
         asked = max((place for place, said in enumerate(self.messages) if said["role"] == "user"), default=None)
         if asked is None:
             return "Ask something first."

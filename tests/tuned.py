@@ -98,7 +98,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
-    bpe.train_from_iterator([(ROOT / "README.md").read_text(encoding="utf-8")], trainer)
+    bpe.train_from_iterator([(TINY.parent / "data" / "prose.jsonl").read_text(encoding="utf-8")], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
