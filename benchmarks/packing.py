@@ -43,7 +43,8 @@ def repeated_rows(folder: Path) -> Dataset:
     tokenizer, template = neox(folder)
     rows = [FILES[name](row) for name, source in real_rows(folder).items() for row in source]
     copies = (with_suffix(row, f" (copy {copy})") for copy in itertools.count(1) for row in rows)
-    return table(Encoder(tokenizer, template).encode(list(itertools.islice(copies, ROWS))))
+    encoded = Encoder(tokenizer, template).encode(list(itertools.islice(copies, ROWS)))
+    return table({key: encoded[key] for key in ("input_ids", "labels")})
 
 
 def with_suffix(conversation: Conversation, suffix: str) -> Conversation:
