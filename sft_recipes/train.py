@@ -72,7 +72,7 @@ def main(config: Config) -> float:
         write_json(folder / "supervision.json", supervision)
         print("\n".join(report.ledger_table(data.ledger)))
     longest = arguments.max_length if arguments.packing else int(lengths_of(data.train).max())
-    memory.check(config, longest, processes=arguments.world_size)
+    memory.check(config, longest, new=new, processes=arguments.world_size)
     model = load_model(config.model, quantization, peft is not None, tokenizer, encoder.stop, new)
     if arguments.packing:
         isolate(model, config.model.get("attn_implementation"))
