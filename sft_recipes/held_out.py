@@ -91,7 +91,7 @@ def split(rows: Dataset, losses: Sequence[np.ndarray], stop: int, names: Sequenc
     new_row = np.append(True, row_of[1:] != row_of[:-1])
     begins = there & (new_row | ~np.append(False, there[:-1]))
     before = np.cumsum(begins)  # answers begun so far, in all rows
-    turn = before - (before - begins)[np.flatnonzero(new_row)][row_of_starts(row_of)]
+    turn = before - np.maximum.accumulate(np.where(new_row, before - begins, 0))
     stops = there & (labels == stop)
     found = {"loss": loss[there].mean(), "rows": len(rows), "tokens": int(there.sum())}
     found |= {"p_stop": np.exp(-loss[stops]).mean()} if stops.any() else {}
@@ -104,11 +104,6 @@ def split(rows: Dataset, losses: Sequence[np.ndarray], stop: int, names: Sequenc
     for part, masks in parts.items():
         found[part] = {key: loss[there & mask].mean() for key, mask in masks.items() if (there & mask).any()}
     return plain(found)
-
-
-def row_of_starts(row_of: np.ndarray) -> np.ndarray:
-    """Rows numbered without gaps: one of a single token has nothing to predict and no entry."""
-    return np.unique(row_of, return_inverse=True)[1]
 
 
 def quartiles(lengths: np.ndarray, row_of: np.ndarray) -> dict[str, np.ndarray]:

@@ -143,10 +143,3 @@ def token_counts(rows: Dataset) -> dict[str, int]:
     """How many tokens the rows have, and how many of them carry loss."""
     labels = flat_values(rows, "labels") if len(rows) else np.zeros(0)
     return {"tokens": len(labels), "supervised_tokens": int((labels != IGNORED).sum())}
-
-
-def predicted_tokens(rows: Dataset) -> int:
-    """How many tokens of the rows carry loss and have one before them to be predicted from."""
-    labels = flat_values(rows, "labels").copy()
-    labels[np.cumsum(lengths_of(rows)) - lengths_of(rows)] = IGNORED  # nothing predicts a row's first token
-    return int((labels != IGNORED).sum())
