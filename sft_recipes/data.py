@@ -137,7 +137,7 @@ def encode(
     config: Config,
     formatter: Callable,
     encoder: Encoder,
-    rows: Dataset,
+    rows: Dataset | list[dict],
     numbers: Sequence[int],
     every: int,
     first: int = 0,
@@ -152,9 +152,11 @@ def encode(
     def batches() -> Iterator[list[Conversation]]:
         for start in range(0, len(numbers), BATCH):
             kept.append([])
-            columns = rows.select(numbers[start : start + BATCH])[:]
-            for values in zip(*columns.values(), strict=True):
-                kept[-1].append(formatter(dict(zip(columns, values, strict=True))))
+            some = numbers[start : start + BATCH]
+            columns = {} if isinstance(rows, list) else rows.select(some)[:]
+            listed = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+            for row in (rows[number] for number in some) if isinstance(rows, list) else listed:
+                kept[-1].append(formatter(row))
             yield kept[-1]
 
     bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * BATCH)

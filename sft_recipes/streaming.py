@@ -79,7 +79,7 @@ class Stream:
             columns = list(rows[0])
             self.formatters[name] = find_formatter(name, self.sources[name], self.config.formatter, columns)
         numbers, formatter = range(len(rows)), self.formatters[name]
-        return encode(name, self.config, formatter, self.encoder, Dataset.from_list(rows), numbers, every, first)
+        return encode(name, self.config, formatter, self.encoder, rows, numbers, every, first)
 
     def first_rows(self) -> Dataset:
         """The rows of the first buffer, with `source` and `row`; the ledger counts what was read for them."""

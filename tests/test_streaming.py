@@ -92,7 +92,7 @@ def test_later_passes_give_the_rows_in_another_order_and_count_nothing_twice(enc
 
 
 def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
-    rows = [*questions(1500), {"instruction": "Hm?", "input": "", "output": None}]
+    rows = [*questions(1500), {"instruction": "Hm?", "input": "", "output": 5}]
     with pytest.raises(DataError, match=re.escape("data.file row 1500 (")):
         stream(encoder, file={"data_files": jsonl(tmp_path / "rows.jsonl", rows)})
 
