@@ -20,7 +20,7 @@ def command() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Python, system, processors, GPU, and the commit of this library where it is a checkout."""
+    """Python, system, processors, GPUs, processes, and the commit of this library where it is a checkout."""
     gpus = torch.cuda.device_count()
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
@@ -33,5 +33,6 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if gpus else None,
         "gpus": gpus,
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "commit": commit,
     }

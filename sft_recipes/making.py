@@ -1,6 +1,5 @@
 """How a run was made, as sections of a report: model, data, recipe, supervision, cost, environment, command."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -8,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.page import Block, Table
+from sft_recipes.provenance import compared, elsewhere
 from sft_recipes.run_folder import Run, find, leaves, mapping, number
-
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def trained(run: Run) -> list[Block]:
@@ -87,37 +85,18 @@ def short(path: Any) -> str:
 
 
 def provenance(run: Run) -> list[Block]:
-    """The paper's values beside the run's, departures marked."""
+    """The source's values beside the run's, departures marked, and the tokens that a step really held."""
     said = mapping(run.config.get("provenance"))
-    paper, why = mapping(said.get("values")), mapping(said.get("departures"))
     if not said:
         return []
-    rows = [["field", "paper", "this run", "departure"]]
-    for key, value in paper.items():
-        here = own(run, key)
-        note = f"departs: {why[key]}" if key in why else "departs, without a reason given"
-        if same(value, here) or (here is None and key not in why):
-            note = ""
-        rows.append([key, str(value), "not in the config" if here is None else str(here), note])
-    rows += [[key, "", "", f"departs: {reason}"] for key, reason in why.items() if key not in paper]
-    return [f"Source: {said.get('source', 'not named')}", *([Table(rows, prose=True)] if len(rows) > 1 else [])]
-
-
-def own(run: Run, key: str) -> Any:
-    """The run's own value of a key of its config, or of the batch that one step really sees."""
-    if key != "effective_batch_size":
-        value = find(run.config, key)
-        return short(value) if isinstance(value, str) else value
-    sizes = [find(run.config, f"trainer.{part}") for part in BATCH]
-    return None if None in sizes else math.prod(sizes) * max(1, number(run.metrics, "environment.gpus") or 1)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, numbers also where one is text, as YAML reads 2e-5."""
-    try:
-        return math.isclose(float(one), float(other), rel_tol=1e-9)
-    except (TypeError, ValueError):
-        return one == other or str(one) == str(other)
+    processes = number(run.metrics, "environment.processes") or 1
+    rows = [[short(cell) for cell in row] for row in compared(run.config, processes)]
+    tokens, steps = number(run.metrics, "train_tokens"), number(run.metrics, "steps")
+    if tokens and steps:
+        rows.append(["tokens a step, the mean", "", f"{tokens / steps:,.0f}", ""])
+    rows += [[key, "", "", f"departs: {reason}"] for key, reason in elsewhere(said).items()]
+    unknown = [f"Not said by the source: {what}." for what in said.get("unknown") or []]
+    return [f"Source: {said['source']}", Table(rows, prose=True), *([unknown] if unknown else [])]
 
 
 def supervision(run: Run) -> list[Block]:

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from sft_recipes.binding import did_you_mean
 from sft_recipes.config import Config, folder, from_hydra, register
 from sft_recipes.page import table as markdown
+from sft_recipes.provenance import compared, elsewhere
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,56 +67,9 @@ def page(config: Config) -> list[str]:
     provenance = config.provenance
     lines = [f"Source: {provenance['source']} (confidence {provenance['confidence']})", ""]
     lines += markdown(compared(asdict(config)))
-    others = {key: why for key, why in provenance["departures"].items() if key not in provenance["values"]}
-    lines += ["", *(f"Departs in {key}: {why}." for key, why in others.items())]
+    lines += ["", *(f"Departs in {key}: {why}." for key, why in elsewhere(provenance).items())]
     lines += [f"Not said by the source: {what}." for what in provenance["unknown"]]
     return lines
-
-
-def compared(config: Mapping[str, Any], processes: int = 1) -> list[list[str]]:
-    """A row a value under a head: its key, the source's, this run's, and where they differ why.
-
-    `config` is a composed one as plain data, such as the `config` of supervision.json.
-    """
-    provenance = config["provenance"]
-    rows = [["", "source", "here", ""]]
-    for key, theirs in provenance["values"].items():
-        ours = value(config, key, processes)
-        why = provenance["departures"].get(key, "differs") if ours != theirs else ""
-        rows.append([key, str(theirs), str(ours), why])
-    if "effective_batch_size" not in provenance["values"]:
-        rows.append(["effective_batch_size", "", str(effective_batch_size(config["trainer"], processes)), ""])
-    if config["trainer"].get("max_length"):
-        tokens = effective_batch_size(config["trainer"], processes) * config["trainer"]["max_length"]
-        rows.append(["tokens a step, at most", "", f"{tokens:,}", ""])
-    return rows
-
-
-def value(config: Mapping[str, Any], key: str, processes: int = 1) -> Any:
-    """What a composed config has at a dotted key, with the defaults of a source; None where it has nothing.
-
-    >>> value({"trainer": {"learning_rate": 1e-05}}, "trainer.learning_rate")
-    1e-05
-    """
-    if key == "effective_batch_size":
-        return effective_batch_size(config["trainer"], processes)
-    found: Any = config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    if found is None and key.endswith(".supervise"):
-        return "assistant"
-    return found
-
-
-def effective_batch_size(trainer: Mapping[str, Any], processes: int = 1) -> int:
-    """Rows a step over all processes.
-
-    >>> effective_batch_size({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, processes=2)
-    64
-    """
-    if trainer.get("effective_batch_size"):
-        return trainer["effective_batch_size"]
-    return trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1) * processes
 
 
 def cut(text: str, width: int) -> str:

@@ -18,6 +18,7 @@ from sft_recipes.__main__ import main
 from sft_recipes.arguments import accumulation
 from sft_recipes.binding import ConfigError
 from sft_recipes.config import Config
+from sft_recipes.provenance import compared
 from sft_recipes.sources import sources
 
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/recipe/*.yaml"))
@@ -86,10 +87,11 @@ def test_one_recipe_is_shown_beside_its_source_with_what_departs(capsys):
 
 def test_a_run_that_changes_a_value_shows_it_beside_the_sources():
     config = asdict(composed("+recipe=alpaca_7b", "trainer.learning_rate=1e-4", "trainer.effective_batch_size=64"))
-    rows = {row[0]: row[1:] for row in recipes.compared(config)}
-    assert rows["trainer.learning_rate"] == ["2e-05", "0.0001", "differs"]
-    assert rows["effective_batch_size"] == ["128", "64", "differs"]
-    assert rows["data.held_out"] == ["0", "0.02", "2 % are held out, so that the run can be judged"]
+    rows = {row[0]: row[1:] for row in compared(config)}
+    assert rows["trainer.learning_rate"] == ["2e-05", "0.0001", "departs, without a reason given"]
+    assert rows["effective_batch_size"] == ["128", "64", "departs, without a reason given"]
+    assert rows["tokens a step, at most"] == ["65,536", "32,768", ""]  # batch × trainer.max_length
+    assert rows["data.held_out"] == ["0", "0.02", "departs: 2 % are held out, so that the run can be judged"]
     assert rows["trainer.weight_decay"] == ["0.0", "0.0", ""]
 
 

@@ -161,7 +161,7 @@ def full(folder):
 
     metrics = json.loads((folder / "metrics.json").read_text()) | {
         "name": "mine", "command": "python -m sft_recipes +recipe=tiny seed=1", "started": "2026-11-21T10:00:00+00:00",
-        "environment": {"python": "3.11.9", "gpu": None, "gpus": 2, "commit": "53f5a44"}, "parameters": 4000,
+        "environment": {"python": "3.11.9", "gpu": None, "processes": 2, "commit": "53f5a44"}, "parameters": 4000,
         "train_tokens": 51234, "tokens_per_second": 4000.0, "mfu": 0.41, "train_seconds": 7200.0,
         "before": measured(0.25, 2.0), "after": measured(0.75, 2.25),
         "forgetting": {"change": 0.125, "verdict": "warning", "warn_above": 0.1, "fail_above": 0.15},
@@ -174,7 +174,7 @@ def full(folder):
     config = {
         "name": "mine", "model": {"id": "Qwen/Qwen3-0.6B-Base", "chat_template": "chatml"}, "adapter": {"type": "none"},
         "data": {"lima": {"path": "GAIR/lima", "formatter": "sharegpt"}, "held_out": 0.02},
-        "trainer": {"learning_rate": 2e-5, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
+        "trainer": {"learning_rate": 2e-5, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "max_length": 2048},
         "provenance": {
             "source": "arXiv 2305.11206",
             "values": {"trainer.learning_rate": "2e-5", "effective_batch_size": 64, "trainer.num_train_epochs": 15, "trainer.weight_decay": 0.1, "model.id": "LLaMA-65B"},
@@ -210,7 +210,9 @@ def page(tmp_path_factory, request):
         "The prompt of training is the prompt of serving, the saved tokenizer's own template, as 96 rows showed",
         "lima GAIR/lima sharegpt ffffffffffffffff",
         "Source: arXiv 2305.11206",
-        "effective_batch_size 64 64 ",  # 4 × 8 on 2 GPUs
+        "effective_batch_size 64 64 ",  # 4 × 8 in 2 processes
+        "tokens a step, at most 131,072 ",  # 64 × 2048
+        "tokens a step, the mean 7,319 ",  # 51,234 in 7 steps
         "trainer.num_train_epochs 15 3 departs, without a reason given",
         "trainer.weight_decay 0.1 not in the config",
         "model.id LLaMA-65B Qwen/Qwen3-0.6B-Base departs: not on the hub",
