@@ -4,12 +4,15 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: help demo test lint tiny clean
+.PHONY: help demo compare test lint tiny clean
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 demo: .venv/installed  ## train the embedded tiny model and show what became of it
 	$(BIN)/python -m sft_recipes
+
+compare: .venv/installed  ## train every recipe on the tiny model and show them side by side, in under ten minutes
+	$(BIN)/python benchmarks/compare.py
 
 test: .venv/installed-test  ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -1,4 +1,4 @@
-"""Small models, tuned on one short answer, saved, and loaded again in a fresh process: `python tests/tuned.py`."""
+"""Small models, tuned on one short answer, saved, and loaded again in a fresh process: `python tests/tuned.py [BASE …]`."""
 
 import copy
 import json
@@ -51,6 +51,7 @@ BASES = {
     "Llama, untied, spare rows": (LlamaConfig(tie_word_embeddings=False, **GROUPED), 64),
     "Qwen3, tied, spare rows": (Qwen3Config(tie_word_embeddings=True, head_dim=32, **GROUPED), 64),
     "Qwen3, untied": (Qwen3Config(tie_word_embeddings=False, head_dim=32, **GROUPED), 0),
+    "GPT-NeoX, tied": (GPTNeoXConfig(tie_word_embeddings=True, **SHAPE), 0),
     "GPT-NeoX, untied": (GPTNeoXConfig(tie_word_embeddings=False, **SHAPE), 0),
 }
 
@@ -190,7 +191,7 @@ def main() -> None:
         return
     print("| base | adapter | AutoPeftModelForCausalLM | PeftModel on the base | merged |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as root:
-        for name in BASES:
+        for name in sys.argv[1:] or BASES:
             cases = []
             for kind, adapter in ADAPTERS.items():
                 run, base = Path(root) / f"{name} {kind}", make_base(name, Path(root) / name)

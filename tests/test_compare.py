@@ -1,0 +1,65 @@
+"""`make compare`: what is typed for each recipe keeps what it should and scales what it says, and runs."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_config import composed
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from compare import overrides  # noqa: E402
+
+from sft_recipes.recipes import names  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "batch", "epochs", "supervise"),
+    [
+        ("alpaca_7b", 2e-4, 16, 3, None),  # 2e-5, 128 rows
+        ("lima", 1e-4, 8, 15, None),  # 1e-5, 64 rows
+        ("alpaca_lora", 3e-3, 16, 3, "all"),  # 3e-4, 128 rows, prompts included
+        ("flan", 3e-4, 1, 3, None),  # 3e-5, 4 packed rows: half a row is one
+    ],
+)
+def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name, rate, batch, epochs, supervise):
+    config = composed(*overrides(name))
+    assert config.trainer["learning_rate"] == pytest.approx(rate)
+    assert config.trainer["effective_batch_size"] == config.trainer["per_device_train_batch_size"] == batch
+    assert config.trainer["num_train_epochs"] == epochs
+    assert [key for key, value in config.data.items() if isinstance(value, dict)] == ["tiny"]
+    assert config.data["tiny"].get("supervise") == supervise
+
+
+def test_a_schedule_keeps_its_shape():
+    lima = composed(*overrides("lima")).trainer
+    assert lima["lr_scheduler_kwargs"] == {"power": 1.0, "lr_end": 1e-5}  # a tenth of the rate, as in the source
+    assert composed(*overrides("dolly_v2")).trainer["warmup_steps"] == 0.03  # 50 steps would be a fifth of these
+
+
+def test_raw_text_is_the_worlds_prose_all_of_it():
+    data = composed(*overrides("continual_pretraining")).data
+    assert {key: value.get("share") for key, value in data.items() if isinstance(value, dict)} == {"prose": None}
+
+
+def test_two_recipes_run_side_by_side_and_one_that_fails_says_so(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "compare.py", "--only", "zephyr_sft_qlora,lima", "--out", tmp_path]
+    short = ["--more", "trainer.max_steps=2", "evaluate.rows=2", "trainer.lr_scheduler_type=cosine"]
+    done = subprocess.run([*command, *short], capture_output=True, text=True)
+    lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in done.stdout.splitlines() if "|" in line}
+    assert [cell.strip() for cell in lines["zephyr_sft_qlora"]][:6] == [
+        "QLoRA r=16",
+        "0.002",
+        "1",
+        "1",
+        "all tokens",
+        "2",
+    ]
+    assert lines["lima"][0].strip() == "failed"  # a cosine has no lr_end
+    assert "lr_end" in (tmp_path / "lima" / "said.txt").read_text()
+
+
+def test_the_readme_of_the_recipes_shows_a_row_for_each():
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").partition("## Side by side")[2]
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert set(names()) <= set(rows)
