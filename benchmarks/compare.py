@@ -3,8 +3,8 @@
 All train on the same questions about the little world and are asked the same held-out ones. A recipe keeps its epochs,
 schedule, weight decay, optimizer, adapter, template, packing, and what it takes the loss on. Two things are scaled, for
 all recipes alike, as the model is ten thousand times smaller than theirs and the rows are a thousand: the learning rate
-is RATE times theirs, the rows of a step are a SHARE of theirs (packed: of 256 tokens). A warm-up given in steps is 3 %
-of all steps.
+is RATE times theirs, the rows of a step are a SHARE of theirs (packed: of 256 tokens). Who counts in steps gets three
+epochs, and a warm-up counted in steps is 3 % of them.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CHANGES = {
     "a tenth of the learning rate": ["trainer.learning_rate=2.5e-4"],
     "loss on all tokens": ["data.tiny.supervise=all"],
     "packing": ["trainer.packing=true"],
-    "packing, 2 packed rows a step": ["trainer.packing=true", "trainer.per_device_train_batch_size=2"],
+    "two packed rows a step": ["trainer.packing=true", "trainer.per_device_train_batch_size=2"],
     "no raw text mixed in": ["~data.prose"],
     "all weights instead of LoRA": ["adapter=none"],
 }
@@ -64,7 +64,9 @@ def main() -> None:
     print(f"{machine()}\n{len(runs)} runs in {time.perf_counter() - started:,.0f} s, learning rates times {RATE}\n")
     print("\n".join(page.table([HEAD, *(row(name, found[name]) for name in wanted)])))
     if not options.only:
-        rows = [row("as it is", found["tiny"]), *(row(change, found[change]) for change in CHANGES)]
+        before = found["tiny"]["before"]
+        base = ["untrained", *[""] * 6, share(before["exact_match"]), share(before["held_out"]["p_stop"]), "", ""]
+        rows = [base, row("as it is", found["tiny"]), *(row(change, found[change]) for change in CHANGES)]
         print("\nRecipe tiny with one thing changed:\n\n" + "\n".join(page.table([HEAD, *rows])))
 
 
@@ -82,8 +84,11 @@ def overrides(name: str) -> list[str]:
         "trainer.effective_batch_size": batch,
         "trainer.per_device_train_batch_size": batch,
         "trainer.max_length": 256,
+        "model.chat_template": config.model["chat_template"],
         "data.held_out": 0,
     }
+    if trainer.get("max_steps", -1) > 0:
+        values["trainer.max_steps"] = -1
     if trainer["warmup_steps"] >= 1:
         values["trainer.warmup_steps"] = 0.03
     if "lr_end" in trainer.get("lr_scheduler_kwargs", {}):

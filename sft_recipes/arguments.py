@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from trl import SFTConfig
 
-from sft_recipes.binding import ConfigError, call, did_you_mean, fits
+from sft_recipes.binding import ConfigError, call, did_you_mean, fits, unknown
 from sft_recipes.config import Config, direction
 from sft_recipes.data import streamed
 from sft_recipes.progress import Clock
@@ -57,6 +58,7 @@ def trainer_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Tra
         values |= for_streams(config.trainer)
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call(SFTConfig, values | own, "trainer")
+    check_schedule(arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs or {})
     if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
         raise ConfigError(f"torchrun started {processes} processes, and no GPU is there. Write trainer.use_cpu=true.")
     if arguments.packing and arguments.max_length is None:
@@ -98,6 +100,16 @@ def for_streams(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("dataloader_num_workers"):
         raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, or its rows could not be counted.")
     return {"train_sampling_strategy": "random"}  # the stream shuffles; it has no lengths to group by
+
+
+def check_schedule(kind: str, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a field that the schedule does not have; transformers would say so when it trains."""
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    fields = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters.keys() - given
+    for name in values:
+        if name not in fields:
+            path = f"trainer.lr_scheduler_kwargs.{name}"
+            raise ConfigError(unknown(path, name, sorted(fields), f"trainer.lr_scheduler_type={kind}"))
 
 
 def check_trackers(wanted: str | list[str] | None) -> None:

@@ -31,6 +31,11 @@ def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name
     assert config.data["tiny"].get("supervise") == supervise
 
 
+def test_the_template_is_the_recipes_and_steps_become_epochs():
+    assert composed(*overrides("scale_7b_50k")).model["chat_template"] == "zephyr"  # which its model's file says
+    assert composed(*overrides("flan")).trainer["max_steps"] == -1  # 30,000 would be 240 epochs
+
+
 def test_a_schedule_keeps_its_shape():
     lima = composed(*overrides("lima")).trainer
     assert lima["lr_scheduler_kwargs"] == {"power": 1.0, "lr_end": 1e-5}  # a tenth of the rate, as in the source
@@ -44,7 +49,7 @@ def test_raw_text_is_the_worlds_prose_all_of_it():
 
 def test_two_recipes_run_side_by_side_and_one_that_fails_says_so(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "compare.py", "--only", "zephyr_sft_qlora,lima", "--out", tmp_path]
-    short = ["--more", "trainer.max_steps=2", "evaluate.rows=2", "trainer.lr_scheduler_type=cosine"]
+    short = ["--more", "trainer.max_steps=2", "evaluate.rows=2", "trainer.lr_scheduler_type=linear"]
     done = subprocess.run([*command, *short], capture_output=True, text=True)
     lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in done.stdout.splitlines() if "|" in line}
     assert [cell.strip() for cell in lines["zephyr_sft_qlora"]][:6] == [
@@ -55,8 +60,8 @@ def test_two_recipes_run_side_by_side_and_one_that_fails_says_so(tmp_path):
         "all tokens",
         "2",
     ]
-    assert lines["lima"][0].strip() == "failed"  # a cosine has no lr_end
-    assert "lr_end" in (tmp_path / "lima" / "said.txt").read_text()
+    assert lines["lima"][0].strip() == "failed"  # a straight line has no power
+    assert "lr_scheduler_kwargs.power is not a field" in (tmp_path / "lima" / "said.txt").read_text()
 
 
 def test_the_readme_of_the_recipes_shows_a_row_for_each():
