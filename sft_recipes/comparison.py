@@ -80,7 +80,8 @@ SCORES = ("exact_match", "stops", "rouge_l", "chrf")
 def measured(questions: Questions) -> list[str]:
     """What `measure` will find, by the names that `objective` can have."""
     found = [*SCORES] if questions.asked else []
-    found += ["eval_loss", "p_stop"] if len(questions.data.held_out) else []
+    found += ["eval_loss"] if len(questions.data.held_out) else []
+    found += ["p_stop"] if questions.data.questions else []  # raw text has no answers that end
     return found + (["raw_text_loss", "bits_per_byte"] if questions.texts else [])
 
 

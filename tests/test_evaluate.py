@@ -126,6 +126,13 @@ def test_an_unknown_metric_is_refused_in_one_line(tmp_path, metric, said):
     assert f"trainer.metric_for_best_model={metric}" in line and said in line
 
 
+def test_raw_text_alone_has_no_p_stop_to_go_by(tmp_path):
+    prose = ["~data.tiny", "data.prose.share=null", "data.held_out=20", "trainer.metric_for_best_model=p_stop"]
+    code, _ = run_command(tmp_path, *prose, *BEST)
+    assert code == 2
+    assert "metric_for_best_model=p_stop is not measured" in log(tmp_path).strip().splitlines()[-1]
+
+
 def test_samples_every_asks_three_questions_on_the_way(tmp_path):
     code, _ = run_command(tmp_path, "evaluate.samples_every=3", "evaluate.temperature=0", *SHORT)
     found, asked = lines(tmp_path / "samples.jsonl"), lines(tmp_path / "answers.jsonl")[:3]
