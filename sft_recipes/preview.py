@@ -70,7 +70,8 @@ def main(config: Config) -> float:
     print(summary)
     page.append(f"<pre>{escape(summary)}</pre>")
     (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
-    print(f"\n{folder / 'preview.html'} shows the same in a browser.")
+    there = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print(f"\n{there / 'preview.html'} shows the same in a browser.")
     return 0.0
 
 
@@ -134,13 +135,22 @@ def memory_lines(config: Config, length: int, new: list[int]) -> str:
 
 
 def histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:
-    """How many rows have how many tokens, as bars."""
-    numbers, edges = np.histogram(lengths, bins=bars)
-    label = len(str(int(edges[-1])))
-    return [
-        f"{round(low):>{label}} to {round(high):<{label}} {'█' * math.ceil(width * number / numbers.max())} {number:,}"
-        for number, low, high in zip(numbers, edges, edges[1:], strict=False)
-    ]
+    """How many rows have how many tokens, as bars of whole numbers.
+
+    >>> histogram(np.array([3, 4, 4, 9]), bars=4, width=4)
+    ['3 to 4 ████ 3', '5 to 6 0', '7 to 8 0', '9 to 9 ██ 1']
+    >>> histogram(np.array([3, 4, 4]), width=4)
+    ['3 ██ 1', '4 ████ 2']
+    """
+    least, most = int(lengths.min()), int(lengths.max())
+    step = math.ceil((most - least + 1) / bars)
+    starts, label, lines = range(least, most + 1, step), len(str(most)), []
+    numbers = np.bincount((lengths - least) // step)
+    for start, number in zip(starts, numbers, strict=True):
+        name = f"{start:>{label}}" + (f" to {min(start + step - 1, most):<{label}}" if step > 1 else "")
+        bar = "█" * math.ceil(width * number / numbers.max())
+        lines.append(" ".join(filter(None, [name, bar, f"{number:,}"])))
+    return lines
 
 
 def section(title: str, shown: dict[str, str], mask: list[Token]) -> str:

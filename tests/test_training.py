@@ -175,6 +175,7 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
     command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
     code, printed, folder = command("mode=preview")
     assert code == 0 and (folder / "preview.html").is_file()
+    assert printed.endswith("\nrun/preview.html shows the same in a browser.\n")  # from where the command was typed
     longest = max(trained["rows"], key=lambda row: len(row["input_ids"]))
     for row in (trained["rows"][0], longest):
         assert terminal(tokens(trained["encoder"], row["input_ids"], row["labels"]), 80, colour=False) in printed
