@@ -24,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from prepare import machine
 
 from sft_recipes import page
+from sft_recipes.binding import did_you_mean
 from sft_recipes.config import folder
 from sft_recipes.provenance import effective_batch_size
 from sft_recipes.recipes import composed, method, names
@@ -38,7 +39,6 @@ CHANGES = {
     "15 epochs": ["trainer.num_train_epochs=15"],
     "2 epochs": ["trainer.num_train_epochs=2"],
     "10 times the learning rate": ["trainer.learning_rate=2.5e-2"],
-    "a tenth of the learning rate": ["trainer.learning_rate=2.5e-4"],
     "loss on all tokens": ["data.tiny.supervise=all"],
     "packing": ["trainer.packing=true"],
     "two packed rows a step": ["trainer.packing=true", "trainer.per_device_train_batch_size=2"],
@@ -54,19 +54,21 @@ def main() -> None:
     parser.add_argument("--more", nargs="*", default=[], help="overrides of every run")
     options = parser.parse_args()
     wanted = options.only.split(",") if options.only else names()
-    runs = {name: overrides(name) for name in wanted}
-    if not options.only:
-        runs |= {change: ["+recipe=tiny", *ALIKE, *more] for change, more in CHANGES.items()}
+    for name in set(wanted) - set(names()):
+        sys.exit(f"There is no recipe={name}.{did_you_mean(name, names())}")
+    changes = {} if options.only else CHANGES
+    runs = {change: ["+recipe=tiny", *ALIKE, *more] for change, more in changes.items()}  # first, as they take long
+    runs |= {name: overrides(name) for name in wanted}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         root = options.out or Path(scratch)
         found = run_all({name: [*values, *options.more] for name, values in runs.items()}, root)
     print(f"{machine()}\n{len(runs)} runs in {time.perf_counter() - started:,.0f} s, learning rates times {RATE}\n")
     print("\n".join(page.table([HEAD, *(row(name, found[name]) for name in wanted)])))
-    if not options.only:
+    if changes:
         before = found["tiny"]["before"]
         base = ["untrained", *[""] * 6, share(before["exact_match"]), share(before["held_out"]["p_stop"]), "", ""]
-        rows = [base, row("as it is", found["tiny"]), *(row(change, found[change]) for change in CHANGES)]
+        rows = [base, row("as it is", found["tiny"]), *(row(change, found[change]) for change in changes)]
         print("\nRecipe tiny with one thing changed:\n\n" + "\n".join(page.table([HEAD, *rows])))
 
 
