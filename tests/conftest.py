@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,10 @@ from sft_recipes.model import load_tokenizer
 # rouge-score brings absl, whose handler keeps the stderr it was imported with, pytest's, and closes it when Hydra sets up
 # logging in a test with another one; the process's own it leaves open
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
-torch.set_num_threads(1)  # the models are tiny; a second thread only waits for the first, long if the machine is busy
+# The models are tiny: a second thread only waits for the first, long if the machine is busy. The variable is for notebooks
+# and other processes
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "templates").glob("*.jinja"))

@@ -9,12 +9,14 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted(path.name for path in ROOT.glob("notebooks/*.ipynb"))
-DATA, SWEEP, FAILURES = "03_your_own_data.ipynb", "04_read_a_sweep.ipynb", "06_three_failures.ipynb"
+DATA, SWEEP, SCRATCH = "03_your_own_data.ipynb", "04_read_a_sweep.ipynb", "05_from_scratch.ipynb"
+FAILURES = "06_three_failures.ipynb"
 QUICK = '"trainer.max_steps=4", "evaluate.rows=4", "evaluate.temperature=0"'
 # What the test puts in place of a notebook's cell of parameters, to be done in seconds, and the runs that are left
 SHORT = {
     DATA: (f"SETTINGS = [{QUICK}]", {"zoo/first", "zoo/second"}),
     SWEEP: (f"SETTINGS = [{QUICK}]", {f"rates/{job}" for job in range(3)} | {f"seeds/{job}" for job in range(4)}),
+    SCRATCH: ("STEPS, ASKED = 2, 4", set()),
     FAILURES: (
         f"SETTINGS = [{QUICK}]",  # of its runs one is refused, which is shown, too
         {f"failures/{name}" for name in ("recipe", "prompts_too", "unstopped", "unstopped_p", "vicuna", "bad")},

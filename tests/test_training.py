@@ -135,7 +135,7 @@ def test_two_processes_share_the_rows_and_the_held_out_ones(command, tmp_path):
     quick = [*SHORT, "trainer.max_steps=2", "evaluate.rows=0", "evaluate.weight_change=false"]
     alone = metrics(command(*quick)[2])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sft_recipes"]
-    here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
     refused = subprocess.run(
         [*torchrun, f"hydra.run.dir={tmp_path}/no", *quick], env=here, capture_output=True, text=True
     )
