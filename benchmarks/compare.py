@@ -1,6 +1,6 @@
 """Every recipe on the embedded tiny model, side by side, then recipe tiny with one thing changed: `make compare`.
 
-All train on the same questions about the little world and are asked the same held-out ones. A recipe keeps its epochs,
+All train on the same QUESTIONS about the little world and are asked the same held-out ones. A recipe keeps its epochs,
 schedule, weight decay, optimizer, adapter, template, packing, and what it takes the loss on. Two things are scaled, for
 all recipes alike, as the model is ten thousand times smaller than theirs and the rows are a thousand: the learning rate
 is RATE times theirs, the rows of a step are a SHARE of theirs (packed: of 256 tokens). Who counts in steps gets three
@@ -29,7 +29,7 @@ from sft_recipes.config import folder
 from sft_recipes.provenance import effective_batch_size
 from sft_recipes.recipes import composed, method, names
 
-RATE, SHARE = 10, 1 / 8
+RATE, SHARE, QUESTIONS = 10, 1 / 8, "train[:700]"
 TEXT = ("continual_pretraining",)  # trains on the world's prose, and so has no questions
 ALIKE = ["evaluate.rows=300", "evaluate.batch_size=100", "evaluate.max_new_tokens=24", "evaluate.temperature=0",
          "evaluate.raw_text=${package:tiny/data/prose_held_out.jsonl}", "evaluate.weight_change=false",
@@ -57,12 +57,15 @@ def main() -> None:
     for name in set(wanted) - set(names()):
         sys.exit(f"There is no recipe={name}.{did_you_mean(name, names())}")
     changes = {} if options.only else CHANGES
-    runs = {change: ["+recipe=tiny", *ALIKE, *more] for change, more in changes.items()}  # first, as they take long
+    runs = {change: [*overrides("tiny"), *more] for change, more in changes.items()}  # first, as they take long
     runs |= {name: overrides(name) for name in wanted}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         root = options.out or Path(scratch)
         found = run_all({name: [*values, *options.more] for name, values in runs.items()}, root)
+    for name, result in found.items():
+        if "failed" in result:
+            print(f"{name} failed: {result['failed']}", file=sys.stderr)
     print(f"{machine()}\n{len(runs)} runs in {time.perf_counter() - started:,.0f} s, learning rates times {RATE}\n")
     print("\n".join(page.table([HEAD, *(row(name, found[name]) for name in wanted)])))
     if changes:
@@ -75,7 +78,7 @@ def main() -> None:
 def overrides(name: str) -> list[str]:
     """What is typed to run this recipe on the tiny model and its questions."""
     if name == "tiny":
-        return ["+recipe=tiny", *ALIKE]
+        return ["+recipe=tiny", f"+data.tiny.split='{QUESTIONS}'", *ALIKE]
     source = "prose" if name in TEXT else "tiny"
     chosen = [f"+recipe={name}", "model=tiny", "data=[tiny]"]
     config = composed(name)
@@ -97,8 +100,10 @@ def overrides(name: str) -> list[str]:
         values["trainer.lr_scheduler_kwargs.lr_end"] = f"{trainer['lr_scheduler_kwargs']['lr_end'] * RATE:g}"
     if name in TEXT:
         values["data.prose.share"] = "null"
-    elif ours.get("supervise"):
-        values[f"+data.{source}.supervise"] = ours["supervise"]
+    else:
+        values["+data.tiny.split"] = f"'{QUESTIONS}'"
+        if ours.get("supervise"):
+            values["+data.tiny.supervise"] = ours["supervise"]
     gone = [f"~data.{key}" for key in left_over(chosen) if key != source]
     return [*chosen, *gone, *(f"{key}={value}" for key, value in values.items()), *ALIKE]
 
@@ -130,9 +135,11 @@ def one(values: list[str], where: Path) -> dict[str, Any]:
     with (where / "said.txt").open("w") as said, redirect_stdout(said), redirect_stderr(said):
         try:
             command()
+            failed = None
         except SystemExit as stopped:
-            if stopped.code:
-                return {"failed": stopped.code}
+            failed = stopped.code
+    if failed:
+        return {"failed": (where / "said.txt").read_text(encoding="utf-8").strip().rpartition("\n")[2]}
     metrics = json.loads((where / "metrics.json").read_text(encoding="utf-8"))
     return metrics | {"config": json.loads((where / "supervision.json").read_text(encoding="utf-8"))["config"]}
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 from test_config import composed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from compare import overrides  # noqa: E402
+from compare import TEXT, overrides  # noqa: E402
 
 from sft_recipes.recipes import names  # noqa: E402
 
@@ -29,6 +29,11 @@ def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name
     assert config.trainer["num_train_epochs"] == epochs
     assert [key for key, value in config.data.items() if isinstance(value, dict)] == ["tiny"]
     assert config.data["tiny"].get("supervise") == supervise
+
+
+def test_all_are_trained_on_as_many_questions():
+    splits = {composed(*overrides(name)).data["tiny"]["split"] for name in names() if name not in TEXT}
+    assert splits == {"train[:700]"}
 
 
 def test_the_template_is_the_recipes_and_steps_become_epochs():
@@ -61,7 +66,7 @@ def test_two_recipes_run_side_by_side_and_one_that_fails_says_so(tmp_path):
         "2",
     ]
     assert lines["lima"][0].strip() == "failed"  # a straight line has no power
-    assert "lr_scheduler_kwargs.power is not a field" in (tmp_path / "lima" / "said.txt").read_text()
+    assert "lima failed: trainer.lr_scheduler_kwargs.power is not a field" in done.stderr
 
 
 def test_the_readme_of_the_recipes_shows_a_row_for_each():
