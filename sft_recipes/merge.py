@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from sft_recipes.binding import ConfigError
 from sft_recipes.model import adapter_base, model_folder
-from sft_recipes.runs import check_run, config_of, load_run, quantization_of
+from sft_recipes.runs import check_run, config_of, keep_pieces, load_run, quantization_of
 from sft_recipes.serving import card, modelfile
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def merge(run: Path, out: Path, dtype: str = "float32") -> float:
     log.info("Writing %s …", out)
     model.save_pretrained(partial, max_shard_size="5GB")
     tokenizer.save_pretrained(partial)
+    keep_pieces(tokenizer, partial)
     (partial / "Modelfile").write_text(modelfile(tokenizer, model.generation_config), encoding="utf-8")
     (partial / "README.md").write_text(card(run), encoding="utf-8")
     del model

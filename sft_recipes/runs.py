@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
     stops = GenerationConfig.from_pretrained(folder).eos_token_id
     if encoder.tokenizer.convert_tokens_to_ids(encoder.stop) not in stops:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
+    keep_pieces(encoder.tokenizer, folder)
     if not isinstance(trainer.model, PeftModel):
         return
     if quantization := getattr(trainer.model.config, "quantization_config", None):
@@ -46,6 +48,21 @@ def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
     if hasattr(trainer, "adapter_at_start"):
         make_plain(folder, trainer.adapter_at_start)
     say_loader(trainer.model, folder)
+
+
+def keep_pieces(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Puts what llama.cpp's converter reads of a SentencePiece tokenizer beside the tokenizer.json in `folder`.
+
+    transformers 5 writes tokenizer.json alone, which lacks the pieces' scores: without tokenizer.model the converter
+    gives all pieces one score, and most texts become other tokens. It finds added tokens in added_tokens.json alone.
+    """
+    pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if pieces.name != "tokenizer.model" or not pieces.is_file():
+        return
+    shutil.copyfile(pieces, folder / pieces.name)
+    known = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    added = {token: id for token, id in tokenizer.get_added_vocab().items() if id >= known}
+    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
 
 
 def make_plain(folder: Path, start: dict[str, torch.Tensor]) -> None:

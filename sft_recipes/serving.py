@@ -10,6 +10,7 @@ from sft_recipes.model import adapter_base
 from sft_recipes.runs import config_of
 
 MARK = "\u00a7"
+NO_SPACE = "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
 
 
 def modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) -> str:
@@ -21,7 +22,14 @@ def modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) 
         lines = ["# The chat template is not one piece a message: convert to GGUF, which carries the template itself."]
     else:
         lines = [f'TEMPLATE """{template}"""']
+    if Path(getattr(tokenizer, "vocab_file", None) or "").name == "tokenizer.model" and not spaced(tokenizer):
+        lines = [f"# This tokenizer puts no space behind a special token, llama.cpp does without {NO_SPACE}", *lines]
     return "\n".join(["FROM .", *lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
+
+
+def spaced(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a SentencePiece tokenizer puts a space of its own behind a special token, as it does before a text."""
+    return tokenizer.tokenize(f"{tokenizer.eos_token}a")[1] == "▁a"
 
 
 def go_template(tokenizer: PreTrainedTokenizerFast) -> str | None:

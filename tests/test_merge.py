@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT, TEMPLATES
 from safetensors.torch import load_file
 from test_adapters import CASES as TUNED
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from tuned import ROW, in_fresh_process
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
+from tuned import GROUPED, ROW, in_fresh_process, lora, make_base, tune
 
 from sft_recipes import merge as merging
 from sft_recipes.binding import ConfigError
@@ -92,6 +92,29 @@ def test_stop_token_template_card_and_modelfile_are_there(merged):
     assert not AutoConfig.from_pretrained(folder).tie_word_embeddings
 
 
+@pytest.mark.parametrize(("kind", "flag"), [("llama2", True), ("legacy", False)])
+def test_of_a_sentencepiece_base_there_is_what_llama_cpp_reads(tokenizer_folder, tmp_path, kind, flag):
+    """Scores and new tokens; and its flag where no space stands behind a special token: tests/gguf.py asks the server."""
+    base = shutil.copytree(tokenizer_folder(kind), tmp_path / "base")
+    pieces = tokenizer_folder("llama2") / "tokenizer.model"
+    if kind == "legacy":
+        shutil.copy(pieces, base)
+    torch.manual_seed(0)
+    stop = {"bos_token_id": 1, "eos_token_id": 2}
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=32000, **stop, **GROUPED)).save_pretrained(base)
+    tune(base, lora(), tmp_path / "run", max_steps=2)
+    merge(tmp_path / "run", tmp_path / "merged")
+    for folder in (tmp_path / "run" / "model", tmp_path / "merged"):
+        assert (folder / "tokenizer.model").read_bytes() == pieces.read_bytes()
+        added = json.loads((folder / "added_tokens.json").read_text())
+        assert added == {"<|im_start|>": 32000, "<|im_end|>": 32001}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.tokenize("</s>user")[1] == ("user" if flag else "▁user")
+        assert tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<|im_start|>"]) == [1, 2, 32000]
+    lines = (tmp_path / "merged" / "Modelfile").read_text().splitlines()
+    assert ("--override-kv tokenizer.ggml.add_space_prefix=bool:false" in lines[1]) is flag
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_half_as_large_and_rounded_once(tuned, merged, tmp_path, dtype):
     made = tuned("Llama, tied", "LoRA")
@@ -104,8 +127,6 @@ def test_half_precision_is_half_as_large_and_rounded_once(tuned, merged, tmp_pat
 
 
 def test_a_run_of_whole_weights_is_written_in_another_dtype(tmp_path, tuned):
-    from tuned import make_base, tune
-
     base = make_base("Llama, tied, spare rows", tmp_path / "base")
     tune(base, {"type": "none"}, tmp_path / "run", max_steps=3)
     merge(tmp_path / "run", tmp_path / "out", "bfloat16")
