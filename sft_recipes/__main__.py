@@ -38,8 +38,6 @@ HYDRA_SAYS = {
     r"Additional config directory '(.*)' not found": "-cd {0} is not a folder.",
 }
 register()
-# bitsandbytes advises a package that is not published; it matters to QLoRA on a CPU alone
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
 logging.getLogger("huggingface_hub").propagate = False  # it prints with a handler of its own
 
