@@ -96,8 +96,9 @@ class Chat:
         if name == "/reset":
             self.messages = [message for message in self.messages if message["role"] == "system"]
             return "History forgotten."
-        calls = {"/base": self.base, "/system": lambda: self.system(rest.strip()), "/tokens": self.tokens}
-        return calls[name]() if name in calls else HELP
+        calls = {"/base": self.base, "/tokens": self.tokens, "/help": lambda: HELP}
+        calls["/system"] = lambda: self.system(rest.strip())
+        return calls[name]() if name in calls else f"There is no {name}; /help lists the commands."
 
 
 def talk(chat: Chat) -> None:

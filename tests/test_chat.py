@@ -89,10 +89,11 @@ def test_an_interrupted_answer_leaves_no_question_behind(chat, monkeypatch):
 
 
 def test_a_talk_in_the_terminal_ends_with_the_input(tuned, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Say hi.\n/nonsense\n\n/system Be brief.\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Say hi.\n/rest\n/help\n\n/system Be brief.\n"))
     main([str(tuned("tiny, tied", "VeRA").run), "--max-new-tokens", "12"])
     printed = capsys.readouterr().out
-    assert "Hi there.\n■ stopped by itself" in printed and "/base " in printed and "System message set." in printed
+    assert "Hi there.\n■ stopped by itself" in printed and "System message set." in printed
+    assert "There is no /rest; /help lists the commands." in printed and "/base " in printed
 
 
 def test_one_question_prints_its_answer_alone(tuned, capsys):
