@@ -51,7 +51,8 @@ def merge(run: Path, out: Path, dtype: str = "float32") -> float:
     log.info("Writing %s …", out)
     model.save_pretrained(partial, max_shard_size="5GB")
     tokenizer.save_pretrained(partial)
-    keep_pieces(tokenizer, partial)
+    if not keep_pieces(tokenizer, partial):
+        log.warning("The base has no tokenizer.model: llama.cpp makes other tokens of texts from tokenizer.json alone.")
     (partial / "Modelfile").write_text(modelfile(tokenizer, model.generation_config), encoding="utf-8")
     (partial / "README.md").write_text(card(run), encoding="utf-8")
     del model

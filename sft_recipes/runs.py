@@ -50,19 +50,21 @@ def save(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
     say_loader(trainer.model, folder)
 
 
-def keep_pieces(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def keep_pieces(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
     """Puts what llama.cpp's converter reads of a SentencePiece tokenizer beside the tokenizer.json in `folder`.
 
     transformers 5 writes tokenizer.json alone, which lacks the pieces' scores: without tokenizer.model the converter
     gives all pieces one score, and most texts become other tokens. It finds added tokens in added_tokens.json alone.
+    Gives back False where a SentencePiece tokenizer, known by the bytes it falls back to, came without tokenizer.model.
     """
     pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
     if pieces.name != "tokenizer.model" or not pieces.is_file():
-        return
+        return not getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
     shutil.copyfile(pieces, folder / pieces.name)
     known = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     added = {token: id for token, id in tokenizer.get_added_vocab().items() if id >= known}
     (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
+    return True
 
 
 def make_plain(folder: Path, start: dict[str, torch.Tensor]) -> None:

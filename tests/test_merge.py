@@ -115,6 +115,17 @@ def test_of_a_sentencepiece_base_there_is_what_llama_cpp_reads(tokenizer_folder,
     assert ("--override-kv tokenizer.ggml.add_space_prefix=bool:false" in lines[1]) is flag
 
 
+@pytest.mark.parametrize(("kind", "warned"), [("legacy", True), ("llama3", False)])
+def test_a_sentencepiece_base_without_its_pieces_gets_a_warning(tokenizer_folder, tmp_path, caplog, kind, warned):
+    base = shutil.copytree(tokenizer_folder(kind), tmp_path / "base")
+    size = len(AutoTokenizer.from_pretrained(base))
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=size, **GROUPED)).save_pretrained(base)
+    tune(base, lora(), tmp_path / "run", max_steps=2)
+    merge(tmp_path / "run", tmp_path / "merged")
+    assert ("The base has no tokenizer.model" in caplog.text) is warned
+    assert not (tmp_path / "merged" / "added_tokens.json").exists()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_half_as_large_and_rounded_once(tuned, merged, tmp_path, dtype):
     made = tuned("Llama, tied", "LoRA")
