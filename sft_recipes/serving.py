@@ -23,7 +23,7 @@ def modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) 
     else:
         lines = [f'TEMPLATE """{template}"""']
     if Path(getattr(tokenizer, "vocab_file", None) or "").name == "tokenizer.model" and not spaced(tokenizer):
-        lines = [f"# This tokenizer puts no space behind a special token, llama.cpp does without {NO_SPACE}", *lines]
+        lines = [f"# No space stands behind a special token; for llama.cpp, too, with {NO_SPACE}", *lines]
     return "\n".join(["FROM .", *lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
 
 
