@@ -2,7 +2,7 @@
 
 All train on the same QUESTIONS about the little world and are asked the same held-out ones. A recipe keeps its epochs,
 schedule, weight decay, optimizer, adapter, template, packing, and what it takes the loss on. Two things are scaled, for
-all recipes alike, as the model is ten thousand times smaller than theirs and the rows are a thousand: the learning rate
+all recipes alike, as the model is ten thousand times smaller than theirs and the rows are hundreds: the learning rate
 is RATE times theirs, the rows of a step are a SHARE of theirs (packed: of 256 tokens). Who counts in steps gets three
 epochs, and a warm-up counted in steps is 3 % of them.
 """

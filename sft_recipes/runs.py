@@ -55,16 +55,21 @@ def keep_pieces(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
 
     transformers 5 writes tokenizer.json alone, which lacks the pieces' scores: without tokenizer.model the converter
     gives all pieces one score, and most texts become other tokens. It finds added tokens in added_tokens.json alone.
-    Gives back False where a SentencePiece tokenizer, known by the bytes it falls back to, came without tokenizer.model.
+    Gives back False where a SentencePiece tokenizer came without tokenizer.model.
     """
     pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
     if pieces.name != "tokenizer.model" or not pieces.is_file():
-        return not getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
+        return not is_sentencepiece(tokenizer)
     shutil.copyfile(pieces, folder / pieces.name)
     known = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     added = {token: id for token, id in tokenizer.get_added_vocab().items() if id >= known}
     (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
     return True
+
+
+def is_sentencepiece(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a tokenizer was made from SentencePiece's BPE: that one falls back to bytes, others consist of them."""
+    return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
 
 
 def make_plain(folder: Path, start: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from sft_recipes.model import adapter_base
-from sft_recipes.runs import config_of
+from sft_recipes.runs import config_of, is_sentencepiece
 
 MARK = "\u00a7"
 NO_SPACE = "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
@@ -22,7 +22,7 @@ def modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) 
         lines = ["# The chat template is not one piece a message: convert to GGUF, which carries the template itself."]
     else:
         lines = [f'TEMPLATE """{template}"""']
-    if Path(getattr(tokenizer, "vocab_file", None) or "").name == "tokenizer.model" and not spaced(tokenizer):
+    if is_sentencepiece(tokenizer) and not spaced(tokenizer):
         lines = [f"# No space stands behind a special token; for llama.cpp, too, with {NO_SPACE}", *lines]
     return "\n".join(["FROM .", *lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
 

@@ -94,7 +94,7 @@ def test_stop_token_template_card_and_modelfile_are_there(merged):
 
 @pytest.mark.parametrize(("kind", "flag"), [("llama2", True), ("legacy", False)])
 def test_of_a_sentencepiece_base_there_is_what_llama_cpp_reads(tokenizer_folder, tmp_path, kind, flag):
-    """Scores and new tokens; and its flag where no space stands behind a special token: tests/gguf.py asks the server."""
+    """Scores and new tokens; and its flag where no space stands behind a special token: tests/as_gguf.py asks the server."""
     base = shutil.copytree(tokenizer_folder(kind), tmp_path / "base")
     pieces = tokenizer_folder("llama2") / "tokenizer.model"
     if kind == "legacy":

@@ -1,4 +1,4 @@
-"""Merged folders as GGUF, asked through llama.cpp's server: `python tests/gguf.py LLAMA_CPP TOKENIZER`.
+"""Merged folders as GGUF, asked through llama.cpp's server: `python tests/as_gguf.py LLAMA_CPP TOKENIZER`.
 
 LLAMA_CPP is a checkout with `build/bin/llama-server`, TOKENIZER the folder of a base model's tokenizer. A random Llama of
 two layers learns one answer in each template and is merged. Then the server has to make the same tokens of conversations
