@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from sft_recipes.supervision import Policy, announce, check_parity, enforce, key
 log = logging.getLogger(__name__)
 BATCH = 1000  # rows that are formatted and encoded at once
 PARITY_ROWS = 50  # rows a source whose prompts are compared with what serving would show
-SMOKE_ROWS = 200  # rows a source gives under +debug=smoke
+SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, and at most so many of them held out
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def read(name: str, options: Options, config: Config, encoder: Encoder) -> Data:
     rows = load_rows(name, source, source.split)
     if config.smoke:
         rows = rows.select(range(min(len(rows), SMOKE_ROWS)))
+        options = replace(options, held_out=min(options.held_out, SMOKE_HELD_OUT))
     formatter = find_formatter(name, source, config.formatter, rows.column_names)
     if source.held_out_split:
         out = []

@@ -1,6 +1,7 @@
 """The recipes, and what one of them changes in its source: `python -m sft_recipes.recipes [NAME]`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -78,4 +79,5 @@ def cut(text: str, width: int) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has read enough
     main()

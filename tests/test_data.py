@@ -53,6 +53,12 @@ def test_held_out_rows_are_not_trained_on(encoder, tmp_path):
     assert {question["messages"][0]["content"] for question in data.questions} == {f"Question {n}?" for n in out}
 
 
+def test_a_smoke_run_holds_out_few_of_its_few_rows(encoder, tmp_path):
+    file = {"data_files": jsonl(tmp_path / "rows.jsonl", questions(300))}
+    data = load(config(file=file, held_out=2000, smoke=True), encoder, 64)  # as many as a recipe with a million rows has
+    assert (len(data.train), len(data.held_out)) == (180, 20)
+
+
 def test_a_number_of_held_out_rows_is_a_number(encoder, tmp_path):
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", questions(50))}
     assert len(load(config(file=file, held_out=7), encoder, 64).held_out) == 7
