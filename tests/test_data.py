@@ -55,7 +55,7 @@ def test_held_out_rows_are_not_trained_on(encoder, tmp_path):
 
 def test_a_smoke_run_holds_out_few_of_its_few_rows(encoder, tmp_path):
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", questions(300))}
-    data = load(config(file=file, held_out=2000, smoke=True), encoder, 64)  # as many as a recipe with a million rows has
+    data = load(config(file=file, held_out=2000, smoke=True), encoder, 64)  # more than a source gives
     assert (len(data.train), len(data.held_out)) == (180, 20)
 
 
