@@ -22,7 +22,7 @@ lint: .venv/installed-test  ## check style and format
 	$(BIN)/ruff format --check .
 
 tiny: .venv/installed  ## build the embedded tiny model again, in about ten minutes
-	$(BIN)/python -m sft_recipes.tiny.build
+	$(BIN)/python tools/tiny/build.py
 
 clean:  ## remove the environment
 	rm -rf .venv

@@ -5,7 +5,7 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft_recipes.attention import BY_DOCUMENT
+from sft_recipes.modeling.packed_attention import BY_DOCUMENT
 
 SHAPE = {
     "hidden_size": 256,

@@ -23,11 +23,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from prepare import machine
 
-from sft_recipes import page
-from sft_recipes.binding import did_you_mean
-from sft_recipes.config import folder
-from sft_recipes.provenance import effective_batch_size
-from sft_recipes.recipes import composed, method, names
+from sft_recipes.config.hydra_plugin import config_folder
+from sft_recipes.errors import did_you_mean
+from sft_recipes.recipes import compose_recipe, describe_method, recipe_names
+from sft_recipes.reporting.provenance import effective_batch_size
+from sft_recipes.reporting.text import render_table
 
 RATE, SHARE, QUESTIONS = 10, 1 / 8, "train[:700]"
 TEXT = ("continual_pretraining",)  # trains on the world's prose, and so has no questions
@@ -53,9 +53,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the runs' folders are kept; without it they are not")
     parser.add_argument("--more", nargs="*", default=[], help="overrides of every run")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else names()
-    for name in set(wanted) - set(names()):
-        sys.exit(f"There is no recipe={name}.{did_you_mean(name, names())}")
+    wanted = options.only.split(",") if options.only else recipe_names()
+    for name in set(wanted) - set(recipe_names()):
+        sys.exit(f"There is no recipe={name}.{did_you_mean(name, recipe_names())}")
     changes = {} if options.only else CHANGES
     runs = {change: [*overrides("tiny"), *more] for change, more in changes.items()}  # first, as they take long
     runs |= {name: overrides(name) for name in wanted}
@@ -67,12 +67,12 @@ def main() -> None:
         if "failed" in result:
             print(f"{name} failed: {result['failed']}", file=sys.stderr)
     print(f"{machine()}\n{len(runs)} runs in {time.perf_counter() - started:,.0f} s, learning rates times {RATE}\n")
-    print("\n".join(page.table([HEAD, *(row(name, found[name]) for name in wanted)])))
+    print("\n".join(render_table([HEAD, *(row(name, found[name]) for name in wanted)])))
     if changes:
         before = found["tiny"]["before"]
         base = ["untrained", *[""] * 6, share(before["exact_match"]), share(before["held_out"]["p_stop"]), "", ""]
         rows = [base, row("as it is", found["tiny"]), *(row(change, found[change]) for change in changes)]
-        print("\nRecipe tiny with one thing changed:\n\n" + "\n".join(page.table([HEAD, *rows])))
+        print("\nRecipe tiny with one thing changed:\n\n" + "\n".join(render_table([HEAD, *rows])))
 
 
 def overrides(name: str) -> list[str]:
@@ -81,7 +81,7 @@ def overrides(name: str) -> list[str]:
         return ["+recipe=tiny", f"+data.tiny.split='{QUESTIONS}'", *ALIKE]
     source = "prose" if name in TEXT else "tiny"
     chosen = [f"+recipe={name}", "model=tiny", "data=[tiny]"]
-    config = composed(name)
+    config = compose_recipe(name)
     trainer, ours = config.trainer, next(value for value in config.data.values() if isinstance(value, dict))
     batch = max(1, round(effective_batch_size(trainer) * SHARE))
     values = {
@@ -111,7 +111,7 @@ def overrides(name: str) -> list[str]:
 def left_over(chosen: list[str]) -> list[str]:
     """The sources that a config has after these choices: those a recipe sets something of stay behind."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
         data = compose("config", chosen).data
     return [key for key in data if hasattr(data[key], "keys")]
 
@@ -127,14 +127,14 @@ def run_all(runs: dict[str, list[str]], root: Path) -> dict[str, dict[str, Any]]
 
 def one(values: list[str], where: Path) -> dict[str, Any]:
     """One run in this process, as the command line would do it; its output is in the folder's log."""
-    from sft_recipes.__main__ import main as command
+    from sft_recipes.__main__ import main
 
     GlobalHydra.instance().clear()
     sys.argv = ["sft_recipes", *values, f"hydra.run.dir={where}"]
     where.mkdir(parents=True, exist_ok=True)
     with (where / "said.txt").open("w") as said, redirect_stdout(said), redirect_stderr(said):
         try:
-            command()
+            main()
             failed = None
         except SystemExit as stopped:
             failed = stopped.code
@@ -156,7 +156,7 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
     batch = effective_batch_size(trainer)
     on = "all tokens" if source.get("supervise") == "all" or source.get("formatter") == "text" else "answers"
     return [
-        name, method(config["adapter"]), f"{trainer['learning_rate']:.2g}", f"{trainer['num_train_epochs']:g}",
+        name, describe_method(config["adapter"]), f"{trainer['learning_rate']:.2g}", f"{trainer['num_train_epochs']:g}",
         f"{batch} packed" if trainer["packing"] else str(batch), on, str(found["steps"]),
         share(found.get("exact_match")), share(found.get("p_stop")),
         f"{found['forgetting']['change']:+.1%}", f"{found['train_seconds']:.0f} s",

@@ -107,25 +107,27 @@ def child(arguments: list[str]) -> None:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from sft_recipes import memory, train
-    from sft_recipes.__main__ import main as run
-    from sft_recipes.binding import call
-    from sft_recipes.config import folder, from_hydra, register
-    from sft_recipes.model import load_tokenizer
+    from sft_recipes import train
+    from sft_recipes.__main__ import main
+    from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+    from sft_recipes.config.schema import from_hydra
+    from sft_recipes.config.validation import call_validated
+    from sft_recipes.modeling.loading import load_tokenizer
+    from sft_recipes.training.memory import estimate_memory
 
     torch.set_num_threads(1)
     assert train, "what a run imports is in memory before it is measured"
-    register()
-    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+    register_with_hydra()
+    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
         config = from_hydra(compose("config", [part for part in arguments if not part.startswith("hydra.")]))
-    new = call(load_tokenizer, config.model, "model")[2]
-    estimated = memory.estimate(config, gpu=False, new=new).total
+    new = call_validated(load_tokenizer, config.model, "model")[2]
+    estimated = estimate_memory(config, gpu=False, new=new).total
     with open("/proc/self/statm", encoding="utf-8") as file:
         before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
         file.write("5")  # the high-water mark starts anew
     sys.argv = ["sft_recipes", *arguments]
-    run()
+    main()
     with open("/proc/self/status", encoding="utf-8") as lines:
         peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     print(estimated, peak - before)
@@ -135,15 +137,15 @@ def needs() -> None:
     """What every recipe needs on one device with bf16, by its own numbers."""
     import contextlib
 
-    from sft_recipes import memory
-    from sft_recipes.recipes import composed, names
+    from sft_recipes.recipes import compose_recipe, recipe_names
+    from sft_recipes.training.memory import estimate_memory, format_bytes
 
-    for name in names():
-        config = composed(name)
+    for name in recipe_names():
+        config = compose_recipe(name)
         shape = None if name == "tiny" else shape_of(config.model["id"])
         with contextlib.redirect_stderr(None):
-            found = memory.estimate(config, gpu=True, shape=shape)
-        print(f"{name}: {memory.gib(found.total)}, estimated")
+            found = estimate_memory(config, gpu=True, shape=shape)
+        print(f"{name}: {format_bytes(found.total)}, estimated")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from datasets import Dataset
 from prepare import DATA, FILES, MAX_LENGTH, machine, neox, real_rows
 from trl import data_utils, pack_dataset
 
-from sft_recipes.encoding import Encoder
-from sft_recipes.formatters import Conversation
-from sft_recipes.packing import pack
-from sft_recipes.rows import lengths_of, packed, shorten, table
+from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.mixing import apply_max_length_policy
+from sft_recipes.data.packing import pack_lengths, pack_rows
+from sft_recipes.data.token_rows import row_lengths, to_dataset
+from sft_recipes.encoding.encoder import Encoder
 
 ROWS = 52_000
 STRATEGIES = ("bfd", "bfd_split", "wrapped")
@@ -30,11 +31,11 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_caching()
     datasets.disable_progress_bars()
-    rows, _ = shorten("benchmark", repeated_rows(options.data), MAX_LENGTH, "auto")
+    rows, _ = apply_max_length_policy("benchmark", repeated_rows(options.data), MAX_LENGTH, "auto")
     print(f"{machine()}\n")
-    compare("real rows, repeated with a suffix a copy", rows, lengths_of(rows))
+    compare("real rows, repeated with a suffix a copy", rows, row_lengths(rows))
     if options.million:
-        lengths = around(lengths_of(rows), 1_000_000)
+        lengths = around(row_lengths(rows), 1_000_000)
         compare("lengths within 10 % of the real ones, one column of one byte a token", one_column(lengths), lengths)
 
 
@@ -44,7 +45,7 @@ def repeated_rows(folder: Path) -> Dataset:
     rows = [FILES[name](row) for name, source in real_rows(folder).items() for row in source]
     copies = (with_suffix(row, f" (copy {copy})") for copy in itertools.count(1) for row in rows)
     encoded = Encoder(tokenizer, template).encode(list(itertools.islice(copies, ROWS)))
-    return table({key: encoded[key] for key in ("input_ids", "labels")})
+    return to_dataset({key: encoded[key] for key in ("input_ids", "labels")})
 
 
 def with_suffix(conversation: Conversation, suffix: str) -> Conversation:
@@ -70,9 +71,9 @@ def compare(what: str, rows: Dataset, lengths: np.ndarray) -> None:
     """Prints rows, fill and seconds of every way to pack; those of TRL's functions alone are without `Dataset.map`."""
     print(f"{len(lengths):,} {what}: {lengths.sum():,} tokens, the longest {lengths.max()}, max_length {MAX_LENGTH}")
     print(f"{'':44}  {'rows':>7}  {'full':>6}  {'seconds':>7}")
-    show("ours: pack, lengths alone", lengths, lambda: pack(lengths, MAX_LENGTH))
+    show("ours: pack, lengths alone", lengths, lambda: pack_lengths(lengths, MAX_LENGTH))
     if "labels" in rows.column_names:
-        show("ours: packed, ids and labels", lengths, lambda: packed(rows, MAX_LENGTH, seed=0))
+        show("ours: packed, ids and labels", lengths, lambda: pack_rows(rows, MAX_LENGTH, seed=0))
     for strategy in STRATEGIES:
         show(f"TRL: pack_dataset {strategy}", lengths, lambda name=strategy: pack_dataset(rows, MAX_LENGTH, name))
     alone = one_column(lengths).data.table

@@ -17,12 +17,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import data
-from sft_recipes.chat_template import prepare, render
-from sft_recipes.config import Config
-from sft_recipes.encoding import Encoder
-from sft_recipes.formatters import Conversation, alpaca, sharegpt
-from sft_recipes.rows import packed, token_counts
+from sft_recipes.config.schema import Config
+from sft_recipes.data import prepare
+from sft_recipes.data.formatters import Conversation, alpaca, sharegpt
+from sft_recipes.data.packing import pack_rows
+from sft_recipes.data.prepare import prepare_data
+from sft_recipes.data.token_rows import count_tokens
+from sft_recipes.encoding.chat_template import prepare_tokenizer, render_template
+from sft_recipes.encoding.encoder import Encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILES = {"alpaca_en_demo": alpaca, "gpteacher_roleplay": alpaca, "gsm8k_train": alpaca}
@@ -41,7 +43,7 @@ def main() -> None:
     tokenizer, template = neox(options.data)
     conversations = [FILES[name](row) for name, rows in sources.items() for row in rows]
     messages = Dataset.from_list([trl_form(each) for each in conversations], on_mixed_types="use_json")
-    texts = [render(tokenizer, template, each["messages"], each.get("tools"))[0] for each in conversations]
+    texts = [render_template(tokenizer, template, each["messages"], each.get("tools"))[0] for each in conversations]
     sides = {
         "TRL: messages, masks, labels, bfd": lambda: trl(messages, tokenizer, template),
         "ours: raw rows, formatters, labels": lambda: ours(sources, tokenizer, template),
@@ -69,7 +71,7 @@ def neox(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
     """GPT-NeoX's tokenizer with ChatML's control tokens, and the template with markers."""
     file, end = str(folder / "neox_20b_tokenizer.json"), "<|endoftext|>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, eos_token=end, bos_token=end)
-    return tokenizer, prepare(tokenizer, "chatml")[0]
+    return tokenizer, prepare_tokenizer(tokenizer, "chatml")[0]
 
 
 def trl_form(conversation: Conversation) -> Conversation:
@@ -90,10 +92,10 @@ def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, templa
     """A run's own code, `data.prepare` and `packed`, all rows to train on; only reading the files is left out."""
     entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
     rest = {"model": {}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}, "evaluate": {}}
-    with patch.object(data, "load_rows", lambda name, *_: sources[name]):
+    with patch.object(prepare, "load_rows", lambda name, *_: sources[name]):
         config = Config("benchmark", data=entries, **rest)
-        rows = data.prepare(config, Encoder(tokenizer, template), MAX_LENGTH).train
-    return packed(rows, MAX_LENGTH, config.seed)
+        rows = prepare_data(config, Encoder(tokenizer, template), MAX_LENGTH).train
+    return pack_rows(rows, MAX_LENGTH, config.seed)
 
 
 def bare(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list:
@@ -124,7 +126,7 @@ def alternate(sides: dict[str, Callable], rounds: int) -> tuple[list[float], lis
 
 def summary(rows: Dataset) -> str:
     """How many packed rows and tokens there are."""
-    counts = token_counts(rows)
+    counts = count_tokens(rows)
     full = counts["tokens"] / len(rows) / MAX_LENGTH
     return f"{counts['tokens']:,} tokens, {counts['supervised_tokens']:,} supervised, {len(rows)} rows {full:.1%} full"
 

@@ -26,11 +26,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes.adapters import fit, mend, peft_config
-from sft_recipes.attention import isolate
-from sft_recipes.encoding import Encoder
-from sft_recipes.model import load_model
-from sft_recipes.rows import lengths_of, packed, table
+from sft_recipes.data.packing import pack_rows
+from sft_recipes.data.token_rows import row_lengths, to_dataset
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.modeling.adapters import build_peft_config, prepare_peft_config
+from sft_recipes.modeling.loading import load_model
+from sft_recipes.modeling.packed_attention import select_packed_attention
+from sft_recipes.training.trainer import mend
 
 LLAMA = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
          "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256}  # fmt: skip
@@ -104,8 +106,8 @@ def encoded(options: argparse.Namespace) -> tuple[Dataset, Any, str]:
     encoder = Encoder(tokenizer, template)
     talks = [FILES[name](row) for name, rows in real_rows(options.data).items() for row in rows.select(range(300))]
     found = encoder.encode(talks)
-    rows = table({key: found[key] for key in ("input_ids", "labels")})
-    short = [place for place, length in enumerate(lengths_of(rows)) if length <= options.length]
+    rows = to_dataset({key: found[key] for key in ("input_ids", "labels")})
+    short = [place for place, length in enumerate(row_lengths(rows)) if length <= options.length]
     return rows.select(short), tokenizer, encoder.stop
 
 
@@ -122,12 +124,12 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     """Our model, our packing over all rows, our attention on a CPU; TRL's trainer."""
     rows, tokenizer, stop = encoded(options)
     adapter = {"type": "none"} if options.kinds == "full" else {"type": "lora", "lora": LORA}
-    peft, quantization = peft_config(adapter), BitsAndBytesConfig(**NF4) if options.kinds == "qlora" else None
+    peft, quantization = build_peft_config(adapter), BitsAndBytesConfig(**NF4) if options.kinds == "qlora" else None
     model = load_model({"id": base(options)}, quantization, peft is not None, tokenizer, stop, [])
-    isolate(model, None)
-    rows = packed(rows, options.length, seed=0)
+    select_packed_attention(model, None)
+    rows = pack_rows(rows, options.length, seed=0)
     trainer = SFTTrainer(model, settings(options, packing=True), train_dataset=rows, processing_class=tokenizer,
-                         peft_config=fit(peft, model, []))  # fmt: skip
+                         peft_config=prepare_peft_config(peft, model, []))  # fmt: skip
     mend(trainer, adapter)
     return measured(trainer, options)
 
@@ -152,7 +154,7 @@ def defaults(options: argparse.Namespace) -> dict[str, float]:
 def bare(options: argparse.Namespace) -> dict[str, float]:
     """A loop over packed rows: positions keep documents apart, cross entropy on the logits, AdamW."""
     rows, _, _ = encoded(options)
-    rows = packed(rows, options.length, seed=0)
+    rows = pack_rows(rows, options.length, seed=0)
     model = raw_model(options)
     if options.kinds != "full":
         model = get_peft_model(model, lora(options))

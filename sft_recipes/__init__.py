@@ -3,8 +3,8 @@
 import logging
 import warnings
 
-from sft_recipes.binding import ConfigError
-from sft_recipes.formatters import DataError, alpaca, chatml, prompt_completion, sharegpt, text
+from sft_recipes.data.formatters import alpaca, chatml, prompt_completion, sharegpt, text
+from sft_recipes.errors import ConfigError, DataError
 
 __all__ = ["ConfigError", "DataError", "alpaca", "chatml", "prompt_completion", "sharegpt", "text"]
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 def __getattr__(name: str):
     """What needs torch or transformers is imported when it is asked for, so that `--help` stays light."""
-    homes = {"CompletionOnlyCollator": "collator", "Encoder": "encoding", "show_mask": "mask"}
+    homes = {"CompletionOnlyCollator": "data.collator", "Encoder": "encoding.encoder", "show_mask": "data.mask_view"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
-from sft_recipes.binding import ConfigError
-from sft_recipes.runs import load_run
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.save_load import load_run
 
 HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
 /system …  the system message from here on; without a text there is none
@@ -101,7 +101,7 @@ class Chat:
         return calls[name]() if name in calls else f"There is no {name}; /help lists the commands."
 
 
-def talk(chat: Chat) -> None:
+def chat_loop(chat: Chat) -> None:
     """Reads questions and commands from the terminal until Ctrl-D or /quit."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() edits its line and remembers earlier ones
@@ -115,19 +115,19 @@ def talk(chat: Chat) -> None:
             return None
         try:
             if line:
-                print(dim(chat.command(line) if line.startswith("/") else chat.ask(line)))
+                print(dim_text(chat.command(line) if line.startswith("/") else chat.ask(line)))
         except KeyboardInterrupt:
-            print(dim("… interrupted"))
+            print(dim_text("… interrupted"))
         except Exception as error:  # a template may refuse the conversation, in words of its own
-            print(dim(f"{type(error).__name__}: {error}"))
+            print(dim_text(f"{type(error).__name__}: {error}"))
 
 
-def dim(text: str) -> str:
+def dim_text(text: str) -> str:
     """The text in grey, in a terminal."""
     return f"\033[2m{text}\033[0m" if sys.stdout.isatty() else text
 
 
-def sampling(run: Path) -> dict[str, float]:
+def sampling_options(run: Path) -> dict[str, float]:
     """Temperature and top_p of the run's sampled answers."""
     file = run / "metrics.json"
     said = json.loads(file.read_text(encoding="utf-8")).get("after", {}) if file.is_file() else {}
@@ -151,11 +151,11 @@ def main(arguments: list[str] | None = None) -> None:
     if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
         model.to("cuda")
     options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
-    chat = Chat(model, tokenizer, options | (sampling(given.run) if given.sample else {}))
+    chat = Chat(model, tokenizer, options | (sampling_options(given.run) if given.sample else {}))
     if given.system:
         chat.system(given.system)
     if given.prompt is None:
-        talk(chat)
+        chat_loop(chat)
     else:
         print(chat.ask(given.prompt), file=sys.stderr)
 

@@ -17,14 +17,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from sft_recipes.binding import ConfigError
-from sft_recipes.model import adapter_base, model_folder
-from sft_recipes.runs import check_run, config_of, keep_pieces, load_run, quantization_of
-from sft_recipes.serving import card, modelfile
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.loading import load_adapter_config, model_folder
+from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
+from sft_recipes.modeling.save_load import (
+    check_finished_run,
+    load_run,
+    save_sentencepiece_model,
+    saved_config,
+    saved_quantization,
+)
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FALLBACK = [("Hello!", "Hello, how can I help?"), ("What is two and two?", "Four.")]
+FALLBACK_CONVERSATIONS = [("Hello!", "Hello, how can I help?"), ("What is two and two?", "Four.")]
 
 
 def merge(run: Path, out: Path, dtype: str = "float32") -> float:
@@ -33,28 +39,28 @@ def merge(run: Path, out: Path, dtype: str = "float32") -> float:
     LoRA goes into the base, QLoRA into the dequantized base, the values that it was trained on. The folder gets its
     name when all is written and checked, so that what has the name is whole. Raises ConfigError where the check fails.
     """
-    check_run(run)
+    check_finished_run(run)
     partial = out.with_name(out.name + ".partial")
     if out.exists():
         raise ConfigError(f"{out} is there already. Remove it, or write another --out.")
-    check_space(run, out, dtype)
+    check_disk_space(run, out, dtype)
     shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
-    quantized = quantization_of(model_folder(str(run))) is not None
+    quantized = saved_quantization(model_folder(str(run))) is not None
     model, tokenizer = load_run(run, dtype)
-    rows = check_rows(run, tokenizer)
+    rows = check_conversations(run, tokenizer)
     expected = last_logits(model, rows)
     if quantized:
         del model
         gc.collect()
         model, _ = load_run(run, dtype, dequantize=True)
-    model = merged(model, getattr(torch, dtype))
+    model = merge_adapter(model, getattr(torch, dtype))
     log.info("Writing %s …", out)
     model.save_pretrained(partial, max_shard_size="5GB")
     tokenizer.save_pretrained(partial)
-    if not keep_pieces(tokenizer, partial):
+    if not save_sentencepiece_model(tokenizer, partial):
         log.warning("The base has no tokenizer.model: llama.cpp makes other tokens of texts from tokenizer.json alone.")
-    (partial / "Modelfile").write_text(modelfile(tokenizer, model.generation_config), encoding="utf-8")
-    (partial / "README.md").write_text(card(run), encoding="utf-8")
+    (partial / "Modelfile").write_text(build_modelfile(tokenizer, model.generation_config), encoding="utf-8")
+    (partial / "README.md").write_text(merged_model_card(run), encoding="utf-8")
     del model
     gc.collect()
     difference = check_merged(partial, rows, expected, dtype)
@@ -62,10 +68,10 @@ def merge(run: Path, out: Path, dtype: str = "float32") -> float:
     return difference
 
 
-def check_space(run: Path, out: Path, dtype: str) -> None:
+def check_disk_space(run: Path, out: Path, dtype: str) -> None:
     """Raises ConfigError where the disk has no room for the weights."""
-    folder, carried = model_folder(str(run)), adapter_base(str(run))
-    options = {"trust_remote_code": bool(config_of(run)["model"].get("trust_remote_code"))}
+    folder, carried = model_folder(str(run)), load_adapter_config(str(run))
+    options = {"trust_remote_code": bool(saved_config(run)["model"].get("trust_remote_code"))}
     try:
         shape = AutoConfig.from_pretrained(carried.base_model_name_or_path if carried else folder, **options)
     except OSError as error:
@@ -79,7 +85,7 @@ def check_space(run: Path, out: Path, dtype: str) -> None:
         raise ConfigError(f"{out} needs {needed / 2**30:.1f} GiB, and {parent} has {free / 2**30:.1f} GiB free.")
 
 
-def merged(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     """The base with the adapter in its weights, each layer added in fp32 and rounded once; other models as they are."""
     if not isinstance(model, PeftModel):
         return model
@@ -97,11 +103,11 @@ def merged(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> PreTrained
         return model.merge_and_unload().to(dtype)
 
 
-def check_rows(run: Path, tokenizer: PreTrainedTokenizerFast, number: int = 4) -> list[list[int]]:
+def check_conversations(run: Path, tokenizer: PreTrainedTokenizerFast, number: int = 4) -> list[list[int]]:
     """A few conversations as tokens: held-out questions of the run with their answers, where it has some."""
     file = (run if (run / "answers.jsonl").is_file() else run.parent) / "answers.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()[:number] if file.is_file() else []
-    asked = [(row["prompt"], row["reference"]) for row in map(json.loads, lines)] or FALLBACK
+    asked = [(row["prompt"], row["reference"]) for row in map(json.loads, lines)] or FALLBACK_CONVERSATIONS
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], return_dict=False

@@ -10,10 +10,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from sft_recipes.binding import did_you_mean
-from sft_recipes.config import Config, folder, from_hydra, register
-from sft_recipes.page import table as markdown
-from sft_recipes.provenance import compared, elsewhere
+from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+from sft_recipes.config.schema import Config, from_hydra
+from sft_recipes.errors import did_you_mean
+from sft_recipes.reporting.provenance import compare_with_source, other_departures
+from sft_recipes.reporting.text import render_table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,59 +22,67 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sft_recipes.recipes", description=main.__doc__)
     parser.add_argument("name", nargs="?", help="a recipe of the list")
     name = parser.parse_args(arguments).name
-    if name and name not in names():
-        sys.exit(f"There is no recipe={name}.{did_you_mean(name, names())}")
-    print("\n".join(markdown(listing([name])) + ["", *page(composed(name))] if name else markdown(listing(names()))))
+    if name and name not in recipe_names():
+        sys.exit(f"There is no recipe={name}.{did_you_mean(name, recipe_names())}")
+    print(
+        "\n".join(
+            render_table(list_recipes([name])) + ["", *recipe_page(compose_recipe(name))]
+            if name
+            else render_table(list_recipes(recipe_names()))
+        )
+    )
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """Every recipe that ships with the package."""
-    return sorted(path.stem for path in (folder("recipes") / "recipe").glob("*.yaml"))
+    return sorted(path.stem for path in (config_folder("recipes") / "recipe").glob("*.yaml"))
 
 
-def composed(name: str, *overrides: str) -> Config:
+def compose_recipe(name: str, *overrides: str) -> Config:
     """What `+recipe=NAME` runs."""
     GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+    register_with_hydra()
+    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
         return from_hydra(compose("config", [f"+recipe={name}", *overrides]))
 
 
-def listing(chosen: list[str]) -> list[list[str]]:
+def list_recipes(chosen: list[str]) -> list[list[str]]:
     """A row a recipe, under a head: its name, source, model, data, adapter and memory."""
     rows = [["recipe", "source", "model", "data", "adapter", "memory"]]
     for name in chosen:
-        config = composed(name)
+        config = compose_recipe(name)
         source = config.provenance["source"].removeprefix("https://").split(",")[0]
         data = [key for key, value in config.data.items() if isinstance(value, dict)]
         shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
         model = "the embedded one" if name == "tiny" else config.model["id"]
-        rows.append([name, cut(source, 50), model, shown, method(config.adapter), config.provenance["needs"]])
+        rows.append(
+            [name, cut_text(source, 50), model, shown, describe_method(config.adapter), config.provenance["needs"]]
+        )
     return rows
 
 
-def method(adapter: Mapping[str, Any]) -> str:
+def describe_method(adapter: Mapping[str, Any]) -> str:
     """What is trained, in two words.
 
-    >>> method({"type": "lora", "lora": {"r": 64}, "quantization": {"load_in_4bit": True}}), method({"type": "none"})
-    ('QLoRA r=64', 'full')
+    >>> describe_method({"type": "lora", "lora": {"r": 64}, "quantization": {"load_in_4bit": True}})
+    'QLoRA r=64'
     """
     if adapter["type"] == "none":
         return "full"
     return f"{'QLoRA' if adapter.get('quantization') else 'LoRA'} r={adapter['lora'].get('r', 8)}"
 
 
-def page(config: Config) -> list[str]:
+def recipe_page(config: Config) -> list[str]:
     """The source's values beside the recipe's, then what departs in other ways and what the source does not say."""
     provenance = config.provenance
     lines = [f"Source: {provenance['source']} (confidence {provenance['confidence']})", ""]
-    lines += markdown(compared(asdict(config)))
-    lines += ["", *(f"Departs in {key}: {why}." for key, why in elsewhere(provenance).items())]
+    lines += render_table(compare_with_source(asdict(config)))
+    lines += ["", *(f"Departs in {key}: {why}." for key, why in other_departures(provenance).items())]
     lines += [f"Not said by the source: {what}." for what in provenance["unknown"]]
     return lines
 
 
-def cut(text: str, width: int) -> str:
+def cut_text(text: str, width: int) -> str:
     """A text of at most `width` characters."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from tuned import GROUPED, ROOT, ROW, lora, tune
 
 from sft_recipes.merge import merge
-from sft_recipes.page import table
+from sft_recipes.reporting.text import render_table
 
 TEMPLATES = ("chatml", "llama2", "llama3", "vicuna", "zephyr")
 
@@ -38,7 +38,7 @@ def main() -> None:
             for tied in (True, False):
                 folder = merged(Path(scratch) / f"{template} {tied}", tokenizer, template, tied)
                 rows.append([template, "yes" if tied else "no", *compare(llama_cpp, folder)])
-    print("\n".join(table(rows)))
+    print("\n".join(render_table(rows)))
 
 
 def merged(folder: Path, source: Path, template: str, tied: bool) -> Path:

@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft_recipes.__main__ import main
-from sft_recipes.model import load_tokenizer
+from sft_recipes.modeling.loading import load_tokenizer
 
 # rouge-score brings absl, whose handler keeps the stderr it was imported with, pytest's, and closes it when Hydra sets up
 # logging in a test with another one; the process's own it leaves open
@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "templates").glob("*.jinja"))
+TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "encoding" / "templates").glob("*.jinja"))
 LLAMA3_SPLIT = (  # the split pattern of Llama 3 and Qwen
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -99,7 +99,7 @@ def base_tokenizer_folder(kind: str, root: Path) -> Path:
             show_progress=False,
         )
         bpe.train_from_iterator(
-            [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("sft_recipes/*.py"))], trainer
+            [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("sft_recipes/**/*.py"))], trainer
         )
         PreTrainedTokenizerFast(
             tokenizer_object=bpe, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"

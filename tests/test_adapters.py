@@ -10,10 +10,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tuned import ADAPTERS, BASES, in_fresh_process, logits, lora, make_base, tune
 
-from sft_recipes.adapters import TYPES, fit, peft_config, quantization_config, train_new_tokens
-from sft_recipes.binding import ConfigError
-from sft_recipes.config import METHODS, PROMPTS, check_adapter
-from sft_recipes.model import adapter_base, distinct, load_model, load_tokenizer
+from sft_recipes.config.schema import PEFT_TYPES, PROMPT_LEARNING_TYPES, check_adapter
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.adapters import (
+    PEFT_CONFIGS,
+    build_peft_config,
+    build_quantization_config,
+    prepare_peft_config,
+    train_new_tokens,
+)
+from sft_recipes.modeling.embeddings import are_rows_distinct
+from sft_recipes.modeling.loading import load_adapter_config, load_model, load_tokenizer
+from sft_recipes.modeling.save_load import check_saved_adapter
 
 SAME = ["LoRA", "rsLoRA", "DoRA", "LoRA+", "IA3", "VeRA"]
 CASES = [(base, "LoRA") for base in BASES] + [
@@ -38,7 +46,7 @@ def test_new_chat_tokens_are_learnt(tuned, base, kind):
     end = max(place for place, id in enumerate(ids) if id == stop)
     assert made.trainer.stop_id == stop and best[end - 1] == stop and best[end - 3] != stop
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        assert distinct(layer.weight.detach()[[start, stop]])
+        assert are_rows_distinct(layer.weight.detach()[[start, stop]])
     rows = {name: value for name, value in model.named_parameters() if "trainable_tokens_delta" in name}
     assert len(rows) == (1 if model.config.tie_word_embeddings else 2)
     assert all((value - made.trainer.at_start[name]).abs().amax(1).min() > 1e-3 for name, value in rows.items())
@@ -159,24 +167,29 @@ def llama(tmp_path_factory):
     ],
 )  # fmt: skip
 def test_a_name_that_would_be_passed_over_gets_a_line(llama, fields, line):
-    peft = peft_config({"type": "lora", "lora": fields})
-    assert error_of(fit, peft, *llama) == line
+    peft = build_peft_config({"type": "lora", "lora": fields})
+    assert error_of(prepare_peft_config, peft, *llama) == line
 
 
 def test_names_by_their_ends_and_as_a_pattern_are_found(llama):
     for targets in (["self_attn.q_proj", "down_proj"], r".*layers\.1\..*(q|v)_proj", "all-linear"):
-        peft = peft_config({"type": "lora", "lora": {"target_modules": targets, "exclude_modules": ["up_proj"]}})
-        assert fit(peft, *llama).trainable_token_indices == dict.fromkeys(("model.embed_tokens", "lm_head"), llama[1])
+        peft = build_peft_config({"type": "lora", "lora": {"target_modules": targets, "exclude_modules": ["up_proj"]}})
+        assert prepare_peft_config(peft, *llama).trainable_token_indices == dict.fromkeys(
+            ("model.embed_tokens", "lm_head"), llama[1]
+        )
 
 
 def test_a_layer_that_is_trained_whole_needs_no_rows_of_its_own(llama):
-    peft = peft_config({"type": "lora", "lora": {"modules_to_save": ["lm_head"]}})
-    assert fit(peft, *llama).trainable_token_indices == {"model.embed_tokens": llama[1]}
+    peft = build_peft_config({"type": "lora", "lora": {"modules_to_save": ["lm_head"]}})
+    assert prepare_peft_config(peft, *llama).trainable_token_indices == {"model.embed_tokens": llama[1]}
 
 
 def test_rows_that_the_config_names_are_trained_with_the_new_ones(llama):
-    peft = peft_config({"type": "lora", "lora": {"trainable_token_indices": [5]}})
-    assert fit(peft, *llama).trainable_token_indices == {"model.embed_tokens": [5, *llama[1]], "lm_head": llama[1]}
+    peft = build_peft_config({"type": "lora", "lora": {"trainable_token_indices": [5]}})
+    assert prepare_peft_config(peft, *llama).trainable_token_indices == {
+        "model.embed_tokens": [5, *llama[1]],
+        "lm_head": llama[1],
+    }
 
 
 @pytest.mark.parametrize("whole", ["embed_tokens", "lm_head"])
@@ -212,11 +225,11 @@ def test_trained_prompts_refuse_packing_and_new_tokens(llama, kind):
     line = f"adapter.type={kind} puts tokens of its own before every row, so rows cannot be joined. Write trainer.packing=false."
     assert error_of(check_adapter, {"type": kind}, True) == line
     check_adapter({"type": kind, kind: {"num_virtual_tokens": 4}}, False)
-    peft = peft_config({"type": kind, kind: {"num_virtual_tokens": 4}})
-    assert error_of(fit, peft, *llama).startswith(
+    peft = build_peft_config({"type": kind, kind: {"num_virtual_tokens": 4}})
+    assert error_of(prepare_peft_config, peft, *llama).startswith(
         f"adapter.type={kind} cannot train the 2 tokens that the chat template"
     )
-    assert fit(peft, llama[0], []) is peft
+    assert prepare_peft_config(peft, llama[0], []) is peft
 
 
 @pytest.mark.parametrize(
@@ -229,13 +242,13 @@ def test_trained_prompts_refuse_packing_and_new_tokens(llama, kind):
     ],
 )  # fmt: skip
 def test_an_adapter_that_there_is_not_gets_a_line(adapter, line):
-    assert error_of(peft_config, adapter) == line
+    assert error_of(build_peft_config, adapter) == line
 
 
 def test_every_method_of_pefts_is_known_and_every_prompt_is_one():
-    assert sorted(METHODS) == sorted(TYPES)
-    flags = {name: issubclass(config, PromptLearningConfig) for name, config in TYPES.items()}
-    assert sorted(PROMPTS) == sorted(name for name, is_prompt in flags.items() if is_prompt)
+    assert sorted(PEFT_TYPES) == sorted(PEFT_CONFIGS)
+    flags = {name: issubclass(config, PromptLearningConfig) for name, config in PEFT_CONFIGS.items()}
+    assert sorted(PROMPT_LEARNING_TYPES) == sorted(name for name, is_prompt in flags.items() if is_prompt)
 
 
 @pytest.mark.parametrize(
@@ -249,14 +262,14 @@ def test_every_method_of_pefts_is_known_and_every_prompt_is_one():
     ],
 )  # fmt: skip
 def test_a_wrong_quantization_gets_a_line(values, line):
-    assert error_of(quantization_config, {"quantization": values}) == line
+    assert error_of(build_quantization_config, {"quantization": values}) == line
 
 
 def test_an_adapter_run_is_trained_further(tuned, tmp_path):
     made = tuned("Llama, untied", "LoRA")
     trainer = tune(made.run, lora(), tmp_path / "run", template=None, max_steps=20)
     assert trainer.new_tokens == [] and trainer.state.log_history[0]["loss"] < 3.1  # the first run began at 6
-    assert adapter_base(str(tmp_path / "run")).base_model_name_or_path == str(made.base)
+    assert load_adapter_config(str(tmp_path / "run")).base_model_name_or_path == str(made.base)
     rows = [value for name, value in trainer.model.named_parameters() if "trainable_tokens_delta" in name]
     assert len(rows) == 2 and all(value.requires_grad for value in rows)
     assert max(in_fresh_process([(tmp_path / "run", made.base, True)])[0].values()) <= 1e-5
@@ -277,7 +290,7 @@ def test_an_adapter_run_is_trained_further_as_it_is_or_not_at_all(tuned, tmp_pat
 
 
 def test_other_methods_train_both_embeddings_whole(llama, caplog):
-    peft = peft_config({"type": "ia3"})
+    peft = build_peft_config({"type": "ia3"})
     with caplog.at_level(logging.WARNING, logger="sft_recipes"):
         train_new_tokens(peft, *llama)
     assert peft.modules_to_save == ["model.embed_tokens", "lm_head"]
@@ -287,14 +300,12 @@ def test_other_methods_train_both_embeddings_whole(llama, caplog):
 def test_a_folder_that_lacks_what_was_trained_is_refused(tuned):
     from safetensors.torch import save_file
 
-    from sft_recipes.runs import check_saved
-
     made = tuned("Qwen3, untied", "LoRA")
     file = made.run / "model" / "adapter_model.safetensors"
     whole = load_file(file)
     save_file({name: value for name, value in whole.items() if "layers.1" not in name}, file)
-    line = error_of(check_saved, made.trainer.model, made.run / "model")
+    line = error_of(check_saved_adapter, made.trainer.model, made.run / "model")
     save_file(whole, file)
     lost = [name for name in whole if "layers.1" in name]
     assert line.startswith(f"{made.run / 'model'}: {len(lost)} trained weights are not in it, the first is base_model.")
-    check_saved(made.trainer.model, made.run / "model")  # and the model is what it was
+    check_saved_adapter(made.trainer.model, made.run / "model")  # and the model is what it was

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sft_recipes.answers import answerable, answers, history
-from sft_recipes.chat_template import stop_token
-from sft_recipes.model import load_model
+from sft_recipes.encoding.chat_template import find_stop_token
+from sft_recipes.evaluation.generation import generate_answers, is_answerable, split_last_answer
+from sft_recipes.modeling.loading import load_model
 
 TINY = ROOT / "sft_recipes" / "tiny" / "model"
 
@@ -36,7 +36,7 @@ QUESTIONS = [
 def base(chat_tokenizer):
     """The embedded base model and its tokenizer with ChatML."""
     tokenizer, template, new = chat_tokenizer("tiny", "chatml")
-    model = load_model({"id": str(TINY)}, None, False, tokenizer, stop_token(tokenizer, template), new)
+    model = load_model({"id": str(TINY)}, None, False, tokenizer, find_stop_token(tokenizer, template), new)
     return model.eval(), tokenizer
 
 
@@ -66,13 +66,13 @@ PROMPTS = [
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_greedy_answers_are_the_likeliest_tokens_whatever_the_batch(base, batch):
     model, tokenizer = base
-    found = answers(model, tokenizer, QUESTIONS, batch, 8)
+    found = generate_answers(model, tokenizer, QUESTIONS, batch, 8)
     assert [(one["text"], one["stops"]) for one in found] == [greedy(model, tokenizer, text, 8) for text in PROMPTS]
     assert len({one["text"] for one in found}) > 1
 
 
 def test_every_answer_comes_with_its_question_and_reference(base):
-    found = answers(*base, QUESTIONS, 2, 1)
+    found = generate_answers(*base, QUESTIONS, 2, 1)
     assert [(one["prompt"], one["reference"]) for one in found] == [
         ("What is the capital of Kelthia?", "The capital of Kelthia is Pinemoor."),
         ("Why?", "Because."),
@@ -83,7 +83,9 @@ def test_every_answer_comes_with_its_question_and_reference(base):
 
 def test_drawn_answers_repeat_with_their_seed_and_no_other(base):
     def draw(seed: int) -> list[str]:
-        return [one["text"] for one in answers(*base, QUESTIONS, 4, 12, temperature=1.5, top_p=0.95, seed=seed)]
+        return [
+            one["text"] for one in generate_answers(*base, QUESTIONS, 4, 12, temperature=1.5, top_p=0.95, seed=seed)
+        ]
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -96,7 +98,7 @@ def test_the_run_s_own_state_stays_as_it_is(base, sampling):
     torch.manual_seed(7)
     model.train()
     model.config.use_cache = False
-    answers(model, tokenizer, QUESTIONS, 2, 4, **sampling)
+    generate_answers(model, tokenizer, QUESTIONS, 2, 4, **sampling)
     assert torch.equal(torch.rand(3), expected)
     assert model.training and model.config.use_cache is False
     model.eval()
@@ -118,7 +120,7 @@ class Parrot(torch.nn.Module):
 def test_questions_are_padded_on_the_left(chat_tokenizer):
     tokenizer, _, _ = chat_tokenizer("tiny", "chatml")
     parrot = Parrot([[5]] * 2, 0)
-    answers(parrot, tokenizer, QUESTIONS[:2], 2, 1)
+    generate_answers(parrot, tokenizer, QUESTIONS[:2], 2, 1)
     longer, shorter = (tokenizer(text, add_special_tokens=False).input_ids for text in PROMPTS[:2])
     padding = len(longer) - len(shorter)
     assert parrot.input_ids.tolist() == [longer, [tokenizer.pad_token_id] * padding + shorter]
@@ -133,7 +135,7 @@ def test_an_answer_ends_before_its_first_stop_token(chat_tokenizer, both):
     end, eos, pad = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id, tokenizer.pad_token_id
     said = [[word, end, pad, pad], [word, other, word, other], [end, word, word, end], [word, eos, pad, pad]]
     questions = [QUESTIONS[0]] * 4
-    found = answers(Parrot(said, [end, eos] if both else end), tokenizer, questions, 4, 4)
+    found = generate_answers(Parrot(said, [end, eos] if both else end), tokenizer, questions, 4, 4)
     toad, fox = tokenizer.decode([word]), tokenizer.decode([other])
     last = (toad, True) if both else (toad + "<|endoftext|>" * 3, False)  # a stop token it was not told of is a text
     assert [(one["text"], one["stops"]) for one in found] == [
@@ -143,7 +145,7 @@ def test_an_answer_ends_before_its_first_stop_token(chat_tokenizer, both):
 
 def test_the_last_answer_is_asked_for_and_what_follows_it_left_out():
     messages = [say("user", "a"), say("assistant", "b"), say("user", "c"), say("assistant", "d"), say("user", "e")]
-    assert history(messages) == (messages[:3], "d")
+    assert split_last_answer(messages) == (messages[:3], "d")
 
 
 @pytest.mark.parametrize(
@@ -155,4 +157,4 @@ def test_the_last_answer_is_asked_for_and_what_follows_it_left_out():
     ],
 )
 def test_an_answer_alone_or_a_call_is_nothing_to_ask_for(messages, can_be):
-    assert answerable(messages) is can_be
+    assert is_answerable(messages) is can_be

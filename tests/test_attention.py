@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sft_recipes.attention import BY_DOCUMENT, choose, prove_isolation
-from sft_recipes.binding import ConfigError
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.packed_attention import BY_DOCUMENT, check_no_cross_document_attention, choose_attention
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -31,15 +31,15 @@ LEAKING = ["bloom", "opt", "mpt", "falcon", "xglm", "gpt_oss", "mamba", "falcon_
 @pytest.mark.parametrize("architecture", SAFE)
 def test_these_keep_documents_apart(architecture):
     model = small(architecture)
-    assert prove_isolation(model) <= 1e-5
-    model.set_attn_implementation(choose(model))
-    assert prove_isolation(model) <= 1e-5
+    assert check_no_cross_document_attention(model) <= 1e-5
+    model.set_attn_implementation(choose_attention(model))
+    assert check_no_cross_document_attention(model) <= 1e-5
 
 
 @pytest.mark.parametrize("architecture", LEAKING)
 def test_these_are_refused_with_the_way_out(architecture):
     with pytest.raises(ConfigError, match="Write trainer.packing=false"):
-        prove_isolation(small(architecture))
+        check_no_cross_document_attention(small(architecture))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "olmo2"])
@@ -70,5 +70,5 @@ def test_by_document_still_knows_padding():
 
 
 def test_a_sliding_window_keeps_the_model_s_own_attention():
-    assert choose(small("mistral", sliding_window=16)) == "sdpa"
-    assert choose(small("llama")) == BY_DOCUMENT
+    assert choose_attention(small("mistral", sliding_window=16)) == "sdpa"
+    assert choose_attention(small("llama")) == BY_DOCUMENT

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from sft_recipes import report
+from sft_recipes.reporting.run_report import write_report
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def card(tmp_path, monkeypatch):
         history = [{"step": 1, "loss": 1.0}]
         (folder / "metrics.json").write_text(json.dumps({"command": command, "history": history} | metrics))
         (folder / "supervision.json").write_text(json.dumps({"config": config}))
-        report.write(folder)
+        write_report(folder)
         return ModelCard.load(folder / "model" / "README.md")
 
     return make
@@ -92,5 +92,5 @@ def test_the_card_is_the_report_with_its_pictures_and_how_to_use_it(card, tmp_pa
 
 def test_a_run_without_a_model_has_no_card(tmp_path):
     (tmp_path / "metrics.json").write_text('{"mode": "evaluate", "after": {"exact_match": 0.5}}')
-    report.write(tmp_path)
+    write_report(tmp_path)
     assert not (tmp_path / "model").exists()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tuned import TINY
 
-from sft_recipes.chat import Chat, main, sampling
-from sft_recipes.model import load_model
-from sft_recipes.runs import load_run
+from sft_recipes.chat import Chat, main, sampling_options
+from sft_recipes.modeling.loading import load_model
+from sft_recipes.modeling.save_load import load_run
 
 
 @pytest.fixture
@@ -103,10 +103,10 @@ def test_one_question_prints_its_answer_alone(tuned, capsys):
 
 
 def test_sampling_is_the_reports(tmp_path):
-    assert sampling(tmp_path) == {"temperature": 0.7, "top_p": 0.9}
+    assert sampling_options(tmp_path) == {"temperature": 0.7, "top_p": 0.9}
     values = {"after": {"sampled": {"exact_match": 0.5, "temperature": 0.3, "top_p": 0.8}}}
     (tmp_path / "metrics.json").write_text(json.dumps(values))
-    assert sampling(tmp_path) == {"temperature": 0.3, "top_p": 0.8}
+    assert sampling_options(tmp_path) == {"temperature": 0.3, "top_p": 0.8}
 
 
 def test_what_is_no_run_gets_a_line(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 from conftest import TEMPLATES
 from transformers import AutoTokenizer
 
-from sft_recipes.binding import ConfigError
-from sft_recipes.chat_template import prepare, render, special_tokens
+from sft_recipes.encoding.chat_template import prepare_tokenizer, render_template, special_tokens
+from sft_recipes.errors import ConfigError
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -51,7 +51,7 @@ def test_every_template_on_disk_has_its_text_here():
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_text_is_the_published_one(chat_tokenizer, template):
     tokenizer, marked, _ = chat_tokenizer("neox", template)
-    assert render(tokenizer, marked, TALK)[0] == TEXTS[template]
+    assert render_template(tokenizer, marked, TALK)[0] == TEXTS[template]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -61,8 +61,8 @@ def test_the_saved_tokenizer_has_the_same_text_without_markers(chat_tokenizer, t
     tokenizer.save_pretrained(tmp_path)
     served = AutoTokenizer.from_pretrained(tmp_path)
     assert "generation %}" not in served.chat_template
-    assert served.apply_chat_template(TALK, tokenize=False) == render(tokenizer, marked, TALK)[0]
-    assert prepare(served)[0] == marked  # and training can go on from it
+    assert served.apply_chat_template(TALK, tokenize=False) == render_template(tokenizer, marked, TALK)[0]
+    assert prepare_tokenizer(served)[0] == marked  # and training can go on from it
 
 
 def test_alpaca_asks_as_stanford_did_with_and_without_input(chat_tokenizer):
@@ -111,17 +111,17 @@ def test_an_unfit_template_is_refused_with_what_to_do(tokenizer_folder, tmp_path
     path.write_text(text)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
     with pytest.raises(ConfigError, match=UNFIT[text].replace("{", r"\{").replace("?", r"\?")):
-        prepare(tokenizer, str(path))
+        prepare_tokenizer(tokenizer, str(path))
 
 
 def test_an_unknown_template_name_is_refused_with_the_closest(tokenizer_folder):
     with pytest.raises(ConfigError, match="Did you mean chatml?"):
-        prepare(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")), "chatmll")
+        prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")), "chatmll")
 
 
 def test_null_without_a_template_of_its_own_is_refused(tokenizer_folder):
     with pytest.raises(ConfigError, match="Write model.chat_template=chatml"):
-        prepare(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")))
+        prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")))
 
 
 def test_null_takes_trl_s_marked_twin_of_a_known_template(tokenizer_folder):
@@ -130,5 +130,5 @@ def test_null_takes_trl_s_marked_twin_of_a_known_template(tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = qwen3_chat_template
-    template, new = prepare(tokenizer)
+    template, new = prepare_tokenizer(tokenizer)
     assert "{% generation %}" in template.replace("{%- generation", "{% generation") and new == []

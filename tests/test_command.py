@@ -13,8 +13,9 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
 from sft_recipes.__main__ import main
-from sft_recipes.config import Config, folder
-from sft_recipes.hub import reaches_hub, wants_hub
+from sft_recipes.config.hydra_plugin import config_folder
+from sft_recipes.config.offline import hub_is_reachable, needs_hub
+from sft_recipes.config.schema import Config
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft")
 SHORT = ["model=tiny", "data=file", "data.file.data_files=rows.jsonl", "trainer.max_steps=1", "trainer.max_length=128",
@@ -189,7 +190,7 @@ def test_a_value_that_a_class_does_not_take_is_one_line_before_data_or_weights_a
     command, monkeypatch, typed, line
 ):
     monkeypatch.setattr("sft_recipes.train.load_model", lambda *_: pytest.fail("the weights were loaded"))
-    monkeypatch.setattr("sft_recipes.sources.load_dataset", lambda *_, **__: pytest.fail("the data was loaded"))
+    monkeypatch.setattr("sft_recipes.data.sources.load_dataset", lambda *_, **__: pytest.fail("the data was loaded"))
     code, printed, said = command("+recipe=tiny", typed)
     assert (code, printed, said.splitlines()[-1]) == (2, "", line)
     assert "Traceback" not in said
@@ -219,7 +220,7 @@ def test_a_value_that_a_class_does_not_take_is_one_line_before_data_or_weights_a
         ("plain", RECIPE.replace("override /", ""),
          "recipe/*.yaml overrides what is chosen. Write - override /data: tiny in its defaults."),
         ("name", f"{RECIPE}name: ${{nam}}\n", "Interpolation key 'nam' not found"),
-        ("lima", RECIPE, f"recipe=lima is in two files, {folder('recipes')}/recipe/lima.yaml and "
+        ("lima", RECIPE, f"recipe=lima is in two files, {config_folder('recipes')}/recipe/lima.yaml and "
          "my_conf/recipe/lima.yaml. Rename yours."),
     ],
 )  # fmt: skip
@@ -302,7 +303,7 @@ def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
 )
 def test_the_hub_is_asked_for_only_where_a_name_is_one_of_its(model, path, wanted):
     data = {"held_out": 0, "mine": {"path": path}}
-    assert wants_hub(Config("x", {"id": model}, data, {}, {}, {}, {})) is wanted
+    assert needs_hub(Config("x", {"id": model}, data, {}, {}, {}, {})) is wanted
 
 
 def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypatch):
@@ -311,11 +312,11 @@ def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypa
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid/mirror")
     asked = []
     monkeypatch.setattr("socket.getaddrinfo", lambda *address: asked.append(address) or [1])
-    assert reaches_hub() and asked == [("hub.invalid", 443)]
+    assert hub_is_reachable() and asked == [("hub.invalid", 443)]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: (_ for _ in ()).throw(OSError))
-    assert not reaches_hub()
+    assert not hub_is_reachable()
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
-    assert reaches_hub()
+    assert hub_is_reachable()
 
 
 def test_in_a_sweep_a_mistake_stops_one_job_and_its_log_says_why(command, tmp_path):

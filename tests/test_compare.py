@@ -10,7 +10,7 @@ from test_config import composed
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from compare import TEXT, overrides  # noqa: E402
 
-from sft_recipes.recipes import names  # noqa: E402
+from sft_recipes.recipes import recipe_names
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name
 
 
 def test_all_are_trained_on_as_many_questions():
-    splits = {composed(*overrides(name)).data["tiny"]["split"] for name in names() if name not in TEXT}
+    splits = {composed(*overrides(name)).data["tiny"]["split"] for name in recipe_names() if name not in TEXT}
     assert splits == {"train[:700]"}
 
 
@@ -72,4 +72,4 @@ def test_two_recipes_run_side_by_side_and_one_that_fails_says_so(tmp_path):
 def test_the_readme_of_the_recipes_shows_a_row_for_each():
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").partition("## Side by side")[2]
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
-    assert set(names()) <= set(rows)
+    assert set(recipe_names()) <= set(rows)

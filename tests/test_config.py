@@ -13,16 +13,19 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
-from sft_recipes import data, evaluate
-from sft_recipes.adapters import peft_config, quantization_config
-from sft_recipes.arguments import Own
-from sft_recipes.binding import ConfigError, call, check, did_you_mean, fits
-from sft_recipes.config import NOT_HERE, Config, folder, from_hydra, register
-from sft_recipes.formatters import FORMATTERS
-from sft_recipes.model import load_tokenizer
-from sft_recipes.retired import RETIRED
-from sft_recipes.sources import Source, find_formatter, sources
-from sft_recipes.supervision import Policy
+from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
+from sft_recipes.config.schema import Config, from_hydra
+from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
+from sft_recipes.data.audit import CheckPolicy
+from sft_recipes.data.formatters import FORMATTERS
+from sft_recipes.data.prepare import DataOptions
+from sft_recipes.data.sources import Source, find_formatter, parse_sources
+from sft_recipes.errors import ConfigError, did_you_mean
+from sft_recipes.evaluation.suite import EvaluateOptions
+from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
+from sft_recipes.modeling.loading import load_tokenizer
+from sft_recipes.training.arguments import TrainerOptions
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("conf/*/*.yaml"))]
 ADDITIONS = [f"+{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("recipes/*/*.yaml"))]
@@ -35,8 +38,8 @@ NEEDS |= {choice: FILE for choice in OPTIONS if choice.startswith("formatter=")}
 def composed(*overrides: str) -> Config:
     """What a command line with these overrides runs."""
     GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(str(folder("conf")), version_base="1.3"):
+    register_with_hydra()
+    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
         return from_hydra(compose("config", list(overrides)))
 
 
@@ -56,17 +59,21 @@ def test_every_option_and_recipe_on_disk_was_found():
 def test_it_composes_and_every_class_accepts_what_it_says(choice):
     base = [] if choice.startswith("+recipe") else ["+recipe=tiny"]
     config = composed(*base, choice, *NEEDS.get(choice, []))
-    stopping, own = inspect.signature(EarlyStoppingCallback).parameters, inspect.signature(Own).parameters
-    check(SFTConfig, {k: value for k, value in config.trainer.items() if k not in {*stopping, *own}}, "trainer")
-    check(Own, {key: config.trainer[key] for key in own if key in config.trainer}, "trainer")
-    check(EarlyStoppingCallback, {key: config.trainer[key] for key in stopping if key in config.trainer}, "trainer")
-    assert (peft_config(config.adapter) is None) == (config.adapter["type"] == "none")
-    assert (quantization_config(config.adapter) is None) == ("quantization" not in config.adapter)
-    check(load_tokenizer, config.model, "model")
-    call(evaluate.Options, config.evaluate, "evaluate")
-    call(Policy, config.supervision, "supervision")
-    found = sources(config)
-    call(data.Options, {key: value for key, value in config.data.items() if key not in found}, "data")
+    stopping, own = inspect.signature(EarlyStoppingCallback).parameters, inspect.signature(TrainerOptions).parameters
+    validate_kwargs(
+        SFTConfig, {k: value for k, value in config.trainer.items() if k not in {*stopping, *own}}, "trainer"
+    )
+    validate_kwargs(TrainerOptions, {key: config.trainer[key] for key in own if key in config.trainer}, "trainer")
+    validate_kwargs(
+        EarlyStoppingCallback, {key: config.trainer[key] for key in stopping if key in config.trainer}, "trainer"
+    )
+    assert (build_peft_config(config.adapter) is None) == (config.adapter["type"] == "none")
+    assert (build_quantization_config(config.adapter) is None) == ("quantization" not in config.adapter)
+    validate_kwargs(load_tokenizer, config.model, "model")
+    call_validated(EvaluateOptions, config.evaluate, "evaluate")
+    call_validated(CheckPolicy, config.supervision, "supervision")
+    found = parse_sources(config)
+    call_validated(DataOptions, {key: value for key, value in config.data.items() if key not in found}, "data")
     for name, source in found.items():
         find_formatter(name, source, {"name": "alpaca"}, [])
 
@@ -83,7 +90,7 @@ def test_a_recipe_has_the_name_of_its_file_and_opens_with_its_command(name):
 @pytest.mark.parametrize("choice", [choice for choice in OPTIONS if choice.startswith(("model=", "data="))])
 def test_a_model_or_a_dataset_is_a_name_of_the_hub_or_ships_with_the_package(choice):
     config = composed("+recipe=tiny", choice, *NEEDS.get(choice, []))
-    for source in sources(config).values():
+    for source in parse_sources(config).values():
         assert source.path in (None, "json") or re.fullmatch(r"[\w-]+/[\w.-]+", source.path)
     ours = config.model["id"] == str(ROOT / "sft_recipes" / "tiny" / "model")
     assert ours or re.fullmatch(r"[\w-]+/[\w.-]+", config.model["id"])
@@ -98,8 +105,8 @@ def test_a_formatter_option_names_itself_and_there_is_one_for_each_formatter(nam
 
 def test_a_mixture_is_a_list_of_sources_with_shares():
     config = composed("+recipe=tiny", "data=[lima,dolly]", "data.dolly.share=0.3")
-    assert list(sources(config)) == ["lima", "dolly"]
-    assert sources(config)["dolly"].share == 0.3
+    assert list(parse_sources(config)) == ["lima", "dolly"]
+    assert parse_sources(config)["dolly"].share == 0.3
 
 
 def test_a_field_of_a_class_needs_no_plus():
@@ -112,31 +119,33 @@ def test_a_field_of_a_class_needs_no_plus():
 # What is written instead of a retired name is checked against the signatures of today.
 PLACES = {
     "trainer": {
-        name for part in (SFTConfig, EarlyStoppingCallback, Own) for name in inspect.signature(part).parameters
+        name
+        for part in (SFTConfig, EarlyStoppingCallback, TrainerOptions)
+        for name in inspect.signature(part).parameters
     },
     "model": set(inspect.signature(load_tokenizer).parameters),
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
-    "data": set(inspect.signature(data.Options).parameters),
+    "data": set(inspect.signature(DataOptions).parameters),
     "data.NAME": set(inspect.signature(Source).parameters),
 }
 
 
-@pytest.mark.parametrize("name", RETIRED)
+@pytest.mark.parametrize("name", RENAMED_OPTIONS)
 def test_what_is_written_instead_of_a_retired_name_exists(name):
-    instead = re.split(r"[ =]", RETIRED[name])[0]
+    instead = re.split(r"[ =]", RENAMED_OPTIONS[name])[0]
     place, _, field = instead.rpartition(".")
     assert instead in ("hydra.run.dir", "nothing:", "adapter") or field in PLACES[place]
 
 
 def test_a_retired_name_of_the_trainer_is_no_field_of_it_today():
     fields = set(inspect.signature(SFTConfig).parameters)
-    moved = {name for name in set(RETIRED) & fields if RETIRED[name] == f"trainer.{name}"}
+    moved = {name for name in set(RENAMED_OPTIONS) & fields if RENAMED_OPTIONS[name] == f"trainer.{name}"}
     kept = {"output_dir", "gradient_checkpointing"}  # fields still: the run sets the one, the other has a successor
-    assert set(RETIRED) & fields == moved | kept
+    assert set(RENAMED_OPTIONS) & fields == moved | kept
 
 
 def test_what_the_run_sets_itself_is_a_field_of_the_trainer_and_no_yaml_sets_it():
-    assert set(NOT_HERE) <= set(inspect.signature(SFTConfig).parameters)
+    assert set(UNSUPPORTED_OPTIONS) <= set(inspect.signature(SFTConfig).parameters)
 
 
 def alpaca_like(row: dict, /, output: str = "output", turns: int = 1, strict: bool = False, share: float = 1.0,
@@ -174,27 +183,29 @@ def needs_id(id: str, revision: str | None = None) -> str:
     ],
 )
 def test_check_names_the_place_what_was_found_and_what_to_write(values, line):
-    assert error_of(check, alpaca_like, values, "data.x") == line
+    assert error_of(validate_kwargs, alpaca_like, values, "data.x") == line
 
 
 def test_check_accepts_what_the_signature_accepts():
-    check(alpaca_like, {"turns": 2, "share": 1, "length": None, "policy": "keep", "names": ["a"], "more": {}}, "data.x")
+    validate_kwargs(
+        alpaca_like, {"turns": 2, "share": 1, "length": None, "policy": "keep", "names": ["a"], "more": {}}, "data.x"
+    )
 
 
 def test_a_missing_value_is_named():
-    assert error_of(check, needs_id, {}, "model") == "model.id is missing. Write model.id=…"
+    assert error_of(validate_kwargs, needs_id, {}, "model") == "model.id is missing. Write model.id=…"
 
 
 def test_at_the_root_of_the_config_a_key_stands_alone():
-    assert error_of(check, needs_id, {"id": 3}, "") == "id should be text, not 3."
+    assert error_of(validate_kwargs, needs_id, {"id": 3}, "") == "id should be text, not 3."
 
 
 def test_call_gives_back_what_the_function_gives_back():
-    assert call(needs_id, {"id": "a", "revision": "b"}, "model") == "a@b"
+    assert call_validated(needs_id, {"id": "a", "revision": "b"}, "model") == "a@b"
 
 
 def test_what_a_class_itself_refuses_becomes_one_line():
-    line = error_of(call, SFTConfig, {"output_dir": "x", "logging_steps": 0, "use_cpu": True}, "trainer")
+    line = error_of(call_validated, SFTConfig, {"output_dir": "x", "logging_steps": 0, "use_cpu": True}, "trainer")
     assert line == "trainer: logging strategy IntervalStrategy.STEPS requires non-zero --logging_steps"
 
 
@@ -213,17 +224,17 @@ def test_what_a_class_itself_refuses_becomes_one_line():
     ],
 )  # fmt: skip
 def test_the_classes_of_trl_peft_and_transformers_are_checked_by_their_own_hints(target, values, line):
-    assert error_of(check, target, values, "x") == line
+    assert error_of(validate_kwargs, target, values, "x") == line
 
 
 def test_a_pattern_among_literals_takes_any_text():
-    check(LoraConfig, {"init_lora_weights": "pissa_niter_4"}, "adapter.lora")
+    validate_kwargs(LoraConfig, {"init_lora_weights": "pissa_niter_4"}, "adapter.lora")
 
 
 def test_a_hint_that_names_what_is_not_imported_is_passed_over():
     def formatter(row: "Nowhere", column: str = "a"): ...  # noqa: F821
 
-    check(formatter, {"row": {}, "column": 3}, "formatter")
+    validate_kwargs(formatter, {"row": {}, "column": 3}, "formatter")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +252,7 @@ def test_a_hint_that_names_what_is_not_imported_is_passed_over():
     ],
 )
 def test_fits_tells_yaml_types_apart(value, hint, fitting):
-    assert fits(value, hint) is fitting
+    assert matches_type(value, hint) is fitting
 
 
 def test_did_you_mean_offers_the_one_close_name_or_the_few_there_are():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import TEMPLATES, rows
 
-from sft_recipes.binding import ConfigError
-from sft_recipes.encoding import Encoder
-from sft_recipes.formatters import DataError, alpaca, sharegpt
+from sft_recipes.data.formatters import alpaca, sharegpt
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError, DataError
 
 KINDS = ("tiny", "llama3", "neox", "llama2", "legacy")
 ANSWERS = {

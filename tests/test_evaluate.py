@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import run_command
 
-from sft_recipes.comparison import Options, Questions, compare
-from sft_recipes.data import Data
+from sft_recipes.data.prepare import TrainingData
+from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements
 
 SHORT = ["trainer.max_steps=6", "evaluate.rows=12", "trainer.logging_steps=1"]
 BEST = ["trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2",
@@ -152,8 +152,8 @@ def test_asking_on_the_way_changes_nothing_of_the_training(tmp_path):
     assert losses[0] == losses[1]
 
 
-def questions(**options) -> Questions:
-    return Questions(Data(None, None, [], {}), ["mine"], [], [], Options(**options), 0)
+def questions(**options) -> EvalInputs:
+    return EvalInputs(TrainingData(None, None, [], {}), ["mine"], [], [], EvaluateOptions(**options), 0)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def questions(**options) -> Questions:
 )
 def test_forgetting_is_the_relative_rise_of_the_loss_on_raw_text(base, tuned, verdict):
     before, after = ({"raw_text": {"loss": loss, "bits_per_byte": loss / 3}} for loss in (base, tuned))
-    found, lines = compare(before, after, questions())
+    found, lines = compare_measurements(before, after, questions())
     assert found["forgetting"] == {
         "change": pytest.approx((tuned - base) / base, nan_ok=True), "verdict": verdict,
         "warn_above": 0.1, "fail_above": 0.15,
@@ -178,14 +178,17 @@ def test_forgetting_is_the_relative_rise_of_the_loss_on_raw_text(base, tuned, ve
 
 def test_the_limits_of_forgetting_are_the_config_s():
     before, after = ({"raw_text": {"loss": loss, "bits_per_byte": 1.0}} for loss in (1.0, 1.04))
-    assert compare(before, after, questions(warn_above=0.01, fail_above=0.03))[0]["forgetting"]["verdict"] == "failed"
+    assert (
+        compare_measurements(before, after, questions(warn_above=0.01, fail_above=0.03))[0]["forgetting"]["verdict"]
+        == "failed"
+    )
 
 
 def test_answers_stand_side_by_side_and_leave_the_metrics():
     one = {"prompt": "Hi?", "reference": "Ho."}
     before = {"exact_match": 0.0, "answers": [one | {"text": "Hi? Hi?", "stops": False, "sampled": "Hu?"}]}
     after = {"exact_match": 1.0, "stops": 1.0, "answers": [one | {"text": "Ho.", "stops": True, "sampled": "Ho!"}]}
-    found, said = compare(before, after, questions())
+    found, said = compare_measurements(before, after, questions())
     assert found == {
         "before": {"exact_match": 0.0}, "after": {"exact_match": 1.0, "stops": 1.0}, "exact_match": 1.0, "stops": 1.0
     }  # fmt: skip
@@ -197,6 +200,6 @@ def test_answers_stand_side_by_side_and_leave_the_metrics():
 
 def test_the_held_out_loss_is_flat_in_the_metrics_for_an_objective():
     held_out = {"loss": 0.5, "p_stop": 0.9, "rows": 2, "tokens": 9, "turn": {"first": 0.4}}
-    found, _ = compare({"held_out": held_out}, {"held_out": held_out | {"loss": 0.3}}, questions())
+    found, _ = compare_measurements({"held_out": held_out}, {"held_out": held_out | {"loss": 0.3}}, questions())
     flat = {key: value for key, value in found.items() if key not in ("before", "after")}
     assert flat == {"eval_loss": 0.3, "eval_p_stop": 0.9, "eval_loss_turn_first": 0.4, "p_stop": 0.9}

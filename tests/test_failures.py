@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, run_command
 
-from sft_recipes.runs import load_run
+from sft_recipes.modeling.save_load import load_run
 
 TWO_EPOCHS = ["trainer.num_train_epochs=2", "evaluate.rows=100", "evaluate.temperature=0"]
 ONE_EPOCH = ["trainer.num_train_epochs=1", *TWO_EPOCHS[1:]]
@@ -62,7 +62,7 @@ def unstopped(tmp_path_factory):
 
 def without_stop(folder: Path) -> Path:
     """The mistake itself: two lines of the template change places."""
-    ours = (ROOT / "sft_recipes" / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+    ours = (ROOT / "sft_recipes" / "encoding" / "templates" / "chatml.jinja").read_text(encoding="utf-8")
     right = "{{- '<|im_end|>' }}\n        {%- endgeneration %}"
     assert right in ours
     (folder / "mine.jinja").write_text(ours.replace(right, "{%- endgeneration %}\n        {{- '<|im_end|>' }}"))

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from sft_recipes import formatters
-from sft_recipes.formatters import (
+from sft_recipes.data import formatters
+from sft_recipes.data.formatters import (
     FORMATTERS,
-    DataError,
     alpaca,
-    auto,
     chatml,
+    detect_formatter,
+    drop_nulls,
     prompt_completion,
     sharegpt,
     text,
-    without_nulls,
 )
+from sft_recipes.errors import DataError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
@@ -489,11 +489,11 @@ def test_text_names_the_field_that_is_wrong(row, expected):
     ],
 )
 def test_auto_names_the_formatter_whose_columns_are_there(columns, name):
-    assert auto(columns) == name
+    assert detect_formatter(columns) == name
 
 
 def test_auto_lists_the_columns_that_no_formatter_reads():
-    assert fault(auto, iter(["question", "answer"])) == (
+    assert fault(detect_formatter, iter(["question", "answer"])) == (
         "no formatter reads the columns question, answer. "
         "Name one with its own, such as {name: alpaca, instruction: question, output: answer}."
     )
@@ -605,7 +605,7 @@ def test_real_tool_calling_rows_survive_a_dataset():
     rows = real("glaive_toolcall_en_demo.json")
     mapped = Dataset.from_list(rows).map(sharegpt, remove_columns=["conversations"])
     # Arrow gives every tool the parameters of all tools, null; reading the rows again removes them
-    assert [chatml(row) for row in mapped] == [without_nulls(sharegpt(row)) for row in rows]
+    assert [chatml(row) for row in mapped] == [drop_nulls(sharegpt(row)) for row in rows]
 
 
 # the module
@@ -616,6 +616,6 @@ def test_the_examples_in_the_docstrings_hold():
 
 
 def test_importing_the_formatters_loads_no_heavy_library():
-    code = "import sys, sft_recipes.formatters; print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))"
+    code = "import sys, sft_recipes.data.formatters; print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "set()\n"

@@ -9,16 +9,18 @@ import numpy
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from sft_recipes import harness
-from sft_recipes.adapters import train_new_tokens
-from sft_recipes.binding import ConfigError
-from sft_recipes.model import load_tokenizer
+from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation import benchmarks
+from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_change
+from sft_recipes.modeling.adapters import train_new_tokens
+from sft_recipes.modeling.loading import load_tokenizer
 
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
-TINY = Path(harness.__file__).parent / "tiny"
+TINY = ROOT / "sft_recipes" / "tiny"
 CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{question}}",
@@ -91,7 +93,7 @@ def test_a_local_choice_task_is_scored_by_the_answers_log_probabilities(tiny, ta
     assert right != right_by_length and 0 < right < 24  # else the test would not tell the metrics apart
     one, two = [{"metric": "acc"}], [{"metric": "acc"}, {"metric": "acc_norm"}]
     tasks = [task("plain", rows, **CHOICE, metric_list=one), task("by_length", rows, **CHOICE, metric_list=two)]
-    assert harness.run(model, tokenizer, tasks) == {"plain": right / 24, "by_length": right_by_length / 24}
+    assert run_lm_eval(model, tokenizer, tasks) == {"plain": right / 24, "by_length": right_by_length / 24}
 
 
 @pytest.mark.parametrize("chat", ["auto", False])
@@ -108,8 +110,8 @@ def test_a_local_written_task_is_asked_in_the_chat_template(tiny, task, chat):
         text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
         row["answer"] = text.split(".")[0] if place % 4 else "something else"
     assert len({row["answer"] for row in rows}) > 3
-    assert harness.run(model, tokenizer, [task("written", rows, **WRITTEN)], chat=chat) == {"written": 0.75}
-    other = harness.run(model, tokenizer, [task("written", rows, **WRITTEN)], chat="auto" if chat is False else False)
+    assert run_lm_eval(model, tokenizer, [task("written", rows, **WRITTEN)], chat=chat) == {"written": 0.75}
+    other = run_lm_eval(model, tokenizer, [task("written", rows, **WRITTEN)], chat="auto" if chat is False else False)
     assert other["written"] < 0.75
 
 
@@ -118,8 +120,8 @@ def test_limit_is_the_number_of_rows_that_are_asked(tiny, task):
     rows = [{"question": "", "choices": ["the", "zzzzzzzzzzzzzzzz"], "answer": place < 3} for place in range(6)]
     rows = [row | {"answer": int(row["answer"])} for row in rows]
     path = task("limited", rows, **CHOICE, metric_list=[{"metric": "acc"}])
-    assert harness.run(model, tokenizer, [path]) == {"limited": 0.5}
-    assert harness.run(model, tokenizer, [path], limit=3) == {"limited": 0.0}
+    assert run_lm_eval(model, tokenizer, [path]) == {"limited": 0.5}
+    assert run_lm_eval(model, tokenizer, [path], limit=3) == {"limited": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -133,8 +135,8 @@ def test_a_group_gives_its_own_metric_or_its_tasks(tiny, task, tmp_path, monkeyp
     group = {"group": "both", "task": ["one", "other"]} | ({"aggregate_metric_list": metrics} if metrics else {})
     (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
     index = TaskManager(include_path=tmp_path, include_defaults=False)
-    monkeypatch.setattr(harness, "manager", lambda everything: index)
-    assert harness.run(*tiny[:2], ["both"]) == found
+    monkeypatch.setattr(benchmarks, "task_manager", lambda everything: index)
+    assert run_lm_eval(*tiny[:2], ["both"]) == found
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -156,33 +158,33 @@ def test_an_adapter_is_scored_as_it_is_and_the_model_is_left_as_it_was(tiny, tas
     with torch.no_grad():
         before = peft.eval()(ids).logits
         peft.train()
-    tuned = harness.run(peft, tokenizer, [path])
+    tuned = run_lm_eval(peft, tokenizer, [path])
     assert (random.random(), numpy.random.rand(), torch.rand(()).item()) == expected
     assert all(module.training for module in peft.modules()) and peft.config.use_cache is False
     with torch.no_grad():
         assert torch.equal(peft.eval()(ids).logits, before)
     with peft.disable_adapter():
-        base = harness.run(peft, tokenizer, [path])
-    assert base == harness.run(tiny[0], tokenizer, [path])
+        base = run_lm_eval(peft, tokenizer, [path])
+    assert base == run_lm_eval(tiny[0], tokenizer, [path])
     assert base != tuned
 
 
 def test_names_are_checked_against_lm_evals_own():
-    harness.check_tasks(["mmlu", "hellaswag", "truthfulqa_mc2", "ifeval", "gsm8k"])
+    check_tasks(["mmlu", "hellaswag", "truthfulqa_mc2", "ifeval", "gsm8k"])
     with pytest.raises(ConfigError) as caught:
-        harness.check_tasks(["hellaswagg"])
+        check_tasks(["hellaswagg"])
     assert str(caught.value) == "evaluate.lm_eval=hellaswagg is not a task of lm-eval. Did you mean hellaswag?"
 
 
 def test_local_tasks_need_no_index_of_names(task, monkeypatch):
-    monkeypatch.setattr(harness, "manager", lambda everything: pytest.fail("the index was read"))
-    harness.check_tasks([task("mine", [], **CHOICE)])
+    monkeypatch.setattr(benchmarks, "task_manager", lambda everything: pytest.fail("the index was read"))
+    check_tasks([task("mine", [], **CHOICE)])
 
 
 def test_without_lm_eval_the_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        harness.check_tasks(["mmlu"])
+        check_tasks(["mmlu"])
     assert str(caught.value) == "evaluate.lm_eval needs lm-eval. Run: pip install 'sft-recipes[eval]'"
 
 
@@ -200,7 +202,7 @@ def test_a_task_file_that_is_none_gets_a_line(tmp_path, text, line):
     if text:
         (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
-        harness.check_tasks([str(tmp_path / "mine.yaml")])
+        check_tasks([str(tmp_path / "mine.yaml")])
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -210,7 +212,7 @@ def test_rows_that_are_not_there_get_a_line(tiny, task):
     with pytest.raises(
         ConfigError, match=r"mine.yaml cannot be loaded. FileNotFoundError: Unable to find .*mine.jsonl"
     ):
-        harness.run(*tiny[:2], [path])
+        run_lm_eval(*tiny[:2], [path])
 
 
 def test_a_metric_that_is_no_share_is_refused(tiny, task):
@@ -218,14 +220,14 @@ def test_a_metric_that_is_no_share_is_refused(tiny, task):
     fields = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
     path = task("prose", rows, **fields, metric_list=[{"metric": "word_perplexity"}])
     with pytest.raises(ConfigError, match="prose measures word_perplexity=.*, which is no share of right answers"):
-        harness.run(*tiny[:2], [path])
+        run_lm_eval(*tiny[:2], [path])
 
 
 def test_the_worst_task_gives_the_verdict():
     before = {"mmlu": 0.5, "hellaswag": 0.6}
-    assert harness.drop(before, {"mmlu": 0.48, "hellaswag": 0.7})["verdict"] == "passed"  # 2.0 points
-    assert harness.drop(before, {"mmlu": 0.47, "hellaswag": 0.7})["verdict"] == "warning"
-    assert harness.drop(before, {"mmlu": 0.45, "hellaswag": 0.6})["verdict"] == "warning"  # 5.0 points
-    assert harness.drop(before, {"mmlu": 0.51, "hellaswag": 0.54}) == {
+    assert score_change(before, {"mmlu": 0.48, "hellaswag": 0.7})["verdict"] == "passed"  # 2.0 points
+    assert score_change(before, {"mmlu": 0.47, "hellaswag": 0.7})["verdict"] == "warning"
+    assert score_change(before, {"mmlu": 0.45, "hellaswag": 0.6})["verdict"] == "warning"  # 5.0 points
+    assert score_change(before, {"mmlu": 0.51, "hellaswag": 0.54}) == {
         "points": {"mmlu": -1.0, "hellaswag": 6.0}, "worst": 6.0, "task": "hellaswag", "verdict": "failed",
     }  # fmt: skip

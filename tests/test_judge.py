@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sft_recipes import judge
-from sft_recipes.binding import ConfigError, call
+from sft_recipes.config.validation import call_validated
+from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation.judge import JudgeOptions, check_judge, run_judge, time
 
 PARTS = re.compile(
     r"<question>\n(.*?)\n</question>.*<first_answer>\n(.*?)\n</first_answer>.*<second_answer>\n(.*?)\n<", re.S
@@ -60,7 +61,7 @@ def server(monkeypatch):
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     state.url, state.waits = f"http://127.0.0.1:{http.server_port}/v1", []
-    monkeypatch.setattr(judge.time, "sleep", state.waits.append)
+    monkeypatch.setattr(time, "sleep", state.waits.append)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     yield state
     http.shutdown()
@@ -75,8 +76,8 @@ def answers(*pairs: tuple[str, str]) -> list[dict]:
     ]
 
 
-def options(server, **fields) -> judge.Options:
-    return judge.Options(url=server.url, model="fake", **fields)
+def options(server, **fields) -> JudgeOptions:
+    return JudgeOptions(url=server.url, model="fake", **fields)
 
 
 def better(question: str, first: str, second: str) -> str:
@@ -88,7 +89,7 @@ def better(question: str, first: str, second: str) -> str:
 def test_wins_losses_and_ties_are_the_tuned_models_in_both_orders(server):
     server.rule = better
     rows = answers(("a", "b!"), ("a", "b!!"), ("a!", "b"), ("a", "b"), ("same", "same"))
-    found = judge.run(rows, options(server, price_per_million_input=2.0, price_per_million_output=8.0))
+    found = run_judge(rows, options(server, price_per_million_input=2.0, price_per_million_output=8.0))
     assert found == {
         "rows": 5, "wins": 2, "ties": 2, "losses": 1, "inconsistent": 0, "unparsed": 0, "failed": 0,
         "model": "fake", "error": None, "win_rate": 0.6,
@@ -106,7 +107,7 @@ def test_wins_losses_and_ties_are_the_tuned_models_in_both_orders(server):
 
 
 def test_each_pair_is_sent_in_both_orders_once(server):
-    judge.run(answers(("x", "y"), ("v", "w")), options(server))
+    run_judge(answers(("x", "y"), ("v", "w")), options(server))
     sent = [PARTS.search(request["messages"][0]["content"]).groups() for _, _, request in server.seen]
     assert sorted(sent) == [
         ("question 0", "x", "y"), ("question 0", "y", "x"), ("question 1", "v", "w"), ("question 1", "w", "v"),
@@ -120,7 +121,7 @@ def test_each_pair_is_sent_in_both_orders_once(server):
 @pytest.mark.parametrize("rule", [lambda *_: "first", lambda q, first, second: "tie" if first == "x" else "first"])
 def test_a_judge_who_goes_by_the_order_gives_ties(server, rule):
     server.rule = rule
-    found = judge.run(answers(("x", "y")), options(server))
+    found = run_judge(answers(("x", "y")), options(server))
     assert (found["wins"], found["ties"], found["losses"], found["inconsistent"]) == (0, 1, 0, 1)
 
 
@@ -128,14 +129,14 @@ def test_what_is_no_verdict_is_unparsed_and_counts_in_no_rate(server):
     server.rule = lambda question, first, second: (
         "hard to say" if question == "question 0" else better("", first, second)
     )
-    found = judge.run(answers(("x", "y"), ("x", "y!")), options(server))
+    found = run_judge(answers(("x", "y"), ("x", "y!")), options(server))
     assert (found["rows"], found["wins"], found["unparsed"], found["win_rate"]) == (2, 1, 1, 1.0)
 
 
 def test_a_busy_server_is_asked_again_and_says_how_long_to_wait(server):
     server.rule = better
     server.failures = [(429, {"Retry-After": "7"}), (503, {}), (500, {})]
-    found = judge.run(answers(("x", "y!")), options(server, concurrency=1))
+    found = run_judge(answers(("x", "y!")), options(server, concurrency=1))
     assert (found["wins"], found["failed"]) == (1, 0)
     assert server.waits == [7, 4, 16]
 
@@ -145,7 +146,7 @@ def test_a_request_that_fails_for_good_is_reported_and_ends_nothing(server, monk
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     server.rule = better
     server.failures = [(code, {})] * requests
-    found = judge.run(answers(("x", "y!"), ("x", "y!")), options(server, concurrency=1))
+    found = run_judge(answers(("x", "y!"), ("x", "y!")), options(server, concurrency=1))
     assert (found["wins"], found["failed"], found["win_rate"]) == (1, 1, 1.0)
     assert found["error"].startswith(f"HTTP {code} ") and "secret-key" not in json.dumps(found)
     assert server.seen[0][1]["Authorization"] == "Bearer secret-key"
@@ -153,36 +154,36 @@ def test_a_request_that_fails_for_good_is_reported_and_ends_nothing(server, monk
 
 def test_a_server_that_speaks_something_else_gives_no_rate(server):
     server.body = b"<html>hello</html>"
-    found = judge.run(answers(("x", "y")), options(server))
+    found = run_judge(answers(("x", "y")), options(server))
     assert (found["failed"], found["win_rate"], found["interval"]) == (1, None, None)
 
 
 def test_tokens_that_are_not_counted_have_no_cost(server):
     server.usage = None
-    found = judge.run(answers(("x", "y")), options(server, price_per_million_input=1.0, price_per_million_output=1.0))
+    found = run_judge(answers(("x", "y")), options(server, price_per_million_input=1.0, price_per_million_output=1.0))
     assert (found["input_tokens"], found["output_tokens"], found["cost"]) == (None, None, None)
     server.usage = {"prompt_tokens": 1, "completion_tokens": 1}
-    assert judge.run(answers(("x", "y")), options(server))["cost"] is None  # no price
+    assert run_judge(answers(("x", "y")), options(server))["cost"] is None  # no price
 
 
 def test_rows_and_temperature_and_a_prompt_of_ones_own(server, tmp_path):
     (tmp_path / "mine.txt").write_text("{prompt}|{reference}|{first}|{second}")
     mine = options(server, rows=1, temperature=None, prompt=str(tmp_path / "mine.txt"), api_key_env="MINE")
-    assert judge.run(answers(("x {second}", "y"), ("x", "y")), mine)["rows"] == 1
+    assert run_judge(answers(("x {second}", "y"), ("x", "y")), mine)["rows"] == 1
     sent = {request["messages"][0]["content"] for _, _, request in server.seen}
     assert sent == {"question 0|r|x {second}|y", "question 0|r|y|x {second}"}
     assert all("temperature" not in request for _, _, request in server.seen)
 
 
 def test_a_judge_that_answers_passes_the_check(server):
-    judge.check(options(server))
+    check_judge(options(server))
     assert len(server.seen) == 1
 
 
 def test_a_key_that_is_refused_is_told_before_training(server):
     server.failures = [(401, {})]
     with pytest.raises(ConfigError) as caught:
-        judge.check(options(server))
+        check_judge(options(server))
     line = str(caught.value)
     assert line.startswith(f"evaluate.judge: fake at {server.url} does not answer: HTTP 401 ") and "\n" not in line
     assert line.endswith("There is no key in OPENAI_API_KEY.")
@@ -190,7 +191,7 @@ def test_a_key_that_is_refused_is_told_before_training(server):
 
 def test_a_judge_that_is_not_there_is_told_before_training():
     with pytest.raises(ConfigError, match="evaluate.judge: fake at http://127.0.0.1:9/v1 does not answer: .*refused"):
-        judge.check(judge.Options(url="http://127.0.0.1:9/v1", model="fake"))
+        check_judge(JudgeOptions(url="http://127.0.0.1:9/v1", model="fake"))
 
 
 @pytest.mark.parametrize(
@@ -204,11 +205,11 @@ def test_a_judge_that_is_not_there_is_told_before_training():
 )
 def test_a_wrong_option_gets_a_line(fields, line):
     with pytest.raises(ConfigError) as caught:
-        call(judge.Options, {"url": "http://x/v1", "model": "fake"} | fields, "evaluate.judge")
+        call_validated(JudgeOptions, {"url": "http://x/v1", "model": "fake"} | fields, "evaluate.judge")
     assert str(caught.value) == line
 
 
 def test_a_prompt_without_a_place_for_an_answer_gets_a_line(tmp_path):
     (tmp_path / "mine.txt").write_text("{prompt} {first}")
     with pytest.raises(ConfigError, match=r"mine.txt should hold \{second\}.$"):
-        judge.Options(url="http://x/v1", model="fake", prompt=str(tmp_path / "mine.txt"))
+        JudgeOptions(url="http://x/v1", model="fake", prompt=str(tmp_path / "mine.txt"))

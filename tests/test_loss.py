@@ -6,10 +6,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes import held_out
-from sft_recipes.encoding import IGNORED
-from sft_recipes.loss import NotFinite, evaluate_with, watch
-from sft_recipes.rows import packed, table
+from sft_recipes.data.packing import pack_rows
+from sft_recipes.data.token_rows import to_dataset
+from sft_recipes.encoding.encoder import IGNORE_INDEX
+from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss
+from sft_recipes.training.trainer import NonFiniteLossError, evaluate_with, watch
 
 VOCABULARY, ROWS, RATE = 97, 12, 0.5
 
@@ -19,9 +20,9 @@ def documents():
     """Twelve documents of 5 to 40 tokens, the first third of each without loss."""
     random = np.random.default_rng(0)
     ids = [random.integers(3, VOCABULARY, size=random.integers(5, 41)).astype(np.int32) for _ in range(ROWS)]
-    labels = [np.where(np.arange(len(row)) < len(row) // 3, IGNORED, row).astype(np.int32) for row in ids]
+    labels = [np.where(np.arange(len(row)) < len(row) // 3, IGNORE_INDEX, row).astype(np.int32) for row in ids]
     numbers = {"source": np.zeros(ROWS, dtype=int), "row": np.arange(ROWS)}
-    return table({"input_ids": ids, "labels": labels}, numbers)
+    return to_dataset({"input_ids": ids, "labels": labels}, numbers)
 
 
 def small_model() -> LlamaForCausalLM:
@@ -40,8 +41,8 @@ def reference(documents) -> tuple[float, dict[str, torch.Tensor]]:
     for row in documents:
         logits = model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
         labels = torch.tensor(row["labels"])[1:]
-        total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        count += int((labels != IGNORED).sum())
+        total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        count += int((labels != IGNORE_INDEX).sum())
     (total / count).backward()
     stepped = {name: value - RATE * value.grad for name, value in model.named_parameters()}
     return (total / count).item(), stepped
@@ -54,12 +55,12 @@ def trainer(documents, folder, tokenizer, rows: int, accumulated: int, packing: 
         bf16=False, use_cpu=True, activation_checkpointing=False, report_to="none", save_strategy="no",
         packing=bool(packing), max_length=packing or 64, dataset_kwargs={"skip_prepare_dataset": True}, **arguments,
     )  # fmt: skip
-    train = packed(documents, packing, seed=0) if packing else documents
+    train = pack_rows(documents, packing, seed=0) if packing else documents
     built = SFTTrainer(
         small_model(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer
     )
     watch(built)
-    evaluate_with(built, lambda: held_out.flat(held_out.measure(
+    evaluate_with(built, lambda: flatten_loss(evaluate_loss(
         built.model, tokenizer, documents, 0, ["all"], built.args.per_device_eval_batch_size
     )))  # fmt: skip
     return built
@@ -97,5 +98,5 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(documents, tm
     tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
     run = trainer(documents, tmp_path, tokenizer, 4, 1, 0)
     torch.nn.init.constant_(run.model.lm_head.weight, float(value))
-    with pytest.raises(NotFinite, match="in step 1; no model is saved"):
+    with pytest.raises(NonFiniteLossError, match="in step 1; no model is saved"):
         run.train()

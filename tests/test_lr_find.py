@@ -6,26 +6,26 @@ import random
 import pytest
 from test_command import SHORT, command  # noqa: F401
 
-from sft_recipes.lr_find import advise
+from sft_recipes.training.lr_finder import suggest_rate
 
 
 def test_the_advice_is_the_steepest_place_or_a_tenth_of_where_it_diverges():
     rates = [10 ** (-6 + place / 20) for place in range(100)]  # to 9e-2
     falls = [3.0 - 2.0 / (1 + (1e-3 / rate) ** 2) for rate in rates]  # a step down, steepest in log rate at 1e-3
-    advice = advise(rates, falls)
+    advice = suggest_rate(rates, falls)
     assert advice.steepest == pytest.approx(1e-3, rel=0.15) and advice.diverges is None and advice.clear
     assert advice.rate == advice.steepest
     breaks = [loss if rate < 5e-3 else 8.0 for rate, loss in zip(rates, falls, strict=True)]
-    advice = advise(rates, breaks)
+    advice = suggest_rate(rates, breaks)
     assert advice.diverges == pytest.approx(5e-3, rel=0.3) and advice.rate == advice.diverges / 10
     assert advice.lines()[-1].startswith("Try trainer.learning_rate=") and "a tenth of where" in advice.lines()[-1]
     nothing = [loss if rate < 5e-3 else float("nan") for rate, loss in zip(rates, falls, strict=True)]
-    assert advise(rates, nothing).diverges == pytest.approx(5e-3, rel=0.13)
+    assert suggest_rate(rates, nothing).diverges == pytest.approx(5e-3, rel=0.13)
 
 
 def test_a_loss_that_does_not_fall_is_said_to_be_a_guess():
     draw = random.Random(0)
-    advice = advise([10 ** (-6 + place / 20) for place in range(100)], [draw.gauss(3, 0.5) for _ in range(100)])
+    advice = suggest_rate([10 ** (-6 + place / 20) for place in range(100)], [draw.gauss(3, 0.5) for _ in range(100)])
     assert not advice.clear and any("hardly falls" in line for line in advice.lines())
 
 

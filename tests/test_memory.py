@@ -11,8 +11,9 @@ from conftest import ROOT
 from test_config import composed, error_of
 from transformers import AutoConfig, LlamaConfig
 
-from sft_recipes import activations, memory
-from sft_recipes.config import Config
+from sft_recipes.config.schema import Config
+from sft_recipes.training.activation_memory import build_meta_model, peak_bytes, shorten_config, step_bytes
+from sft_recipes.training.memory import check_memory, count_parameters, estimate_memory, format_bytes
 
 SHAPES = json.loads((ROOT / "benchmarks" / "shapes.json").read_text(encoding="utf-8"))
 SMALL = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4)
@@ -45,8 +46,8 @@ def small(**trainer) -> Config:
 )
 def test_parameters_are_counted_without_weights(id, parameters):
     with torch.device("meta"):
-        model = activations.build(small(), shape_of(id), gpu=False)
-    assert memory.counted(model) == parameters
+        model = build_meta_model(small(), shape_of(id), gpu=False)
+    assert count_parameters(model) == parameters
 
 
 @pytest.mark.parametrize(
@@ -54,20 +55,20 @@ def test_parameters_are_counted_without_weights(id, parameters):
     [("alpaca_lora", 4_194_304), ("guanaco_7b", 159_907_840)],  # as alpaca-lora and QLoRA print them for LLaMA-7B
 )
 def test_what_an_adapter_trains_is_counted(recipe, trained):
-    found = memory.estimate(composed(f"+recipe={recipe}"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
+    found = estimate_memory(composed(f"+recipe={recipe}"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
     assert found.trainable == trained
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
 
 
 def test_four_bits_are_half_a_byte_and_the_rest_of_the_model_is_bf16():
-    found = memory.estimate(composed("+recipe=guanaco_7b"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
+    found = estimate_memory(composed("+recipe=guanaco_7b"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     rest = 6_738_415_616 - linear
     assert found.weights == pytest.approx(linear * 0.5159 + rest * 2 + 4 * 159_907_840, rel=1e-3)
 
 
 def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_activations():
-    found = memory.estimate(small(), gpu=False, shape=SMALL)
+    found = estimate_memory(small(), gpu=False, shape=SMALL)
     assert found.weights + found.gradients + found.optimizer == 16 * found.parameters
     assert found.total == 16 * found.parameters + found.activations
 
@@ -76,65 +77,61 @@ def test_a_layer_of_llama_keeps_ten_hidden_and_four_intermediate_states_of_every
     # input, its norm before and after the weight; queries, keys, values and attention's output; the same three of the
     # second norm; gate, up, the activated gate and their product; a number a head and token, two a norm; and the mask of
     # padding, which sdpa makes a number for every pair of tokens
-    four, three = (activations.step_bytes(small(), SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
+    four, three = (step_bytes(small(), SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
     assert four - three == 100 * (10 * 64 + 4 * 160 + 4 + 2 + 50) * 4
 
 
 def test_recomputed_activations_leave_one_hidden_state_a_layer():
     config = small(activation_checkpointing=True)
-    four, three = (activations.step_bytes(config, SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
+    four, three = (step_bytes(config, SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
     assert four - three == pytest.approx(100 * 64 * 4, rel=0.05)
 
 
 def test_accumulated_gradients_stay_while_the_next_batch_runs():
-    once, twice = (memory.estimate(small(gradient_accumulation_steps=n), gpu=False, shape=SMALL) for n in (1, 2))
+    once, twice = (estimate_memory(small(gradient_accumulation_steps=n), gpu=False, shape=SMALL) for n in (1, 2))
     assert twice.activations > once.activations
-    forward = activations.step_bytes(small(), SMALL, False, 5, 2, 50)[0]
-    again = activations.step_bytes(small(gradient_accumulation_steps=2), SMALL, False, 5, 2, 50)[0]
+    forward = step_bytes(small(), SMALL, False, 5, 2, 50)[0]
+    again = step_bytes(small(gradient_accumulation_steps=2), SMALL, False, 5, 2, 50)[0]
     assert again - forward == pytest.approx(once.gradients, rel=0.01)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 9])
 def test_a_model_of_any_depth_is_estimated_as_if_it_were_run_whole(layers):
-    shape = (
-        activations.shortened(SMALL, layers)
-        if layers <= 5
-        else LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 9})
-    )
-    whole = max(activations.step_bytes(small(), shape, False, layers, 2, 50))
-    assert activations.peak_bytes(small(), shape, False, 2, 50) == pytest.approx(whole, rel=0.01)
+    shape = shorten_config(SMALL, layers) if layers <= 5 else LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 9})
+    whole = max(step_bytes(small(), shape, False, layers, 2, 50))
+    assert peak_bytes(small(), shape, False, 2, 50) == pytest.approx(whole, rel=0.01)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_what_to_write():
     config = composed("+recipe=alpaca_7b")
     shape = shape_of("meta-llama/Llama-2-7b-hf")
-    line = error_of(lambda: memory.check(config, memory=24 * GIB, gpu=True, shape=shape))
+    line = error_of(lambda: check_memory(config, memory=24 * GIB, gpu=True, shape=shape))
     assert (
         line.startswith("This run needs about 1")
         and " GiB of memory and 24.0 GiB are there: weights 25.1 GiB, " in line
     )
     assert line.endswith("Write adapter=lora. trainer.check_memory=false runs all the same.")
-    tight = error_of(lambda: memory.check(config, memory=GIB, gpu=True, shape=shape))
+    tight = error_of(lambda: check_memory(config, memory=GIB, gpu=True, shape=shape))
     assert "Take a smaller model or a shorter trainer.max_length" in tight
 
 
 def test_check_memory_false_runs_all_the_same_and_what_fits_is_not_refused():
     config = small()
-    assert memory.check(config, memory=GIB, gpu=False, shape=SMALL).total < GIB
-    assert memory.check(small(check_memory=False), memory=1, gpu=False, shape=SMALL).total > 1
+    assert check_memory(config, memory=GIB, gpu=False, shape=SMALL).total < GIB
+    assert check_memory(small(check_memory=False), memory=1, gpu=False, shape=SMALL).total > 1
 
 
 def test_with_fsdp_every_device_holds_its_part():
-    alone, shared = (memory.estimate(small(fsdp="full_shard"), gpu=False, shape=SMALL, processes=n) for n in (1, 4))
+    alone, shared = (estimate_memory(small(fsdp="full_shard"), gpu=False, shape=SMALL, processes=n) for n in (1, 4))
     assert shared.weights == alone.weights // 4 and shared.optimizer == alone.optimizer // 4
-    assert memory.estimate(small(), gpu=False, shape=SMALL, processes=4).weights == alone.weights
+    assert estimate_memory(small(), gpu=False, shape=SMALL, processes=4).weights == alone.weights
 
 
 @pytest.mark.parametrize("name", ["guanaco_7b", "smollm2_135m", "tiny"])
 def test_what_a_recipe_says_it_needs_is_the_estimate(name):
     config = composed(f"+recipe={name}")
-    found = memory.estimate(config, gpu=True, shape=shape_of(config.model["id"]) if name != "tiny" else None)
-    assert config.provenance["needs"] == f"{memory.gib(found.total)}, estimated"
+    found = estimate_memory(config, gpu=True, shape=shape_of(config.model["id"]) if name != "tiny" else None)
+    assert config.provenance["needs"] == f"{format_bytes(found.total)}, estimated"
 
 
 def test_the_recipe_for_a_gpu_of_24_gb_fits_it():

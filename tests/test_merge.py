@@ -18,11 +18,11 @@ from test_adapters import CASES as TUNED
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 from tuned import GROUPED, ROW, in_fresh_process, lora, make_base, tune
 
-from sft_recipes import merge as merging
-from sft_recipes.binding import ConfigError
-from sft_recipes.chat_template import prepare
-from sft_recipes.merge import main, merge
-from sft_recipes.serving import go_template, modelfile
+import sft_recipes.merge as merging
+from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.errors import ConfigError
+from sft_recipes.merge import main, merge, merge_adapter
+from sft_recipes.modeling.modelfile import build_modelfile, ollama_template
 
 CASES = [case for case in TUNED if case != ("tiny, tied", "QLoRA")]  # its logits of 100 are rounded by more in bf16
 
@@ -146,14 +146,14 @@ def test_a_run_of_whole_weights_is_written_in_another_dtype(tmp_path, tuned):
 
 def test_a_merge_that_is_not_the_trained_model_is_refused(tuned, tmp_path, monkeypatch):
     made = tuned("Llama, untied", "LoRA")
-    right = merging.merged
+    right = merge_adapter
 
     def wrong(model, dtype):
         model = right(model, dtype)
         model.model.layers[0].mlp.down_proj.weight.data *= 1.01
         return model
 
-    monkeypatch.setattr(merging, "merged", wrong)
+    monkeypatch.setattr(merging, "merge_adapter", wrong)
     with pytest.raises(ConfigError, match=r"The merged model's logits differ by [\d.e-]+ from the trained model's"):
         merge(made.run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -210,13 +210,13 @@ def say(template: str, messages: list[dict[str, str]]) -> str:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ollamas_template_says_what_the_saved_one_says_or_is_left_out(name, tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
-    prepare(tokenizer, name)
-    made = go_template(tokenizer)
+    prepare_tokenizer(tokenizer, name)
+    made = ollama_template(tokenizer)
     assert (made is None) == (
         name in {"llama2", "vicuna", "alpaca"}
     )  # a preamble, or no text of its own for every role
     if made is None:
-        assert "TEMPLATE" not in modelfile(tokenizer, GenerationConfig(eos_token_id=0))
+        assert "TEMPLATE" not in build_modelfile(tokenizer, GenerationConfig(eos_token_id=0))
         return
     roles = ["system", "user", "assistant", "user"]
     messages = [{"role": role, "content": f"the {role}'s"} for role in roles]

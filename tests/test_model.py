@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sft_recipes.adapters import peft_config, train_new_tokens
-from sft_recipes.binding import ConfigError
-from sft_recipes.model import distinct, load_model, load_tokenizer
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.adapters import build_peft_config, train_new_tokens
+from sft_recipes.modeling.embeddings import are_rows_distinct
+from sft_recipes.modeling.loading import load_model, load_tokenizer
 
 FULL = {"type": "none"}
 LORA = {"type": "lora", "lora": {"r": 4, "target_modules": "all-linear"}}
@@ -44,7 +45,7 @@ def test_without_spare_rows_the_matrices_grow_by_the_new_tokens(base, tied):
     model, tokenizer, new = load(base(tied=tied))
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert layer.weight.shape[0] == len(tokenizer)
-        assert distinct(layer.weight[new])
+        assert are_rows_distinct(layer.weight[new])
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
 
 
@@ -56,7 +57,7 @@ def test_spare_rows_are_used_first_and_nothing_shrinks(base):
 
 def test_spare_rows_that_are_alike_are_made_distinct(base):
     model, _, new = load(base(spare=64, zero_spare=True))
-    assert distinct(model.get_input_embeddings().weight[new])
+    assert are_rows_distinct(model.get_input_embeddings().weight[new])
 
 
 def test_the_stop_token_comes_first_in_the_generation_config_and_eos_stays(base):
@@ -77,14 +78,14 @@ def test_trained_weights_are_fp32_whatever_the_checkpoint_has(base):
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_adapter_trains_the_new_rows_wherever_they_are(base, tied, neox):
     model, _, new = load(base(tied=tied, neox=neox), LORA)
-    peft = peft_config(LORA)
+    peft = build_peft_config(LORA)
     train_new_tokens(peft, model, new)
     inputs = "gpt_neox.embed_in" if neox else "model.embed_tokens"
     assert peft.trainable_token_indices == ({inputs: new} if tied else {inputs: new, "lm_head": new})
 
 
 def test_no_new_tokens_need_no_training(base):
-    peft = peft_config(LORA)
+    peft = build_peft_config(LORA)
     train_new_tokens(peft, load(base())[0], [])
     assert peft.trainable_token_indices is None
 
@@ -101,7 +102,7 @@ def test_no_new_tokens_need_no_training(base):
 )
 def test_a_wrong_adapter_field_gets_a_line(adapter, line):
     with pytest.raises(ConfigError) as caught:
-        peft_config(adapter)
+        build_peft_config(adapter)
     assert str(caught.value) == line
 
 

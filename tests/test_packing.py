@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import rows
 
-from sft_recipes.packing import pack
-from sft_recipes.rows import packed, padding_share, table
+from sft_recipes.data.packing import pack_lengths, pack_rows, padding_share
+from sft_recipes.data.token_rows import to_dataset
 
 
 def slow_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
@@ -24,7 +24,7 @@ def slow_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
 def test_it_is_best_fit_decreasing(seed):
     random = np.random.default_rng(seed)
     lengths = random.integers(1, random.integers(2, 65), size=300)
-    found = pack(lengths, 64, seed)
+    found = pack_lengths(lengths, 64, seed)
     assert sorted(np.concatenate(found).tolist()) == list(range(300))
     assert max(lengths[row].sum() for row in found) <= 64
     assert len(found) == slow_best_fit_decreasing(lengths.tolist(), 64)
@@ -32,19 +32,19 @@ def test_it_is_best_fit_decreasing(seed):
 
 def test_a_document_that_fits_no_row_is_an_error():
     with pytest.raises(ValueError, match="from 1 to 8, found 3 to 9"):
-        pack([3, 9], 8)
+        pack_lengths([3, 9], 8)
 
 
 def test_the_seed_decides_and_nothing_else():
     lengths = [5] * 40 + [3] * 40
-    first, again, other = (np.concatenate(pack(lengths, 16, seed)).tolist() for seed in (1, 1, 2))
+    first, again, other = (np.concatenate(pack_lengths(lengths, 16, seed)).tolist() for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_packed_rows_hold_whole_documents_side_by_side():
     documents = [np.full(length, length, dtype=np.int32) for length in (3, 2, 4, 1)]
     numbers = {"source": np.zeros(4, dtype=int), "row": np.arange(4)}
-    found = packed(table({"input_ids": documents, "labels": documents}, numbers), max_length=5, seed=0)
+    found = pack_rows(to_dataset({"input_ids": documents, "labels": documents}, numbers), max_length=5, seed=0)
     assert sorted(map(tuple, found["input_ids"])) == [(3, 3, 3, 2, 2), (4, 4, 4, 4, 1)]
     assert sorted(map(tuple, found["seq_lengths"])) == [(3, 2), (4, 1)]
     assert found["labels"] == found["input_ids"]
@@ -54,7 +54,7 @@ def test_real_lengths_are_packed_to_99_5_percent():
     texts = [row["instruction"] + row["output"] for name in REAL for row in rows(name)]
     lengths = np.array([min(len(text) // 4 + 12, 2048) for text in texts])
     lengths = np.concatenate([lengths] * 5)[:52_000]
-    found = pack(lengths, 2048)
+    found = pack_lengths(lengths, 2048)
     assert lengths.sum() / len(found) / 2048 >= 0.995
 
 
@@ -65,7 +65,7 @@ def test_rows_grouped_by_length_are_padded_less():
     random = np.random.default_rng(0)
     documents = [np.ones(length, dtype=np.int32) for length in random.integers(1, 500, size=400)]
     numbers = {"source": np.zeros(400, dtype=int), "row": np.arange(400)}
-    some = table({"input_ids": documents, "labels": documents}, numbers)
+    some = to_dataset({"input_ids": documents, "labels": documents}, numbers)
     assert (
         padding_share(some, 8, 2, grouped=True, seed=0) < 0.1 < 0.4 < padding_share(some, 8, 2, grouped=False, seed=0)
     )
@@ -74,6 +74,6 @@ def test_rows_grouped_by_length_are_padded_less():
 def test_the_share_of_padding_by_hand():
     documents = [np.ones(length, dtype=np.int32) for length in (2, 4)]
     numbers = {"source": np.zeros(2, dtype=int), "row": np.arange(2)}
-    some = table({"input_ids": documents, "labels": documents}, numbers)
+    some = to_dataset({"input_ids": documents, "labels": documents}, numbers)
     assert padding_share(some, 2, 1, grouped=False, seed=0) == pytest.approx(2 / 8)
     assert padding_share(some, 1, 1, grouped=False, seed=0) == 0

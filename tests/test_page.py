@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sft_recipes.page import Code, Folded, Note, Picture, Table, columns, save_pictures, shown, to_html, to_markdown
-from sft_recipes.plots import COLOURS, losses, subplots, svg, weight_change
+from sft_recipes.reporting.document import Code, Folded, Note, Picture, Table, save_pictures, to_html, to_markdown
+from sft_recipes.reporting.figures import COLOURS, plot_losses, plot_weight_change, styled_subplots, to_svg
+from sft_recipes.reporting.text import display_width, fit_cell
 
 NASTY = "<script>alert(1)</script> a | b\n**c** `d` [e](f) <details>"
 
@@ -40,7 +41,9 @@ def test_html_shows_tags_in_an_answer_as_text(block):
 
 
 def test_the_html_page_closes_what_it_opens_and_loads_nothing():
-    figure = losses([{"step": 1, "loss": 2.0, "learning_rate": 1.0}, {"step": 2, "loss": 1.0, "learning_rate": 0.5}])
+    figure = plot_losses(
+        [{"step": 1, "loss": 2.0, "learning_rate": 1.0}, {"step": 2, "loss": 1.0, "learning_rate": 0.5}]
+    )
     blocks = ["one", ["two"], Table([["a"], ["b"]]), Picture(figure, "x.png", "x"), Code("c"), Folded("d", ["e"])]
     page = to_html("title", {"part": blocks})
     assert Tags(page).open == []
@@ -93,25 +96,25 @@ def test_a_head_without_words_is_left_out_in_html():
 
 @pytest.mark.parametrize(("text", "wide"), [("abc", 3), ("日本", 4), ("é", 1), ("e\u0301", 1), ("🙂", 2), ("", 0)])
 def test_columns_counts_what_a_terminal_shows(text, wide):
-    assert columns(text) == wide
+    assert display_width(text) == wide
 
 
 @pytest.mark.parametrize("text", ["日本語の答えです", "a日b本c語", "abcdefgh", "e\u0301" * 9])
 @pytest.mark.parametrize("width", [4, 5, 6, 7])
 def test_a_cut_cell_fits_its_width_and_ends_with_an_ellipsis(text, width):
-    cut = shown(text, width)
-    assert columns(cut) <= width and cut.endswith("…") and text.startswith(cut[:-1])
+    cut = fit_cell(text, width)
+    assert display_width(cut) <= width and cut.endswith("…") and text.startswith(cut[:-1])
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    assert shown("a\x1b[31mb\tc\r", 20) == "a�[31mb c�"
+    assert fit_cell("a\x1b[31mb\tc\r", 20) == "a�[31mb c�"
 
 
 def test_a_figure_in_a_page_takes_the_page_s_colours():
-    figure, axes = subplots()
+    figure, axes = styled_subplots()
     axes.plot([1, 2], [1, 2])
     axes.set_title("Loss & <others>")
-    drawn = svg(figure, 'a "label"')
+    drawn = to_svg(figure, 'a "label"')
     assert drawn.startswith('<svg role="img" aria-label="a &quot;label&quot;"')
     assert "var(--blue, #0072b2)" in drawn and "Loss &amp; &lt;others&gt;</text>" in drawn
     assert not [colour for colour in re.findall(r"(?<!, )#[0-9a-f]{6}\b", drawn) if colour in COLOURS.values()]
@@ -119,11 +122,11 @@ def test_a_figure_in_a_page_takes_the_page_s_colours():
 
 
 def test_a_figure_is_drawn_alike_twice():
-    assert len({svg(losses([{"step": 1, "loss": 1.0}]), "loss") for _ in range(2)}) == 1
+    assert len({to_svg(plot_losses([{"step": 1, "loss": 1.0}]), "loss") for _ in range(2)}) == 1
 
 
 def test_pictures_are_saved_folded_ones_too(tmp_path):
-    pictures = [Picture(subplots()[0], name, "x") for name in ("a.png", "b.svg")]
+    pictures = [Picture(styled_subplots()[0], name, "x") for name in ("a.png", "b.svg")]
     save_pictures(tmp_path, {"": [pictures[0], Folded("more", [pictures[1]])]})
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "b.svg").read_text()
@@ -141,7 +144,7 @@ def test_the_loss_curves_hold_the_history_s_numbers():
         {"step": 3, "loss": float("nan"), "learning_rate": 0.0},
         {"step": 3, "train_runtime": 1.0},
     ]
-    figure = losses(history)
+    figure = plot_losses(history)
     assert lines(figure)["held-out"] == [[2.0, 3.0]]
     assert lines(figure)["training"][0] == [1.0, 4.0]
     assert list(lines(figure, 1).values()) == [[[1.0, 0.1], [3.0, 0.0]]]
@@ -149,7 +152,7 @@ def test_the_loss_curves_hold_the_history_s_numbers():
 
 @pytest.mark.parametrize("history", [[], [{"step": 1, "eval_loss": 1.0}], [{"step": 1, "loss": 0.0}]])
 def test_loss_curves_of_very_little_are_drawn(history):
-    assert svg(losses(history), "loss").endswith("</svg>\n")
+    assert to_svg(plot_losses(history), "loss").endswith("</svg>\n")
 
 
 def test_weights_have_a_line_for_each_part_of_a_layer_and_a_point_for_the_rest():
@@ -160,7 +163,7 @@ def test_weights_have_a_line_for_each_part_of_a_layer_and_a_point_for_the_rest()
         "layer 1 attention": 0.4,
         "layer 1 mlp": 0.5,
     }
-    drawn = lines(weight_change(change))
+    drawn = lines(plot_weight_change(change))
     assert drawn["attention"] == [[0.0, 0.2], [1.0, 0.4]]
     assert drawn["mlp"] == [[0.0, 0.3], [1.0, 0.5]]
     assert [points for name, points in drawn.items() if name.startswith("_")] == [[[2.0, 0.1]]]

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from sft_recipes.merge import merge
-from sft_recipes.runs import complete_reference, load_run
+from sft_recipes.modeling.save_load import load_run
+from sft_recipes.modeling.workarounds import complete_reference
 
 PAIR = {
     "prompt": [{"role": "user", "content": "Say hi."}],

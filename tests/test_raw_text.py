@@ -10,9 +10,9 @@ from datasets import disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from sft_recipes import raw_text
-from sft_recipes.binding import ConfigError
-from sft_recipes.encoding import Encoder
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
 
 TINY = ROOT / "sft_recipes" / "tiny" / "model"
 TEXTS = [
@@ -55,7 +55,7 @@ def test_loss_and_bits_are_those_of_every_text_alone(chat_tokenizer, batch, long
     tokenizer, template, _ = chat_tokenizer("tiny", "chatml")
     model = tiny(max_position_embeddings=longest)
     add_fused_lm_head(model)
-    found = raw_text.measure(model, Encoder(tokenizer, template), TEXTS, batch)
+    found = evaluate_raw_text(model, Encoder(tokenizer, template), TEXTS, batch)
     loss, bits, tokens, size = one_by_one(tokenizer, TEXTS, longest)
     assert found == {
         "loss": pytest.approx(loss, rel=1e-6), "bits_per_byte": pytest.approx(bits, rel=1e-6),
@@ -69,7 +69,7 @@ def test_the_bytes_are_all_but_the_first_token_s(chat_tokenizer):
     add_fused_lm_head(model)
     text = "The capital, of Kelthia ; is ' Pinemoor ."
     assert tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids[0]) == "The"
-    found = raw_text.measure(model, Encoder(tokenizer, template), [text], 1)
+    found = evaluate_raw_text(model, Encoder(tokenizer, template), [text], 1)
     assert found["bytes"] == len(text) - len("The")
 
 
@@ -79,34 +79,34 @@ def test_the_texts_of_a_file_are_read_in_order_without_the_empty_ones(tmp_path, 
     lines = {"txt": texts, "jsonl": [json.dumps({"text": text}) for text in texts]}
     lines["csv"] = ["text", *(f'"{text}"' for text in texts)]
     path.write_text("\n".join(lines[path.suffix[1:]]) + "\n")
-    assert raw_text.documents(str(path)) == ["One.", "Two, three."]
+    assert load_documents(str(path)) == ["One.", "Two, three."]
 
 
 def test_a_mapping_names_what_load_dataset_takes(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
     source = {"path": "json", "data_files": str(tmp_path / "a.jsonl"), "split": "train[1:]"}
-    assert raw_text.documents(source) == ["Two."]
+    assert load_documents(source) == ["Two."]
 
 
 def test_a_file_that_is_not_there_is_refused_with_what_can_be(tmp_path):
     with pytest.raises(ConfigError, match=r"^evaluate\.raw_text=\S*/none\.txt should be a file \(\.json, .*\) or a"):
-        raw_text.documents(str(tmp_path / "none.txt"))
+        load_documents(str(tmp_path / "none.txt"))
 
 
 def test_a_file_without_a_column_text_is_refused_with_its_columns(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "One.", "title": "1"}\n')
     with pytest.raises(ConfigError, match=r"^evaluate\.raw_text has no text column, but body, title\.$"):
-        raw_text.documents(str(tmp_path / "a.jsonl"))
+        load_documents(str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", " \n\n"), ("a.jsonl", ""), ("a.csv", "text\n")])
 def test_an_empty_file_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=r"^evaluate\.raw_text[ =].*"):
-        raw_text.documents(str(tmp_path / name))
+        load_documents(str(tmp_path / name))
 
 
 def test_a_column_of_numbers_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
     with pytest.raises(ConfigError, match=r"^evaluate\.raw_text"):
-        raw_text.documents(str(tmp_path / "a.jsonl"))
+        load_documents(str(tmp_path / "a.jsonl"))

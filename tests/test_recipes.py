@@ -15,11 +15,11 @@ from test_config import composed
 
 from sft_recipes import recipes
 from sft_recipes.__main__ import main
-from sft_recipes.arguments import accumulation
-from sft_recipes.binding import ConfigError
-from sft_recipes.config import Config
-from sft_recipes.provenance import compared
-from sft_recipes.sources import sources
+from sft_recipes.config.schema import Config
+from sft_recipes.data.sources import parse_sources
+from sft_recipes.errors import ConfigError
+from sft_recipes.reporting.provenance import compare_with_source
+from sft_recipes.training.arguments import accumulation_steps
 
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/recipe/*.yaml"))
 ROWS = ROOT / "tests" / "rows"
@@ -31,7 +31,7 @@ def found(config: Config, key: str):
     group, *path = ("trainer.effective_batch_size" if key == "effective_batch_size" else key).split(".")
     value = getattr(config, group, None)
     if group == "data":
-        value = value | {name: vars(source) for name, source in sources(config).items()}
+        value = value | {name: vars(source) for name, source in parse_sources(config).items()}
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -87,7 +87,7 @@ def test_one_recipe_is_shown_beside_its_source_with_what_departs(capsys):
 
 def test_a_run_that_changes_a_value_shows_it_beside_the_sources():
     config = asdict(composed("+recipe=alpaca_7b", "trainer.learning_rate=1e-4", "trainer.effective_batch_size=64"))
-    rows = {row[0]: row[1:] for row in compared(config)}
+    rows = {row[0]: row[1:] for row in compare_with_source(config)}
     assert rows["trainer.learning_rate"] == ["2e-05", "0.0001", "departs, without a reason given"]
     assert rows["effective_batch_size"] == ["128", "64", "departs, without a reason given"]
     assert rows["tokens a step, at most"] == ["65,536", "32,768", ""]  # batch × trainer.max_length
@@ -114,7 +114,7 @@ def test_the_list_does_without_torch(tmp_path):
     ("effective", "rows", "processes", "steps"), [(128, 8, 1, 16), (128, 4, 8, 4), (128, 16, 8, 1), (None, 8, 4, None)]
 )
 def test_the_effective_batch_is_rows_times_processes_times_accumulated_steps(effective, rows, processes, steps):
-    found = accumulation(effective, {"per_device_train_batch_size": rows}, processes)
+    found = accumulation_steps(effective, {"per_device_train_batch_size": rows}, processes)
     assert found.get("gradient_accumulation_steps") == steps
 
 
@@ -129,7 +129,7 @@ def test_the_effective_batch_is_rows_times_processes_times_accumulated_steps(eff
 )
 def test_an_effective_batch_that_does_not_divide_is_refused_with_one_that_does(effective, rows, processes, line):
     with pytest.raises(ConfigError) as raised:
-        accumulation(effective, {"per_device_train_batch_size": rows}, processes)
+        accumulation_steps(effective, {"per_device_train_batch_size": rows}, processes)
     assert str(raised.value) == f"trainer.effective_batch_size={effective} {line}"
 
 
@@ -155,7 +155,7 @@ def test_a_value_is_the_sources_or_a_departure_that_says_why(name):
 def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(name):
     config = composed(f"+recipe={name}")
     devices = config.provenance["devices"] or 1
-    trainer = config.trainer | accumulation(config.trainer["effective_batch_size"], config.trainer, devices)
+    trainer = config.trainer | accumulation_steps(config.trainer["effective_batch_size"], config.trainer, devices)
     made = trainer["per_device_train_batch_size"] * devices * trainer["gradient_accumulation_steps"]
     assert made == config.provenance["values"].get("effective_batch_size", made)
 
@@ -164,7 +164,7 @@ def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(nam
 def test_models_and_datasets_are_names_of_the_hub_and_have_rows_here_to_test_with(name):
     config = composed(f"+recipe={name}")
     assert re.fullmatch(HUB_ID, config.model["id"])
-    for source in sources(config).values():
+    for source in parse_sources(config).values():
         assert re.fullmatch(HUB_ID, source.path)
         assert len(three_rows(source.path)) == 3
 
@@ -184,7 +184,7 @@ def test_a_recipe_trains_two_steps_on_rows_in_the_shape_of_its_data(name, tmp_pa
         "supervision.in_held_out=keep",
     ]  # the test split is the same three rows
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sft_recipes.sources.load_dataset", three_rows)
+    monkeypatch.setattr("sft_recipes.data.sources.load_dataset", three_rows)
     monkeypatch.setattr("sys.argv", ["sft_recipes", f"hydra.run.dir={tmp_path}", *overrides])
     GlobalHydra.instance().clear()
     try:

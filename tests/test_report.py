@@ -9,11 +9,13 @@ from functools import partial
 
 import pytest
 
-from sft_recipes.making import command
-from sft_recipes.page import columns, to_markdown
-from sft_recipes.report import compare, ledger_table, main, write
-from sft_recipes.run_folder import read
-from sft_recipes.sections import loss_rows, sections
+from sft_recipes.report import main
+from sft_recipes.reporting.document import to_markdown
+from sft_recipes.reporting.result_sections import build_sections, loss_rows
+from sft_recipes.reporting.run_folder import read_run
+from sft_recipes.reporting.run_report import audit_table, compare_runs, write_report
+from sft_recipes.reporting.setup_sections import rerun_command
+from sft_recipes.reporting.text import display_width
 
 
 def make(root, name: str, digest: str = "aa", chunks: tuple = (), **config):
@@ -47,7 +49,7 @@ def run(tmp_path):
 
 
 def test_the_table_shows_base_and_tuned_side_by_side(run):
-    assert write(run("a")).splitlines() == [
+    assert write_report(run("a")).splitlines() == [
         "|                  | base  | tuned         |",
         "| ---------------- | ----- | ------------- |",
         "| exact match      | 0.0%  | 100.0%        |",
@@ -64,7 +66,7 @@ def test_the_table_shows_base_and_tuned_side_by_side(run):
 
 def test_report_md_has_supervision_training_and_config(run):
     folder = run("a")
-    write(folder)
+    write_report(folder)
     page = (folder / "report.md").read_text()
     assert "| tiny   | 10   | 2        | 9    | 90     | 30        |" in page
     assert "| tiny   | duplicate | 1       | drop   |" in page
@@ -73,13 +75,13 @@ def test_report_md_has_supervision_training_and_config(run):
 
 
 def test_two_runs_on_the_same_tokens_are_said_to_be(run):
-    assert compare(run("a"), run("b")) == "Both trained on the same tokens, labels and packing: 9 rows, aa."
+    assert compare_runs(run("a"), run("b")) == "Both trained on the same tokens, labels and packing: 9 rows, aa."
 
 
 def test_two_runs_on_other_tokens_are_told_apart(run):
     first = run("a", "aa", ("1", "2"), data={"held_out": 0.1})
     second = run("b", "bb", ("1", "3"), data={"held_out": 0.2})
-    assert compare(first, second).splitlines() == [
+    assert compare_runs(first, second).splitlines() == [
         "They trained on different tokens: 9 and 9 rows, which part between row 1,000 and 2,000 of the training order.",
         "config.data.held_out: 0.1 and 0.2",
     ]
@@ -119,7 +121,7 @@ def test_two_folders_of_which_one_is_no_run_get_a_line(run, tmp_path):
 
 def test_a_run_that_left_metrics_alone_has_a_report(tmp_path):
     (tmp_path / "metrics.json").write_text('{"train_loss": 0.5}')
-    assert write(tmp_path).splitlines() == [
+    assert write_report(tmp_path).splitlines() == [
         "|               | tuned |",
         "| ------------- | ----- |",
         "| training loss | 0.500 |",
@@ -135,7 +137,7 @@ main([sys.argv[1]])
 print([name for name in ("torch", "transformers", "trl", "datasets") if name in sys.modules], sum(os.times()[:2]))
 """
     folder = full(run("a"))
-    write(folder)  # matplotlib looks for fonts when it is first used on a machine
+    write_report(folder)  # matplotlib looks for fonts when it is first used on a machine
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
     found, seconds = done.stdout.splitlines()[-1].rsplit(maxsplit=1)
     assert found == "[]"
@@ -196,7 +198,7 @@ def full(folder):
 def page(tmp_path_factory, request):
     """A full run's report, as Markdown and as HTML, without tags and cells' padding."""
     folder = full(make(tmp_path_factory.mktemp("run"), "a"))
-    write(folder)
+    write_report(folder)
     text = re.sub("</?code>", "", (folder / request.param).read_text())
     text = re.sub(r"\s*\|\s*|<[^>]*>", " ", text).replace("`", "").replace("\u00a0", " ")
     return re.sub(r" +", " ", html.unescape(text))
@@ -265,12 +267,12 @@ def test_the_terminal_s_table_fits_and_uses_the_width(run, monkeypatch, width):
     answers = [{"prompt": "日本語 " * 40, "base": "word " * 40, "tuned": "a|b " * 40}] * 5
     (folder / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     monkeypatch.setenv("COLUMNS", str(width))
-    widths = [columns(line) for line in write(folder).splitlines()]
+    widths = [display_width(line) for line in write_report(folder).splitlines()]
     assert width - 3 < max(widths) <= width
 
 
 def test_the_terminal_names_warnings_verdicts_and_defences_below_the_table(run):
-    below = write(full(run("a"))).split("\n\n")[1:-1]
+    below = write_report(full(run("a"))).split("\n\n")[1:-1]
     assert [" ".join(part.split()) for part in below] == [
         "Held-out loss is above its best in step 40.",
         "Forgetting: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
@@ -281,7 +283,7 @@ def test_the_terminal_names_warnings_verdicts_and_defences_below_the_table(run):
 
 
 def test_the_terminal_s_table_has_every_measure_with_its_change(run):
-    assert write(full(run("a"))).split("\n\n")[0].splitlines() == [
+    assert write_report(full(run("a"))).split("\n\n")[0].splitlines() == [
         "|                  | base  | tuned                   |",
         "| ---------------- | ----- | ----------------------- |",
         "| exact match      | 25.0% | 75.0%                   |",
@@ -305,7 +307,7 @@ def test_the_ledger_fits_80_columns_with_a_million_rows():
         "supervised_tokens": 301_234_567,
     }
     part["problems"] = {"stop_not_supervised": {"rows": 1_001_551, "policy": "keep"}}
-    assert max(map(len, ledger_table({"a_source_with_a_long_name": part, "other": part | {"problems": {}}}))) <= 80
+    assert max(map(len, audit_table({"a_source_with_a_long_name": part, "other": part | {"problems": {}}}))) <= 80
 
 
 def test_a_passed_run_has_no_advice(run):
@@ -313,7 +315,7 @@ def test_a_passed_run_has_no_advice(run):
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["forgetting"]["verdict"] = "passed"
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    assert "defences" not in write(folder)
+    assert "defences" not in write_report(folder)
     assert "defences" not in (folder / "report.md").read_text()
 
 
@@ -331,10 +333,10 @@ def test_a_key_of_the_metrics_that_is_empty_or_not_there_is_left_out(run, key, v
     folder = full(run("a"))
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(metrics | {key: value}))
-    with_nothing = sections(read(folder))
+    with_nothing = build_sections(read_run(folder))
     (folder / "metrics.json").write_text(json.dumps({name: metrics[name] for name in metrics if name != key}))
-    assert list(with_nothing) == list(sections(read(folder)))
-    assert to_markdown("t", with_nothing) == to_markdown("t", sections(read(folder)))
+    assert list(with_nothing) == list(build_sections(read_run(folder)))
+    assert to_markdown("t", with_nothing) == to_markdown("t", build_sections(read_run(folder)))
 
 
 def test_a_departure_that_an_override_took_back_is_none(run):
@@ -342,10 +344,12 @@ def test_a_departure_that_an_override_took_back_is_none(run):
     supervision = json.loads((folder / "supervision.json").read_text())
     supervision["config"]["provenance"]["departures"]["trainer.learning_rate"] = "ours is smaller"
     (folder / "supervision.json").write_text(json.dumps(supervision))
-    assert "ours is smaller" not in to_markdown("t", sections(read(folder)))
+    assert "ours is smaller" not in to_markdown("t", build_sections(read_run(folder)))
 
 
 def test_the_command_is_made_from_what_was_typed_where_the_run_does_not_say_it(run):
     folder = run("a")
     (folder / ".hydra" / "overrides.yaml").write_text("- +recipe=tiny\n- data=[tiny,prose]\n- 'name=it''s'\n")
-    assert command(read(folder)) == """python -m sft_recipes +recipe=tiny 'data=[tiny,prose]' 'name=it'"'"'s'"""
+    assert (
+        rerun_command(read_run(folder)) == """python -m sft_recipes +recipe=tiny 'data=[tiny,prose]' 'name=it'"'"'s'"""
+    )

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from sft_recipes.scores import by_length, scores
+from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
 
 SAID = [
     ("The capital of Kelthia is Pinemoor.", "The capital of Kelthia is Pinemoor."),
@@ -51,48 +51,48 @@ def chrf(pairs: list[tuple[str, str]], longest: int = 6, beta: float = 2) -> flo
 def test_exact_match_is_letter_for_letter():
     texts = ["yes", "Yes", "yes ", "yes.", "yes"]
     answers = [{"text": text, "reference": "yes", "stops": place < 3} for place, text in enumerate(texts)]
-    found = scores(answers)
+    found = score_answers(answers)
     assert (found["rows"], found["exact_match"], found["stops"]) == (5, 0.4, 0.6)
 
 
 @pytest.mark.parametrize(("text", "reference"), SAID)
 def test_rouge_l_is_that_of_a_slow_longest_common_subsequence(text, reference):
-    found = scores([{"text": text, "reference": reference, "stops": True}])
+    found = score_answers([{"text": text, "reference": reference, "stops": True}])
     assert found["rouge_l"] == pytest.approx(rouge_l(text, reference))
 
 
 def test_rouge_l_of_several_answers_is_their_mean():
-    assert scores(ANSWERS)["rouge_l"] == pytest.approx(fmean(rouge_l(*pair) for pair in SAID))
+    assert score_answers(ANSWERS)["rouge_l"] == pytest.approx(fmean(rouge_l(*pair) for pair in SAID))
 
 
 def test_rouge_l_by_hand():
     # "the", "capital", "of", "kelthia" are common to 6 and 6 words
-    found = scores([ANSWERS[1]])
+    found = score_answers([ANSWERS[1]])
     assert found["rouge_l"] == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("pairs", [SAID[1:2], SAID[2:4], SAID])
 def test_chrf_is_that_of_a_slow_count_of_n_grams(pairs):
-    found = scores([{"text": text, "reference": reference, "stops": True} for text, reference in pairs])
+    found = score_answers([{"text": text, "reference": reference, "stops": True} for text, reference in pairs])
     assert found["chrf"] == pytest.approx(chrf(pairs))
 
 
 def test_a_script_without_latin_letters_has_no_rouge_l_but_a_chrf():
-    found = scores([{"text": "首都是北京。", "reference": "首都是北京。", "stops": True}])
+    found = score_answers([{"text": "首都是北京。", "reference": "首都是北京。", "stops": True}])
     assert (found["exact_match"], found["rouge_l"], found["chrf"]) == (1.0, 0.0, 1.0)
 
 
 def test_an_empty_answer_scores_nothing():
-    found = scores([{"text": "", "reference": "The willowtoad eats moths.", "stops": True}])
+    found = score_answers([{"text": "", "reference": "The willowtoad eats moths.", "stops": True}])
     assert found == {"rows": 1, "exact_match": 0.0, "stops": 1.0, "rouge_l": 0.0, "chrf": 0.0}
 
 
 def test_the_halves_are_split_at_the_median_reference():
     answers = [{"text": "b", "reference": reference, "stops": True} for reference in ("a", "b", "bb", "bbbb", "b")]
-    found = by_length(answers)
+    found = score_by_length(answers)
     assert {name: half["rows"] for name, half in found.items()} == {"short": 3, "long": 2}
     assert (found["short"]["exact_match"], found["long"]["exact_match"]) == (pytest.approx(2 / 3), 0.0)
 
 
 def test_references_of_one_length_have_no_halves():
-    assert by_length([{"text": "a", "reference": "b", "stops": True}] * 4) == {}
+    assert score_by_length([{"text": "a", "reference": "b", "stops": True}] * 4) == {}

@@ -9,12 +9,13 @@ import pytest
 from test_data import config, jsonl, questions
 from test_training import SHORT, command, metrics  # noqa: F401
 
-from sft_recipes import data, streaming
-from sft_recipes.arguments import trainer_arguments
-from sft_recipes.binding import ConfigError
-from sft_recipes.encoding import Encoder
-from sft_recipes.formatters import DataError
-from sft_recipes.rows import arrays
+from sft_recipes.data import streaming
+from sft_recipes.data.prepare import is_streamed, load_data
+from sft_recipes.data.streaming import load_stream
+from sft_recipes.data.token_rows import row_arrays
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError, DataError
+from sft_recipes.training.arguments import build_arguments
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def encoder(chat_tokenizer):
 
 def stream(encoder, packing: int = 0, max_length: int = 64, held_out: int = 0, **sources):
     named = {name: {**source, "streaming": True} for name, source in sources.items()}
-    return streaming.load(config(held_out=held_out, **named), encoder, packing or max_length, packing > 0)[1]
+    return load_stream(config(held_out=held_out, **named), encoder, packing or max_length, packing > 0)[1]
 
 
 def documents(rows) -> Counter:
@@ -44,10 +45,10 @@ MIXED = [*questions(40), *questions(3), {"instruction": "<|im_end|>", "input": "
 @pytest.mark.parametrize("packing", [0, 128])
 def test_a_stream_gives_the_documents_and_the_ledger_of_the_same_rows_loaded(encoder, tmp_path, packing):
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", MIXED)}
-    loaded = data.load(config(file=file, held_out=0), encoder, packing or 64)
+    loaded = load_data(config(file=file, held_out=0), encoder, packing or 64)
     streamed = stream(encoder, packing, file=file)
     rows = list(streamed())
-    expected = zip(arrays(loaded.train, "input_ids"), arrays(loaded.train, "labels"), strict=True)
+    expected = zip(row_arrays(loaded.train, "input_ids"), row_arrays(loaded.train, "labels"), strict=True)
     assert documents(rows) == documents({"input_ids": ids, "labels": labels} for ids, labels in expected)
     assert streamed.ledger["file"] == loaded.ledger["file"]
     assert streamed.ledger["file"]["problems"]["duplicate"]["first"] == [40, 41, 42]
@@ -55,7 +56,7 @@ def test_a_stream_gives_the_documents_and_the_ledger_of_the_same_rows_loaded(enc
 
 
 def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "BUFFER", 50)
+    monkeypatch.setattr(streaming, "BUFFER_ROWS", 50)
     random = np.random.default_rng(0)
     rows = [
         {"instruction": f"Question {n}?", "input": "", "output": "Yes. " * random.integers(1, 40)} for n in range(400)
@@ -107,20 +108,20 @@ def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
 def test_too_long_rows_are_refused_as_elsewhere(encoder, tmp_path, rows, length, policy, line):
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", rows), "streaming": True}
     with pytest.raises(DataError, match=re.escape(line)):
-        streaming.load(config(held_out=0, max_length_policy=policy, file=file), encoder, length, False)
+        load_stream(config(held_out=0, max_length_policy=policy, file=file), encoder, length, False)
 
 
 def test_what_a_stream_cannot_do_is_said(encoder, tmp_path):
     file = {"data_files": jsonl(tmp_path / "rows.jsonl", questions(30)), "streaming": True}
     setting = config(held_out=0, file=file)
     with pytest.raises(ConfigError, match="trainer.max_steps is missing"):
-        trainer_arguments(setting, tmp_path)
+        build_arguments(setting, tmp_path)
     with pytest.raises(ConfigError, match="a stream has no length to take a share of"):
-        streaming.load(config(held_out=0.1, file=file), encoder, 64, False)
+        load_stream(config(held_out=0.1, file=file), encoder, 64, False)
     with pytest.raises(ConfigError, match="data.b.streaming should be true, too"):
-        data.streamed(config(a=file, b={**file, "streaming": False}))
+        is_streamed(config(a=file, b={**file, "streaming": False}))
     with pytest.raises(ConfigError, match="drawn by their shares"):
-        streaming.load(config(held_out=0, a=file, b=file), encoder, 64, False)
+        load_stream(config(held_out=0, a=file, b=file), encoder, 64, False)
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])

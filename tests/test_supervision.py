@@ -11,13 +11,14 @@ import pytest
 from conftest import ROOT
 from test_data import config, jsonl, questions
 
-from sft_recipes.binding import ConfigError
-from sft_recipes.data import load
-from sft_recipes.digest import digest, record
-from sft_recipes.encoding import Encoder
-from sft_recipes.formatters import DataError
-from sft_recipes.rows import packed, table
-from sft_recipes.supervision import BIT, PROBLEMS, check_parity, problems_of
+from sft_recipes.data.audit import ISSUE_BIT, ISSUES, check_train_serve_parity, find_issues
+from sft_recipes.data.digest import audit_record, digest_rows
+from sft_recipes.data.packing import pack_rows
+from sft_recipes.data.prepare import load_data
+from sft_recipes.data.token_rows import to_dataset
+from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +60,18 @@ ROWS = {
 @pytest.mark.parametrize("case", ROWS)
 def test_each_problem_is_found_where_it_is(encoder, case):
     conversation, expected = ROWS[case]
-    found = problems_of(encoder, [GOOD, conversation], encoder.encode([GOOD, conversation]), "assistant")
+    found = find_issues(encoder, [GOOD, conversation], encoder.encode([GOOD, conversation]), "assistant")
     assert found[0] == 0
-    assert {name for name in PROBLEMS if found[1] & BIT[name]} == expected
+    assert {name for name in ISSUES if found[1] & ISSUE_BIT[name]} == expected
 
 
 def marked(encoder, tmp_path: Path, template: str) -> Encoder:
     from transformers import AutoTokenizer
 
-    from sft_recipes.chat_template import prepare
-
     tokenizer = AutoTokenizer.from_pretrained(encoder.tokenizer.name_or_path)
     path = tmp_path / "mine.jinja"
     path.write_text(template)
-    return Encoder(tokenizer, prepare(tokenizer, str(path))[0])
+    return Encoder(tokenizer, prepare_tokenizer(tokenizer, str(path))[0])
 
 
 DROPS_SYSTEM = (
@@ -95,8 +94,8 @@ TWO_ENDS = DROPS_SYSTEM.replace("{% endgeneration %}", "{% endgeneration %}{{ eo
 def test_a_template_that_loses_something_is_found_out(encoder, tmp_path, template, messages, expected):
     mine = marked(encoder, tmp_path, template)
     row = {"messages": messages}
-    (found,) = problems_of(mine, [row], mine.encode([row]), "assistant")
-    assert {name for name in PROBLEMS if found & BIT[name]} == expected
+    (found,) = find_issues(mine, [row], mine.encode([row]), "assistant")
+    assert {name for name in ISSUES if found & ISSUE_BIT[name]} == expected
 
 
 def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
@@ -108,7 +107,7 @@ def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
         "Mend them, or write supervision.roles_out_of_order=drop (or keep)."
     )
     with pytest.raises(DataError, match=re.escape(line)):
-        load(setting, encoder, 64)
+        load_data(setting, encoder, 64)
 
 
 def test_drop_drops_and_counts_and_keep_keeps_and_counts(encoder, tmp_path):
@@ -116,7 +115,7 @@ def test_drop_drops_and_counts_and_keep_keeps_and_counts(encoder, tmp_path):
     for policy, kept in (("drop", 5), ("keep", 8)):
         setting = config(file={"data_files": path}, held_out=0)
         object.__setattr__(setting, "supervision", {"duplicate": policy})
-        ledger = load(setting, encoder, 64).ledger["file"]
+        ledger = load_data(setting, encoder, 64).ledger["file"]
         assert ledger["problems"] == {"duplicate": {"rows": 3, "policy": policy, "first": [5, 6, 7]}}
         assert (ledger["rows"], ledger["kept"]) == (8, kept)
 
@@ -126,7 +125,7 @@ def test_rows_that_are_also_held_out_are_dropped_from_training(encoder, tmp_path
         "train": jsonl(tmp_path / "a.jsonl", questions(6)),
         "test": jsonl(tmp_path / "b.jsonl", questions(2, first=4)),
     }
-    data = load(config(file={"data_files": files, "held_out_split": "test"}), encoder, 64)
+    data = load_data(config(file={"data_files": files, "held_out_split": "test"}), encoder, 64)
     assert data.ledger["file"]["problems"]["in_held_out"] == {"rows": 2, "policy": "drop", "first": [4, 5]}
     assert sorted(data.train["row"]) == [0, 1, 2, 3]
 
@@ -134,12 +133,12 @@ def test_rows_that_are_also_held_out_are_dropped_from_training(encoder, tmp_path
 def test_no_row_left_is_an_error(encoder, tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", questions(3))
     with pytest.raises(DataError, match="no row is left to train on"):
-        load(config(file={"data_files": path}, held_out=0, max_length_policy="drop"), encoder, 4)
+        load_data(config(file={"data_files": path}, held_out=0, max_length_policy="drop"), encoder, 4)
 
 
 def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", [*questions(1), {"instruction": "long " * 60, "input": "", "output": "Yes."}])
-    data = load(config(file={"data_files": path}, held_out=0, max_length_policy="keep"), encoder, 32)
+    data = load_data(config(file={"data_files": path}, held_out=0, max_length_policy="keep"), encoder, 32)
     assert data.ledger["file"]["problems"] == {
         "answer_cut": {"rows": 1, "policy": "keep", "first": [1]},
         "wholly_cut": {"rows": 1, "policy": "drop", "first": [1]},
@@ -149,23 +148,25 @@ def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
 def test_a_template_that_serves_another_prompt_than_it_trains_is_refused(encoder, tmp_path):
     other = DROPS_SYSTEM.replace("assistant: {% endif %}", "bot: {% endif %}")
     with pytest.raises(ConfigError, match="serving …'.*bot: '"):
-        check_parity(marked(encoder, tmp_path, other), [GOOD])
+        check_train_serve_parity(marked(encoder, tmp_path, other), [GOOD])
 
 
 def test_a_conversation_that_the_assistant_opens_is_trained(encoder, tmp_path):
     opened = {"messages": [say("assistant", "Hello!"), say("user"), say("assistant")]}
-    data = load(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", [opened])}, held_out=0), encoder, 64)
+    data = load_data(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", [opened])}, held_out=0), encoder, 64)
     assert data.ledger["file"]["problems"]["roles_out_of_order"]["rows"] == 1
 
 
 def test_earlier_answers_that_merge_with_a_line_break_are_no_other_context(encoder):
-    check_parity(encoder, [{"messages": [say("user"), say("assistant", "\n\nHm."), say("user"), say("assistant")]}])
+    check_train_serve_parity(
+        encoder, [{"messages": [say("user"), say("assistant", "\n\nHm."), say("user"), say("assistant")]}]
+    )
 
 
 def test_a_template_that_changes_earlier_answers_is_refused(encoder, tmp_path):
     talk = [say("user"), say("assistant", "long"), say("user"), say("assistant", "short")]
     with pytest.raises(ConfigError, match="before an answer, serving"):
-        check_parity(marked(encoder, tmp_path, CUTS_WHEN_SERVED), [{"messages": talk}])
+        check_train_serve_parity(marked(encoder, tmp_path, CUTS_WHEN_SERVED), [{"messages": talk}])
 
 
 CUTS_WHEN_SERVED = DROPS_SYSTEM.replace(
@@ -176,7 +177,7 @@ CUTS_WHEN_SERVED = DROPS_SYSTEM.replace(
 def some_rows(shift: int = 0):
     documents = [np.arange(n, 2 * n + shift, dtype=np.int32) for n in range(3, 30)]
     numbers = {"source": np.zeros(27, dtype=int), "row": np.arange(27)}
-    return table({"input_ids": documents, "labels": documents}, numbers)
+    return to_dataset({"input_ids": documents, "labels": documents}, numbers)
 
 
 def test_the_digest_is_of_lengths_ids_and_labels_in_order():
@@ -188,14 +189,14 @@ def test_the_digest_is_of_lengths_ids_and_labels_in_order():
         for values in (row["input_ids"], row["labels"]):
             expected.update(len(values).to_bytes(4, "little"))
             expected.update(b"".join(value.to_bytes(4, "little", signed=True) for value in values))
-    assert digest(rows)["sha256"] == expected.hexdigest()
+    assert digest_rows(rows)["sha256"] == expected.hexdigest()
 
 
 def test_another_token_or_order_or_packing_is_another_digest():
     rows = some_rows()
     found = [
-        digest(r)["sha256"]
-        for r in (rows, some_rows(1), rows.select(range(26, -1, -1)), packed(rows, 64, 0), packed(rows, 64, 1))
+        digest_rows(r)["sha256"]
+        for r in (rows, some_rows(1), rows.select(range(26, -1, -1)), pack_rows(rows, 64, 0), pack_rows(rows, 64, 1))
     ]
     assert len(set(found)) == 5
 
@@ -203,12 +204,12 @@ def test_another_token_or_order_or_packing_is_another_digest():
 def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", questions(50))
     script = (
-        "from pathlib import Path\nfrom test_data import config\nfrom sft_recipes.data import load\n"
-        "from sft_recipes.encoding import Encoder\nfrom sft_recipes.model import load_tokenizer\n"
-        "from sft_recipes.digest import digest\n"
+        "from pathlib import Path\nfrom test_data import config\nfrom sft_recipes.data.prepare import load_data\n"
+        "from sft_recipes.encoding.encoder import Encoder\nfrom sft_recipes.modeling.loading import load_tokenizer\n"
+        "from sft_recipes.data.digest import digest_rows\n"
         f"tokenizer, template, _ = load_tokenizer({str(ROOT / 'sft_recipes/tiny/model')!r}, 'chatml')\n"
-        f"data = load(config(file={{'data_files': {path!r}}}, held_out=5), Encoder(tokenizer, template), 64)\n"
-        "print(digest(data.train)['sha256'])"
+        f"data = load_data(config(file={{'data_files': {path!r}}}, held_out=5), Encoder(tokenizer, template), 64)\n"
+        "print(digest_rows(data.train)['sha256'])"
     )
     environment = {"PATH": "", "PYTHONPATH": str(ROOT / "tests"), "HF_HOME": str(tmp_path)}
     found = {
@@ -225,7 +226,7 @@ def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
 
 
 def test_supervision_json_has_what_a_run_was_trained_on(encoder, tmp_path):
-    data = load(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(5))}, held_out=0), encoder, 64)
-    written = json.loads(json.dumps(record(data.ledger, digest(data.train), {"name": "x"})))
+    data = load_data(config(file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(5))}, held_out=0), encoder, 64)
+    written = json.loads(json.dumps(audit_record(data.ledger, digest_rows(data.train), {"name": "x"})))
     assert set(written) == {"digest", "sources", "versions", "config"}
     assert written["sources"]["file"]["kept"] == 5 and written["versions"]["trl"].startswith("1.16")

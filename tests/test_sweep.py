@@ -13,11 +13,13 @@ import yaml
 from conftest import ROOT
 from test_command import SHORT, command, shell  # noqa: F401
 
-from sft_recipes import reuse
-from sft_recipes.__main__ import no_such_choice
-from sft_recipes.encoding import Encoder
-from sft_recipes.sweep import is_sweep, write
-from sft_recipes.sweep_table import within_noise
+from sft_recipes import train
+from sft_recipes.config.hydra_errors import unknown_choice
+from sft_recipes.data.sweep_cache import cache
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.reporting.sweep_report import is_sweep, write_sweep_report
+from sft_recipes.reporting.sweep_table import within_noise
+from sft_recipes.training.trainer import build_trainer
 
 GRID = {
     ("0.0001", "1"): 3.5, ("0.0001", "3"): 3.1, ("0.001", "1"): 1.25, ("0.001", "3"): 0.5,
@@ -62,7 +64,7 @@ def grid(**failed) -> list:
 
 
 def test_the_table_is_sorted_by_the_objective_and_fits_80_columns(folder):
-    printed = write(folder(grid())).splitlines()
+    printed = write_sweep_report(folder(grid())).splitlines()
     assert printed[:-1] == [
         "6 of 6 jobs finished. Sorted by eval_loss, the lowest first.",
         "",
@@ -82,21 +84,21 @@ def test_the_table_is_sorted_by_the_objective_and_fits_80_columns(folder):
 
 def test_shares_are_sorted_the_highest_first(folder):
     jobs = [([f"trainer.weight_decay={x}"], metrics(1.0, exact_match=x)) for x in (0.25, 0.75, 0.5)]
-    printed = write(folder(jobs, "exact_match"))
+    printed = write_sweep_report(folder(jobs, "exact_match"))
     assert "Sorted by exact_match, the highest first." in printed
     assert re.findall(r"^\| (\d)", printed, re.M) == ["1", "2", "0"]
 
 
 def test_an_objective_that_is_in_no_column_gets_one(folder):
     jobs = [([f"trainer.weight_decay={x}"], metrics(1.0, rouge_l=x)) for x in (0.25, 0.75)]
-    printed = write(folder(jobs, "rouge_l")).splitlines()
+    printed = write_sweep_report(folder(jobs, "rouge_l")).splitlines()
     assert printed[2].startswith("| job | weight_decay | rouge_l | loss ")
     assert printed[4].startswith("| 1   | 0.75         | 0.7500  | 2.0000 ")
 
 
 def test_failed_and_interrupted_jobs_are_named_with_their_reason(folder):
     path = folder(grid(job1="trainer.packing should be true or false, not 'no'.", job5=None))
-    printed = write(path).splitlines()
+    printed = write_sweep_report(path).splitlines()
     assert printed[0] == "4 of 6 jobs finished. Sorted by eval_loss, the lowest first."
     cells = [[cell.strip() for cell in line.split("|")[1:6]] for line in printed if line.startswith("|")]
     assert cells[-2:] == [["1", "1e-4", "3", "", "failed"], ["5", "1e-2", "3", "", "unfinished"]]
@@ -113,7 +115,7 @@ def test_seeds_give_mean_and_deviation_and_what_they_cannot_tell_apart_is_no_dif
     jobs = [([f"trainer.num_train_epochs={n}", f"seed={seed}"], metrics(loss))
             for n, some in losses.items() for seed, loss in enumerate(some)]  # fmt: skip
     path = folder(jobs)
-    printed = write(path)
+    printed = write_sweep_report(path)
     page = (path / "report.md").read_text().replace("\u00a0", " ")
     # mean and sample deviation by hand; Welch's threshold of two such sets is 2.776 · √(1/3 + 1/3) = 2.27
     for cells in (
@@ -147,7 +149,7 @@ def test_equal_results_are_no_difference_and_unequal_ones_without_noise_are():
 
 def test_the_page_has_one_plot_of_the_losses_and_a_heat_map_of_a_grid(folder):
     path = folder(grid(job2="Out of memory."))
-    write(path)
+    write_sweep_report(path)
     page = (path / "report.html").read_text()
     assert page.count("<svg ") == 2 and not re.search(r'(?:src|href)="(?!#)', page)
     heat = page[page.rindex("<svg ") :]
@@ -157,19 +159,19 @@ def test_the_page_has_one_plot_of_the_losses_and_a_heat_map_of_a_grid(folder):
 
 def test_without_a_grid_there_is_no_heat_map(folder):
     path = folder([([f"trainer.weight_decay={x}"], metrics(x)) for x in (0.25, 0.75)])
-    write(path)
+    write_sweep_report(path)
     assert (path / "report.html").read_text().count("<svg ") == 1 and not (path / "grid.png").exists()
 
 
 def test_a_sweep_of_which_every_job_failed_has_a_report(folder):
     path = folder([([f"seed={seed}"], "Out of memory.") for seed in (1, 2)])
-    assert write(path).splitlines()[0] == "0 of 2 jobs finished. Sorted by train_loss, the lowest first."
+    assert write_sweep_report(path).splitlines()[0] == "0 of 2 jobs finished. Sorted by train_loss, the lowest first."
     assert "<svg " not in (path / "report.html").read_text()
 
 
 def test_the_report_is_rebuilt_from_the_folder_alone_without_torch(folder):
     path = folder(grid())
-    printed = write(path)
+    printed = write_sweep_report(path)
     first = (path / "report.html").read_text()
     moved = path.rename(path.with_name("moved"))
     code = "import sys; from sft_recipes.report import main; main(sys.argv[1:]); print('torch' in sys.modules)"
@@ -185,9 +187,8 @@ def test_a_run_and_an_empty_folder_are_no_sweep(folder, tmp_path):
 
 def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(command, tmp_path, monkeypatch):  # noqa: F811
     asked, models, alive = [], [], []
-    from sft_recipes import train
 
-    before, build = Encoder.encode_batches, train.build
+    before, build = Encoder.encode_batches, build_trainer
 
     def watched(*rest):
         alive.append(sum(model() is not None for model in models))
@@ -195,9 +196,9 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
         models.append(weakref.ref(trainer.model))
         return trainer
 
-    monkeypatch.setattr(train, "build", watched)
+    monkeypatch.setattr(train, "build_trainer", watched)
     monkeypatch.setattr(Encoder, "encode_batches", lambda self, *rest: asked.append(1) or before(self, *rest))
-    reuse.kept.clear()
+    cache.clear()
     typed = ["-m", *SHORT, "trainer.max_steps=2", "trainer.packing=false,no", "trainer.learning_rate=1e-3,1e-2"]
     code, printed, said = command(*typed, "hydra.sweep.dir=sweep")
     assert code == 2
@@ -280,7 +281,7 @@ def test_optuna_looks_for_the_objective_and_outlives_a_failed_job(command, tmp_p
 
 def test_a_sweeper_that_is_not_installed_is_said_to_be_an_extra():
     line = "hydra/launcher=joblib is not installed here. Try pip install 'sft-recipes[sweep]'."
-    assert no_such_choice("hydra/launcher", "joblib", ["basic"]) == line
+    assert unknown_choice("hydra/launcher", "joblib", ["basic"]) == line
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("recipes/sweep/*.yaml")))

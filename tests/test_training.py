@@ -12,8 +12,14 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sft_recipes import chat, merge, runs
+from sft_recipes import chat, merge
 from sft_recipes.__main__ import main
+from sft_recipes.data.mask_view import mask_tokens, render_terminal
+from sft_recipes.encoding.chat_template import load_template
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.modeling import save_load
+from sft_recipes.training import trainer as trainer_module
+from sft_recipes.training.trainer import SFTTrainer
 
 SHORT = ["trainer.max_steps=4", "evaluate.rows=8", "evaluate.raw_text=null", "trainer.logging_steps=1"]
 
@@ -157,20 +163,16 @@ def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(command):
 
 
 def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
-    import sft_recipes.train
-    from sft_recipes.chat_template import template_text
-    from sft_recipes.encoding import Encoder
-    from sft_recipes.mask import terminal, tokens
 
     trained = {}
 
-    class Spy(sft_recipes.train.SFTTrainer):
+    class Spy(SFTTrainer):
         def train(self, **options):
             trained["rows"] = sorted(self.train_dataset, key=lambda row: (row["source"], row["row"]))
-            trained["encoder"] = Encoder(self.processing_class, template_text("chatml", self.processing_class))
+            trained["encoder"] = Encoder(self.processing_class, load_template("chatml", self.processing_class))
             return super().train(**options)
 
-    monkeypatch.setattr(sft_recipes.train, "SFTTrainer", Spy)
+    monkeypatch.setattr(trainer_module, "SFTTrainer", Spy)
     monkeypatch.setenv("COLUMNS", "80")
     command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
     code, printed, folder = command("mode=preview")
@@ -178,7 +180,10 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
     assert printed.endswith("\nrun/preview.html shows the same in a browser.\n")  # from where the command was typed
     longest = max(trained["rows"], key=lambda row: len(row["input_ids"]))
     for row in (trained["rows"][0], longest):
-        assert terminal(tokens(trained["encoder"], row["input_ids"], row["labels"]), 80, colour=False) in printed
+        assert (
+            render_terminal(mask_tokens(trained["encoder"], row["input_ids"], row["labels"]), 80, colour=False)
+            in printed
+        )
 
 
 @pytest.mark.parametrize(
@@ -248,9 +253,9 @@ def test_an_adapter_run_goes_on_where_it_ended(command, tmp_path, adapter):
 def test_the_hub_gets_the_model_and_its_card_and_only_when_asked(command, monkeypatch):
     sent = []
     monkeypatch.setattr(
-        runs, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}", url=f"hub/me/{name}")
+        save_load, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}", url=f"hub/me/{name}")
     )
-    monkeypatch.setattr(runs, "upload_folder", lambda **values: sent.append(values))
+    monkeypatch.setattr(save_load, "upload_folder", lambda **values: sent.append(values))
     command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
     assert sent == []
     code, _, folder = command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0", "trainer.push_to_hub=true")

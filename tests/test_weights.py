@@ -15,7 +15,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from sft_recipes.weights import change
+from sft_recipes.evaluation.weight_change import relative_change
 
 SMALL = {
     "hidden_size": 64,
@@ -117,7 +117,7 @@ def test_an_adapter_moved_the_weights_by_what_merging_adds_to_them(config, tied)
     embeddings = NAMES[config]["embeddings"][0].rstrip(".")
     rows = {embeddings: [3, 7]} if tied else {embeddings: [3, 7], "lm_head": [3, 7]}
     peft = adapted(copy.deepcopy(base), trainable_token_indices=rows, use_rslora=True)
-    found = change(peft, never)
+    found = relative_change(peft, never)
     expected = dense(peft.merge_and_unload(), base, config)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=1e-5)
@@ -139,8 +139,8 @@ def test_an_adapter_moved_the_weights_by_what_merging_adds_to_them(config, tied)
 def test_other_ways_to_adapt_move_the_weights_by_what_merging_adds_to_the_base_as_it_was_loaded(fields):
     base = model("llama", tied=False)
     peft = adapted(copy.deepcopy(base), **fields)
-    found = change(peft, lambda: base)
-    assert change(peft, lambda: base) == found  # nothing was left behind
+    found = relative_change(peft, lambda: base)
+    assert relative_change(peft, lambda: base) == found  # nothing was left behind
     assert found == pytest.approx(dense(peft.merge_and_unload(), base, "llama"), rel=1e-4)
 
 
@@ -149,16 +149,16 @@ def test_trained_biases_count():
     for bias in (parameter for name, parameter in base.named_parameters() if name.endswith(".bias")):
         bias.data += 0.5
     peft = adapted(copy.deepcopy(base), lora_bias=True)
-    assert change(peft, never) == pytest.approx(dense(peft.merge_and_unload(), base, "neox"), rel=1e-5)
+    assert relative_change(peft, never) == pytest.approx(dense(peft.merge_and_unload(), base, "neox"), rel=1e-5)
     peft = adapted(copy.deepcopy(base), bias="all")
-    assert change(peft, lambda: base) == pytest.approx(dense(peft.merge_and_unload(), base, "neox"), rel=1e-5)
+    assert relative_change(peft, lambda: base) == pytest.approx(dense(peft.merge_and_unload(), base, "neox"), rel=1e-5)
 
 
 def test_experts_that_are_one_parameter_are_part_of_the_mlp():
     base = model("moe")
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     peft = adapted(copy.deepcopy(base), target_modules=["q_proj"], target_parameters=experts)
-    found = change(peft, never)
+    found = relative_change(peft, never)
     assert found == pytest.approx(dense(peft.merge_and_unload(), base, "moe"), rel=1e-5)
     assert found["layer 0 mlp"] > 0
 
@@ -169,7 +169,7 @@ def test_an_adapter_on_a_quantized_base_is_measured_against_the_dequantized_weig
     options = {"load_in_4bit": True} if bits == 4 else {"load_in_8bit": True}
     base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**options))
     peft = adapted(base, target_modules=["q_proj", "v_proj"])
-    found = change(peft, never)
+    found = relative_change(peft, never)
     plain = model("llama")
     expected = {}
     for layer in range(2):
@@ -190,7 +190,7 @@ def test_an_adapter_on_a_quantized_base_is_measured_against_the_dequantized_weig
 def test_full_fine_tuning_is_measured_against_the_base_weights(tied):
     base = model("llama", tied)
     tuned = drawn_anew(copy.deepcopy(base), 0.01)
-    assert change(tuned, lambda: base) == pytest.approx(dense(tuned, base, "llama"), rel=1e-5)
+    assert relative_change(tuned, lambda: base) == pytest.approx(dense(tuned, base, "llama"), rel=1e-5)
 
 
 def test_rows_that_only_the_tuned_model_has_are_left_out():
@@ -198,7 +198,7 @@ def test_rows_that_only_the_tuned_model_has_are_left_out():
     tuned = copy.deepcopy(base)
     tuned.resize_token_embeddings(60, mean_resizing=False)
     drawn_anew(tuned, 0.01)
-    found = change(tuned, lambda: base)
+    found = relative_change(tuned, lambda: base)
     expected = dense(tuned, base, "llama", rows=50)
     assert found["embeddings"] == pytest.approx(expected["embeddings"], rel=1e-5)
     assert found["head"] == pytest.approx(expected["head"], rel=1e-5)
@@ -206,4 +206,4 @@ def test_rows_that_only_the_tuned_model_has_are_left_out():
 
 def test_an_untrained_model_has_not_moved():
     base = model("gpt2")
-    assert set(change(copy.deepcopy(base), lambda: base).values()) == {0.0}
+    assert set(relative_change(copy.deepcopy(base), lambda: base).values()) == {0.0}

@@ -54,11 +54,11 @@ def test_the_wheel_holds_every_config_recipe_template_and_the_tiny_model(sources
     package = installed / "sft_recipes"
     assert files(package, "conf/**/*") == files(sources, "conf/**/*")
     assert files(package, "recipes/**/*") == files(sources, "recipes/**/*")
-    for folder in ("templates", "tiny"):
+    for folder in ("encoding/templates", "tiny"):
         assert files(package, f"{folder}/**/*") == files(sources / "sft_recipes", f"{folder}/**/*")
-    assert files(package, "*.py") == files(sources / "sft_recipes", "*.py")
-    assert files(package, "templates/chatml.jinja", "tiny/model/model.safetensors", "conf/config.yaml") == {
-        "templates/chatml.jinja", "tiny/model/model.safetensors", "conf/config.yaml"
+    assert files(package, "**/*.py") == files(sources / "sft_recipes", "**/*.py")
+    assert files(package, "encoding/templates/chatml.jinja", "tiny/model/model.safetensors", "conf/config.yaml") == {
+        "encoding/templates/chatml.jinja", "tiny/model/model.safetensors", "conf/config.yaml"
     }  # fmt: skip
 
 

@@ -28,11 +28,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes.adapters import fit, mend, peft_config, quantization_config
-from sft_recipes.encoding import Encoder
+from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.merge import merge
-from sft_recipes.model import load_model, load_tokenizer, no_repacking
-from sft_recipes.runs import save
+from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config, prepare_peft_config
+from sft_recipes.modeling.loading import load_model, load_tokenizer
+from sft_recipes.modeling.save_load import save_model
+from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking
+from sft_recipes.training.trainer import mend
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "sft_recipes" / "tiny" / "model"
@@ -111,9 +113,9 @@ def tune(
     encoder = Encoder(tokenizer, marked)
     encoded = encoder.encode([{"messages": ROW}])
     rows = Dataset.from_dict({key: [encoded[key][0].tolist()] for key in ("input_ids", "labels")})
-    peft, quantization = peft_config(adapter), quantization_config(adapter)
+    peft, quantization = build_peft_config(adapter), build_quantization_config(adapter)
     model = load_model({"id": str(base), "dtype": dtype}, quantization, peft is not None, tokenizer, encoder.stop, new)
-    peft = fit(peft, model, new)
+    peft = prepare_peft_config(peft, model, new)
     values = {"learning_rate": 2e-3, "max_steps": 60, "lr_scheduler_type": "constant", "report_to": "none"} | settings
     arguments = SFTConfig(
         output_dir=str(run), per_device_train_batch_size=1, logging_steps=1, save_strategy="no", disable_tqdm=True,
@@ -125,7 +127,7 @@ def tune(
     trainer.new_tokens, trainer.stop_id = new, tokenizer.convert_tokens_to_ids(encoder.stop)
     trainer.at_start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
-    save(trainer, run / "model", encoder)
+    save_model(trainer, run / "model", encoder)
     ids = rows[0]["input_ids"]
     save_file({"ids": torch.tensor([ids]), "logits": logits(trainer.model, ids)}, run / "expected.safetensors")
     (run / "adapter.json").write_text(json.dumps(adapter))
@@ -143,7 +145,7 @@ def logits_of(load: Callable[[], torch.nn.Module], ids: list[int], plain: bool) 
     """The logits of the model that `load` gives; `plain` is with bitsandbytes' own CPU kernel, where there is one."""
     model = load()
     if not plain:
-        no_repacking(model)
+        disable_bnb_cpu_repacking(model)
     return logits(model, ids)
 
 

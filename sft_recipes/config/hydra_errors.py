@@ -1,0 +1,73 @@
+"""Hydra's and OmegaConf's errors in our words."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from sft_recipes.config.hydra_plugin import OPEN_GROUPS, addable_groups, config_folder
+from sft_recipes.config.schema import root_keys
+from sft_recipes.config.validation import unknown_field
+from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
+
+USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException, MarkedYAMLError)
+# What Hydra says, and the line for it
+HYDRA_ERROR_MESSAGES = {
+    r"You must specify '(\w+)', e\.g, .*?Available options: (.*)": "{0} is not chosen. Write {0}=NAME. Choices: {1}.",
+    r"Ambiguous value for argument '(.*?)' 1\.": "{0} is a sweep. Write -m in front, or [ ] around a list.",
+    r"Multiple values for (\w+)\.": "{0} is chosen twice. Choose one, or sweep over both with -m.",
+    r"An item is already at '([^']+)'": "{0} is in the config already. Write it without the +.",
+    r"Could not delete from config\. (?:The value of )?'([^']+)'": "{0} is not in the config. Leave ~{0} out.",
+    r"Additional config directory '(.*)' not found": "-cd {0} is not a folder.",
+}
+
+
+def failure_reason(error: Exception) -> str:
+    """Why a job failed, in one line: a user's mistake as the command says it, else the exception with its name."""
+    return user_message(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def user_message(error: Exception) -> str:
+    """The error in one line, with what to write; Hydra's and OmegaConf's own are put into our words."""
+    text = one_line(error) or one_line(error.__cause__ or error)
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        return unknown_choice(*error.missing_cfg_file.rsplit("/", 1), error.options or [])
+    if isinstance(error, OverrideParseException):
+        return unreadable_override(error.override)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}."
+    if found := re.match(r"(?:In '\S+': )?Could not override '(([^'.]*)[^']*)'", text):
+        key, root = found.groups()
+        return (
+            unknown_field(root, root, root_keys(addable_groups()), "the config")
+            if root not in root_keys()
+            else f"There is no {key}."
+        )
+    for pattern, line in HYDRA_ERROR_MESSAGES.items():
+        if found := re.search(pattern, text):
+            return line.format(*(", ".join(part.split()) for part in found.groups()))
+    return text.partition(" full_key: ")[0]  # OmegaConf's, and no place that the user knows
+
+
+def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
+    """The line for a choice that no file stands for."""
+    parent, _, child = group.partition("/")
+    if child in OPEN_GROUPS:
+        return f"{parent}/*.yaml overrides what is chosen. Write - override /{child}: {name} in its defaults."
+    if name in ("optuna", "joblib"):
+        return f"{group}={name} is not installed here. Try pip install 'sft-recipes[sweep]'."
+    ours = [path.stem for parent in ("conf", "recipes") for path in (config_folder(parent) / group).glob("*.yaml")]
+    return f"There is no {group}={name}.{did_you_mean(name, options or ours)}"
+
+
+def unreadable_override(override: str) -> str:
+    """The line for an override that Hydra cannot read."""
+    key, equals, _ = override.partition("=")
+    if equals:
+        return f"{override} cannot be read as key=value. Put the value into quotes inside quotes: {key}='\"…\"'"
+    recipe = Path(override).stem
+    there = (config_folder("recipes") / "recipe" / f"{recipe}.yaml").is_file()
+    return f"{override!r} has no value. Write {f'+recipe={recipe}' if there else f'{override}=VALUE'}."

@@ -1,0 +1,66 @@
+"""Where the YAML lives: the search path, the open groups and our resolvers."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Literal
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
+
+
+def config_folder(name: str) -> Path:
+    """`conf` or `recipes`: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return next((path for path in (package / name, package.parent / name) if path.is_dir()), package / name)
+
+
+def list_choices() -> str:
+    """The groups and their options for --help; those of recipes/ are added with a +, the others chosen."""
+    loader = GlobalHydra.instance().config_loader()
+    lines = []
+    for group in sorted(set(loader.list_groups("")) - {"hydra"}, key=lambda name: (name not in OPEN_GROUPS, name)):
+        label = f"  {group}=" if group in OPEN_GROUPS else f"  +{group}="
+        text = ", ".join(sorted(loader.get_group_options(group)))
+        lines.append(textwrap.fill(text, 100, initial_indent=label.ljust(14), subsequent_indent=" " * 14))
+    return "\n".join(lines)
+
+
+def objective_direction(objective: str | None) -> Literal["minimize", "maximize"]:
+    """Where a sweep looks for the best objective: losses and bits are the better the lower, shares the higher.
+
+    >>> objective_direction(None), objective_direction("eval_loss"), objective_direction("exact_match")
+    ('minimize', 'minimize', 'maximize')
+    """
+    lower = objective is None or re.search(r"loss|bits_per_byte|perplexity|entropy|seconds|memory", objective)
+    return "minimize" if lower else "maximize"
+
+
+class RecipesSearchPath(SearchPathPlugin):
+    """Adds recipes/ to what Hydra searches."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("sft_recipes", f"file://{config_folder('recipes')}")
+
+
+def register_with_hydra() -> None:
+    """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
+    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "supervision")}
+    ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
+    Plugins.instance().register(RecipesSearchPath)
+    OmegaConf.register_new_resolver("choices", list_choices, replace=True)
+    OmegaConf.register_new_resolver("direction", objective_direction, replace=True)
+    OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parents[1] / path), replace=True)
+
+
+def addable_groups(user_folder: str | None = None) -> list[str]:
+    """The groups that a + adds: those of recipes/, and those that the user's `-cd` folder has beside ours."""
+    folders = [config_folder("recipes"), *([Path(user_folder)] if user_folder else [])]
+    found = {path.name for parent in folders if parent.is_dir() for path in parent.iterdir() if path.is_dir()}
+    return sorted(found - set(OPEN_GROUPS))

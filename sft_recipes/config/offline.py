@@ -1,0 +1,32 @@
+"""Whether a run needs the hub and can reach it, asked before the hub's client is imported."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sft_recipes.config.schema import Config
+
+
+def set_offline_if_hub_unreachable(config: Config) -> None:
+    """Without the hub, what is cached is used and the rest refused at once; its client would retry for 47 seconds."""
+    if needs_hub(config) and not hub_is_reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def needs_hub(config: Config) -> bool:
+    """Whether the model or a source is neither a folder here nor one of datasets' builders: a name of the hub's."""
+    sources = [source.get("path") for source in config.data.values() if isinstance(source, Mapping)]
+    names = [config.model.get("id"), *(path for path in sources if "/" in str(path))]
+    return any(isinstance(name, str) and not Path(name).exists() for name in names)
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub's name is known here; behind a proxy only the proxy knows."""
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443))
+    except OSError:
+        return False

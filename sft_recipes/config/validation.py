@@ -1,0 +1,161 @@
+"""Config values become checked arguments: `call_validated(SFTConfig, {"learning_rate": 2e-5}, "trainer")`."""
+
+import inspect
+import json
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from importlib import import_module
+from reprlib import repr as short
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sft_recipes.config.renamed_options import RENAMED_OPTIONS
+from sft_recipes.errors import ConfigError, did_you_mean, one_line
+
+
+def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
+    """What `target(**values)` returns, once every name is in its signature and every value fits its type hint.
+
+    `where` is the place of `values` in the config (`trainer`, `adapter.lora`) and opens every error message.
+    Raises ConfigError for an unknown or missing name, for a value of another type, and for what `target` itself
+    refuses with a ValueError, TypeError or ImportError.
+
+    >>> call_validated(round, {"number": 2.6}, "trainer")
+    3
+    """
+    validate_kwargs(target, values, where)
+    try:
+        return target(**values)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"{where}: {one_line(error)}") from error
+
+
+def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for the first name or value that `target` would not take.
+
+    Positional-only parameters are the caller's own and no fields. An empty `where` is the root of the config.
+    """
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    fields = {name: field for name, field in inspect.signature(target).parameters.items() if field.kind in named}
+    hints = resolve_type_hints(target)
+    for name, value in values.items():
+        path = f"{where}.{name}".lstrip(".")
+        if name not in fields:
+            raise ConfigError(unknown_field(path, name, fields, field_owner(target, where)))
+        hint = hints.get(name, Any)
+        if not matches_type(value, hint):
+            raise ConfigError(f"{path} should be {describe_type(hint)}, not {show_value(value)}.")
+        if isinstance(value, str) and value not in (known := literal_choices(hint) or [value]):
+            raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, known)}")
+    for name, field in fields.items():
+        if field.default is field.empty and name not in values:
+            path = f"{where}.{name}".lstrip(".")
+            raise ConfigError(f"{path} is missing. Write {path}=…")
+
+
+def literal_choices(hint: Any) -> list[str]:
+    """The words that an Enum or Literal in the hint names; none where any text will do.
+
+    >>> literal_choices(Literal["drop", "keep"] | None), literal_choices(str)
+    (['drop', 'keep'], [])
+    """
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    enums = [member.value for part in parts if inspect.isclass(part) and issubclass(part, Enum) for member in part]
+    literals = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    patterns = any("[" in str(word) for word in literals)  # such as PEFT's pissa_niter_[number of iters]
+    return enums or ([] if patterns or str in parts else [word for word in literals if isinstance(word, str)])
+
+
+def resolve_type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters or of a class's fields; none where they name what is not imported."""
+    is_plain_class = inspect.isclass(target) and not is_dataclass(target)
+    try:
+        return get_type_hints(target.__init__ if is_plain_class else target)
+    except NameError:  # imported for type checkers only
+        return {}
+
+
+def field_owner(target: Callable[..., Any], where: str) -> str:
+    """Whose fields they are in a user's words: SFTConfig's, a formatter's; our other functions are their place's."""
+    ours = target.__module__.startswith("sft_recipes.") and not target.__module__.endswith(".formatters")
+    return (where or "the config") if ours else target.__name__
+
+
+def unknown_field(path: str, name: str, known: Iterable[str], owner: str) -> str:
+    """The line for a name that is not in `known`: what to write instead, else the closest one, else all known ones.
+
+    >>> unknown_field("trainer.lr", "lr", ["learning_rate"], "SFTConfig")
+    'trainer.lr is not a field of SFTConfig. Write trainer.learning_rate.'
+    >>> unknown_field("trainer.learning_ratee", "learning_ratee", ["learning_rate"], "SFTConfig")
+    'trainer.learning_ratee is not a field of SFTConfig. Did you mean learning_rate?'
+    """
+    start = f"{path} is not a field of {owner}."
+    if name in RENAMED_OPTIONS:
+        return f"{start} Write {RENAMED_OPTIONS[name]}."
+    return f"{start}{did_you_mean(name, known)}"
+
+
+def matches_type(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of the hinted type; hints that YAML cannot express (classes, callables) fit all.
+
+    >>> matches_type("no", bool), matches_type(1, float), matches_type(True, int), matches_type(None, int | None)
+    (False, True, False, True)
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(matches_type(value, part) for part in get_args(hint))
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str or get_origin(hint) is Literal or (inspect.isclass(hint) and issubclass(hint, Enum)):
+        return isinstance(value, str) or value in get_args(hint)
+    if hint in (None, types.NoneType):
+        return value is None
+    origin = get_origin(hint) or hint
+    if origin in (list, tuple, set):
+        return isinstance(value, list | tuple)
+    if origin is dict:
+        return isinstance(value, Mapping)
+    return True
+
+
+def describe_type(hint: Any) -> str:
+    """A type hint as a reader of YAML would say it.
+
+    >>> describe_type(bool), describe_type(float | None)
+    ('true or false', 'a number or null')
+    """
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+    names |= {list: "a list", tuple: "a list", dict: "a mapping", Literal: "text"}
+    if listed := literal_choices(hint):
+        return ", ".join(json.dumps(word) for word in listed) if len(listed) < 10 else "text"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe_type(part) for part in get_args(hint)))
+    origin = get_origin(hint) or hint
+    return names.get(origin, str(hint))
+
+
+def show_value(value: Any) -> str:
+    """A value that was found, as YAML writes it, and cut where it is long.
+
+    >>> show_value(None), show_value(False), show_value("no")
+    ('null', 'false', "'no'")
+    """
+    return json.dumps(value) if value is None or isinstance(value, bool) else short(value)
+
+
+def import_function(where: str, label: str) -> Callable:
+    """A user's `module.function`; raises ConfigError where it cannot be imported."""
+    module, _, function = label.rpartition(".")
+    try:
+        own = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}={label} could not be imported: {one_line(error)}.") from error
+    if not callable(own):
+        raise ConfigError(f"{where}={label} is not a function.")
+    return own

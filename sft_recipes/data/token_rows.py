@@ -1,0 +1,41 @@
+"""Datasets of token ids: too long ones, mixtures, packed rows."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow
+from datasets import Dataset
+
+from sft_recipes.encoding.encoder import IGNORE_INDEX
+
+
+def to_dataset(lists: Mapping[str, list[np.ndarray]], numbers: Mapping[str, np.ndarray] | None = None) -> Dataset:
+    """Columns of int32 arrays, and of plain numbers, as a Dataset, without a detour through Python's integers."""
+    columns = {key: pyarrow.array(np.asarray(values, dtype=np.int64)) for key, values in (numbers or {}).items()}
+    for key, rows in lists.items():
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, dtype=np.int32)
+        columns[key] = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
+    return Dataset(pyarrow.table(columns))
+
+
+def row_lengths(rows: Dataset, column: str = "input_ids") -> np.ndarray:
+    """The number of entries that every row has in a column, its tokens unless another one is named."""
+    return rows.with_format("arrow")[:][column].combine_chunks().value_lengths().to_numpy().astype(np.int64)
+
+
+def flat_values(rows: Dataset, column: str) -> np.ndarray:
+    """A column's values, all rows one after another."""
+    values = rows.with_format("arrow")[:][column].combine_chunks()
+    return (values.flatten() if hasattr(values, "value_lengths") else values).to_numpy()
+
+
+def row_arrays(rows: Dataset, column: str) -> list[np.ndarray]:
+    """A column of lists as one array a row."""
+    return np.split(flat_values(rows, column), np.cumsum(row_lengths(rows, column))[:-1]) if len(rows) else []
+
+
+def count_tokens(rows: Dataset) -> dict[str, int]:
+    """How many tokens the rows have, and how many of them carry loss."""
+    labels = flat_values(rows, "labels") if len(rows) else np.zeros(0)
+    return {"tokens": len(labels), "supervised_tokens": int((labels != IGNORE_INDEX).sum())}

@@ -1,0 +1,205 @@
+"""Conversations become `input_ids` and `labels`: the loss is on the answers and their stop tokens and nothing else."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import (
+    _CONTROL_TOKEN_END,
+    _CONTROL_TOKEN_START,
+    mark_control_tokens,
+)
+
+from sft_recipes.encoding.chat_template import find_stop_token, render_template, special_tokens
+from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
+from sft_recipes.errors import ConfigError, DataError, one_line
+
+IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
+UNMARKED = str.maketrans("", "", _CONTROL_TOKEN_START + _CONTROL_TOKEN_END)  # what mark_control_tokens adds, removed
+TRAIN_ON = ("assistant", "last", "all")
+Piece = tuple[str, str, bool]  # how it is encoded, its text, whether the loss is taken on it
+
+
+class Encoder:
+    """Turns conversations into token ids and labels for one fast tokenizer and one chat template with markers.
+
+    A rendered conversation is cut where the template's `{% generation %}` blocks begin and end, and every piece is
+    encoded by itself, so that no token spans the border of prompt and answer: the ids before an answer are those that
+    `tokenizer.apply_chat_template(history, add_generation_prompt=True)` gives when the model is served.
+    Special tokens typed inside a message are encoded as text, as with transformers' `sanitize_control_tokens=True`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str):
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{type(tokenizer).__name__} is a slow tokenizer; encoding needs a fast one.")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.stop = find_stop_token(tokenizer, chat_template)
+        self.special = special_tokens(tokenizer)
+        self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
+        self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
+        self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
+
+    def encode(self, conversations: Sequence[Mapping[str, Any]], supervise: str = "assistant") -> dict[str, list]:
+        """For each conversation `input_ids` and `labels` (int32 arrays, -100 where no loss is taken), its rendered
+        `text`, and whether special tokens are `typed` in it.
+
+        A conversation is `{"messages": […], "tools": […]}` or `{"text": …}`, which is trained on every token and ends
+        with eos. `supervise` is `assistant` (every assistant message without `train: False`), `last` (the final one)
+        or `all` (every token). Raises DataError, its `row` the index into `conversations`, for one that the template
+        refuses.
+        """
+        return self.tokenized(self.rendered(conversations, supervise))
+
+    def encode_batches(
+        self, batches: Iterable[Sequence[Mapping[str, Any]]], supervise: str
+    ) -> Iterator[dict[str, list]]:
+        """`encode` for one batch after another; while one is tokenized, the next one is rendered."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            waiting: Future | None = None
+            for conversations in batches:
+                rows = self.rendered(conversations, supervise)
+                if waiting:
+                    yield waiting.result()
+                waiting = pool.submit(self.tokenized, rows)
+            if waiting:
+                yield waiting.result()
+
+    def rendered(self, conversations: Sequence[Mapping[str, Any]], supervise: str) -> list[list[Piece]]:
+        """The pieces of each conversation."""
+        if supervise not in TRAIN_ON:
+            raise ConfigError(f"supervise should be {', '.join(TRAIN_ON)}, not {supervise!r}.")
+        rows = []
+        for index, conversation in enumerate(conversations):
+            try:
+                rows.append(self.pieces(conversation, supervise))
+            except DataError as error:
+                error.row = index
+                raise
+        return rows
+
+    def tokenized(self, rows: list[list[Piece]]) -> dict[str, list]:
+        """The pieces as columns of token ids, labels, texts, and whether special tokens are typed in them."""
+        columns = join_pieces(rows, self.ids([piece for row in rows for piece in row]))
+        typed = [any(how.startswith("marked") for how, _, _ in row) for row in rows]
+        texts = ["".join(text for _, text, _ in row) for row in rows]
+        texts = [text.translate(UNMARKED) if is_typed else text for text, is_typed in zip(texts, typed, strict=True)]
+        return columns | {"text": texts, "typed": typed}
+
+    def pieces(self, conversation: Mapping[str, Any], supervise: str) -> list[Piece]:
+        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
+        if "text" in conversation:
+            return [("raw", conversation["text"], True)]
+        messages, tools = conversation["messages"], conversation.get("tools")
+        marked = any(map(self.has_typed_token, iterate_strings(messages))) or any(
+            map(self.has_typed_token, iterate_strings(tools))
+        )
+        if marked:
+            messages, tools = mark_control_tokens([messages, tools], self.typed)
+        text, spans = self.render(messages, tools)
+        pieces, end = [], 0
+        for start, stop in select_trained_spans(spans, messages, supervise):
+            pieces += [(text[end:start], False), (text[start:stop], True)]
+            end = stop
+        pieces.append((text[end:], False))
+        everywhere = supervise == "all"
+        return [
+            (self.method(before, marked), piece, supervised or everywhere)
+            for (piece, supervised), before in zip(pieces, chain([""], (p for p, _ in pieces)), strict=False)
+            if piece
+        ]
+
+    def method(self, before: str, marked: bool) -> str:
+        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, with typed ones."""
+        if not before:
+            return "marked start" if marked else "start"
+        if marked:
+            return "marked"
+        anchor = self.stop if before.endswith(self.stop) else next(filter(before.endswith, self.special), "")
+        return f"after {anchor}" if anchor else "inside"
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation's text, and the character spans that the template marks as the assistant's."""
+        try:
+            return render_template(self.tokenizer, self.chat_template, messages, tools)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(f"the chat template refuses it: {one_line(error)}") from error
+
+    def has_typed_token(self, text: str) -> bool:
+        """Whether a special token is spelled out in a row's text."""
+        return any(opening in text for opening in self.openings) and self.typed.search(text) is not None
+
+    def ids(self, pieces: list[Piece]) -> list[list[int]]:
+        """The token ids of each piece; equal pieces are encoded once."""
+        wanted = list(dict.fromkeys((how, text) for how, text, _ in pieces))
+        found = {}
+        for method in {how for how, _ in wanted}:
+            texts = [text for how, text in wanted if how == method]
+            found.update(zip(((method, text) for text in texts), self.encode_as(method, texts), strict=True))
+        return [found[how, text] for how, text, _ in pieces]
+
+    def encode_as(self, method: str, texts: list[str]) -> list[list[int]]:
+        """The ids of texts that stand in one kind of place."""
+        tokenizer, (method, _, anchor) = self.tokenizer, method.partition(" ")
+        if method == "inside":
+            return encode_batch(self.inner, texts)
+        if method == "after":  # as serving does, which encodes a special token and what follows it together
+            return [ids[1:] for ids in encode_batch(tokenizer.backend_tokenizer, [anchor + text for text in texts])]
+        if method == "marked":
+            return [self.with_typed_tokens(text, start=anchor == "start") for text in texts]
+        if method == "raw":
+            rows = encode_batch(tokenizer.backend_tokenizer, texts, add_special_tokens=True, encode_special_tokens=True)
+            return [ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id] for ids in rows]
+        return encode_batch(tokenizer.backend_tokenizer, texts)
+
+    def with_typed_tokens(self, text: str, start: bool) -> list[int]:
+        """The ids of a text in which special tokens that a row spells out stand between transformers' markers."""
+        ids: list[int] = []
+        for place, part in enumerate(re.split(f"{_CONTROL_TOKEN_START}(.*?){_CONTROL_TOKEN_END}", text)):
+            if part:
+                backend = self.tokenizer.backend_tokenizer if start and not ids else self.inner
+                ids += encode_batch(backend, [part], encode_special_tokens=place % 2 == 1)[0]
+        return ids
+
+
+def select_trained_spans(
+    spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise: str
+) -> list[tuple[int, int]]:
+    """The assistant's spans that are trained; raises DataError where one has to be chosen and cannot be told apart."""
+    train = [message.get("train") is not False for message in messages if message["role"] == "assistant"]
+    if supervise == "last":
+        train[:-1] = [False] * (len(train) - 1)
+    if supervise != "all" and not all(train):
+        if len(spans) != len(train):
+            raise DataError(
+                f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen"
+            )
+        spans = [span for span, wanted in zip(spans, train, strict=True) if wanted]
+    return spans
+
+
+def join_pieces(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list[np.ndarray]]:
+    """Each row's pieces put together again, as ids and labels."""
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
+    supervised = np.fromiter((train for row in rows for _, _, train in row), dtype=bool, count=len(ids))
+    labels = np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORE_INDEX))
+    ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([len(row) for row in rows])]
+    return {"input_ids": np.split(flat, ends[:-1]), "labels": np.split(labels, ends[:-1])}
+
+
+def iterate_strings(value: Any) -> Iterator[str]:
+    """Every string in a nest of mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from iterate_strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from iterate_strings(item)

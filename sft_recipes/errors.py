@@ -1,0 +1,34 @@
+"""ConfigError and DataError: a user's mistake in one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A fault in the configuration that the user can fix, in one line: where, what was found, what to write."""
+
+
+class DataError(ValueError):
+    """A fault in the user's data, told in one line that names the field."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the closest known names, or all of them when they are few and none is close.
+
+    >>> did_you_mean("lim", ["lima", "alpaca"])
+    ' Did you mean lima?'
+    """
+    known = sorted(known)
+    close = (
+        get_close_matches(name, known, n=1, cutoff=0.8)
+        or get_close_matches(name, known, n=3, cutoff=0.6)
+        or [k for k in known if name and k.startswith(name)][:3]
+    )
+    if close:
+        return f" Did you mean {' or '.join(close)}?"
+    return f" Choices: {', '.join(known)}." if 0 < len(known) <= 40 else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without its line breaks."""
+    return " ".join(str(error).split())

@@ -1,0 +1,172 @@
+"""What a model can do, what it remembers and whether it stops: base and tuned, measured alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sft_recipes.config.validation import call_validated, import_function
+from sft_recipes.data.prepare import TrainingData
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError, did_you_mean
+from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_change
+from sft_recipes.evaluation.forgetting import classify_regression
+from sft_recipes.evaluation.generation import generate_answers, is_answerable
+from sft_recipes.evaluation.judge import JudgeOptions, check_judge
+from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
+from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
+from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The config's `evaluate` group."""
+
+    rows: int = 20  # held-out questions that are asked; 0 asks none
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    temperature: float = 0.7  # of the answers that are drawn besides the greedy ones; 0 draws none
+    top_p: float = 0.9
+    samples_every: int = 0  # steps of training between two times that a few questions are asked; 0 never
+    raw_text: str | dict | None = None  # a file or a dataset with a text column
+    warn_above: float = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check
+    fail_above: float = 0.15
+    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-eval, or YAML files of your own
+    lm_eval_rows: int | None = None  # of each task; null takes all
+    judge: dict[str, Any] | None = None  # url, model, …: base and tuned answers compared by another model
+    weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
+    run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
+
+    def __post_init__(self):
+        if self.rows < 0 or self.batch_size < 1 or self.max_new_tokens < 1 or self.samples_every < 0:
+            raise ConfigError("evaluate.rows should not be negative, batch_size and max_new_tokens at least 1.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError("evaluate.temperature should not be negative, evaluate.top_p above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class EvalInputs:
+    """What base and tuned model are measured on."""
+
+    data: TrainingData
+    names: list[str]  # of the sources
+    asked: list[Mapping[str, Any]]  # held-out conversations whose last answer the model is to give
+    texts: list[str]  # raw text
+    options: EvaluateOptions
+    seed: int
+
+
+def build_eval_inputs(options: EvaluateOptions, data: TrainingData, names: Sequence[str], seed: int) -> EvalInputs:
+    """The held-out questions that can be asked, and the raw text."""
+    asked = [question for question in data.questions if is_answerable(question["messages"])][: options.rows]
+    texts = load_documents(options.raw_text) if options.raw_text else []
+    return EvalInputs(data, list(names), asked, texts, options, seed)
+
+
+def check_evaluation(options: EvaluateOptions) -> None:
+    """Raises ConfigError for benchmarks, a judge or a raw text that are not to be had, before anything is loaded."""
+    if options.lm_eval:
+        check_tasks(options.lm_eval)
+    if options.judge:
+        check_judge(call_validated(JudgeOptions, options.judge, "evaluate.judge"))
+    if options.raw_text:
+        load_documents(options.raw_text)
+
+
+SCORES = ("exact_match", "stops", "rouge_l", "chrf")
+
+
+def measured_metrics(questions: EvalInputs) -> list[str]:
+    """What `measure_model` will find, by the names that `objective` can have."""
+    found = [*SCORES] if questions.asked else []
+    found += ["eval_loss"] if len(questions.data.held_out) else []
+    found += ["p_stop"] if questions.data.questions else []  # raw text has no answers that end
+    return found + (["raw_text_loss", "bits_per_byte"] if questions.texts else [])
+
+
+def measure_model(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs) -> dict[str, Any]:
+    """The scores of greedy answers, of drawn ones (`sampled`), `held_out`, `raw_text`, `lm_eval`, and the `answers`.
+
+    What was not asked for is not in the result.
+    """
+    options, tokenizer, found = questions.options, encoder.tokenizer, {}
+    if questions.asked:
+        said = generate_eval_answers(model, encoder, questions)
+        found |= score_answers(said) | score_by_length(said) | {"answers": said}
+        if options.temperature:
+            how = {"temperature": options.temperature, "top_p": options.top_p}
+            drawn = generate_eval_answers(model, encoder, questions, **how, seed=questions.seed)
+            found["sampled"] = score_answers(drawn) | how
+            found["answers"] = [a | {"sampled": b["text"]} for a, b in zip(said, drawn, strict=True)]
+    if len(questions.data.held_out):
+        found["held_out"] = evaluate_held_out(model, encoder, questions)
+    if questions.texts:
+        found["raw_text"] = evaluate_raw_text(model, encoder, questions.texts, options.batch_size)
+    if options.lm_eval:
+        found["lm_eval"] = run_lm_eval(
+            model, tokenizer, options.lm_eval, limit=options.lm_eval_rows, batch_size=options.batch_size
+        )
+    return found
+
+
+def generate_eval_answers(
+    model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, **sampling: Any
+) -> list[dict[str, Any]]:
+    """The answers to the held-out questions, greedy unless `sampling` says how they are drawn."""
+    options = questions.options
+    return generate_answers(
+        model, encoder.tokenizer, questions.asked, options.batch_size, options.max_new_tokens, **sampling
+    )  # fmt: skip
+
+
+def evaluate_held_out(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs) -> dict[str, Any]:
+    """The loss on the held-out rows and its parts."""
+    stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
+    rows, batch = questions.data.held_out, questions.options.batch_size
+    return evaluate_loss(model, encoder.tokenizer, rows, stop, questions.names, batch)
+
+
+def load_custom_metric(name: str | None) -> Callable[[list[dict[str, Any]]], float] | None:
+    """A user's own `module.function`, which is given the answers to the held-out questions; None for our metrics."""
+    return import_function("trainer.metric_for_best_model", name) if name and "." in name else None
+
+
+def check_best_model_metric(name: str | None, questions: EvalInputs) -> None:
+    """Raises ConfigError for a metric that no evaluation gives, and for a user's own that cannot be imported."""
+    if name is None or load_custom_metric(name):
+        return
+    name, there = name.removeprefix("eval_"), {key.removeprefix("eval_") for key in measured_metrics(questions)}
+    there -= {"raw_text_loss", "bits_per_byte"}
+    if name not in there and not (there and name.startswith("loss_")):
+        raise ConfigError(
+            f"trainer.metric_for_best_model={name} is not measured while training.{did_you_mean(name, there)} Or write "
+            "module.function, which is given the answers."
+        )
+
+
+def compare_measurements(
+    before: dict[str, Any], after: dict[str, Any], questions: EvalInputs
+) -> tuple[dict[str, Any], list[dict]]:
+    """What metrics.json holds of both measurements, and the lines of answers.jsonl, which leave them."""
+    options, found = questions.options, {"before": before, "after": after}
+    lines = [pair_answers(*pair) for pair in zip(before.pop("answers", []), after.pop("answers", []), strict=True)]
+    found |= {key: after[key] for key in ("exact_match", "stops", "rouge_l", "chrf") if key in after}
+    if "held_out" in after:
+        found |= {f"eval_{key}": value for key, value in flatten_loss(after["held_out"]).items()}
+        found |= {"p_stop": after["held_out"]["p_stop"]} if "p_stop" in after["held_out"] else {}
+    if "raw_text" in after:
+        change = after["raw_text"]["loss"] / before["raw_text"]["loss"] - 1
+        found |= {"raw_text_loss": after["raw_text"]["loss"], "bits_per_byte": after["raw_text"]["bits_per_byte"]}
+        limits = {"warn_above": options.warn_above, "fail_above": options.fail_above}
+        found["forgetting"] = {"change": change, "verdict": classify_regression(change, **limits)} | limits
+    if "lm_eval" in after:
+        found["benchmarks"] = score_change(before["lm_eval"], after["lm_eval"])
+    return found, lines
+
+
+def pair_answers(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of answers.jsonl."""
+    line = {key: old[key] for key in ("prompt", "reference")}
+    line |= {"base": old["text"], "tuned": new["text"], "base_stops": old["stops"], "tuned_stops": new["stops"]}
+    return line | ({"base_sampled": old["sampled"], "tuned_sampled": new["sampled"]} if "sampled" in old else {})

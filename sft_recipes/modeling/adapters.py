@@ -1,0 +1,174 @@
+"""Adapters: PEFT's own config from the config's `adapter`, fitted to one model and to TRL's trainer."""
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from sft_recipes.config.validation import call_validated
+from sft_recipes.errors import ConfigError, did_you_mean
+
+log = logging.getLogger(__name__)
+PEFT_CONFIGS = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+INITS_FROM_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
+
+
+def build_quantization_config(adapter: dict[str, Any]) -> BitsAndBytesConfig | None:
+    """The 4-bit or 8-bit config of `adapter.quantization`, if there is one."""
+    values = adapter.get("quantization")
+    if values is None:
+        return None
+    for name, known in {"bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_compute_dtype": COMPUTE_DTYPES}.items():
+        if values.get(name) is not None and values[name] not in known:  # the class takes any text and fails long after
+            raise ConfigError(f"adapter.quantization.{name} cannot be {values[name]!r}. Choices: {', '.join(known)}.")
+    return call_validated(BitsAndBytesConfig, values, "adapter.quantization")
+
+
+COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def build_peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
+    """The adapter's PEFT config, or None for full fine-tuning; raises ConfigError for an unknown type or field."""
+    kind = adapter["type"]
+    if kind == "none":
+        return None
+    peft = call_validated(
+        PEFT_CONFIGS[kind], {"task_type": "CAUSAL_LM", **(adapter.get(kind) or {})}, f"adapter.{kind}"
+    )
+    start = getattr(peft, "init_lora_weights", True)
+    if start in INITS_FROM_DATA:
+        raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")
+    if adapter.get("quantization") and changes_base_weights(peft):
+        raise ConfigError(f"adapter.{kind}.init_lora_weights={start} takes the base apart, which 4 bits do not allow.")
+    return peft
+
+
+def changes_base_weights(peft: PeftConfig) -> bool:
+    """Whether the adapter starts from parts of the base's weights and leaves the base without them (PiSSA, OLoRA)."""
+    return str(getattr(peft, "init_lora_weights", "")).startswith(("pissa", "olora"))
+
+
+def prepare_peft_config(
+    peft: PeftConfig | None, model: PreTrainedModel | PeftModel, new: list[int], revision: str | None = None
+) -> PeftConfig | None:
+    """The config that TRL gets: every name in it found in the model, and the rows of `new` tokens trained.
+
+    None for full fine-tuning, and for a model that carries the adapter already (`model.id=RUN` of an adapter run).
+    """
+    if isinstance(model, PeftModel):
+        check_same_adapter(peft, model.active_peft_config)
+        return None
+    if peft is not None:
+        check_module_names(peft, model, new)
+        train_new_tokens(peft, model, new)
+        peft.revision = revision  # of the base, without which the adapter would be loaded onto another
+    return peft
+
+
+def check_same_adapter(peft: PeftConfig | None, carried: PeftConfig) -> None:
+    """Raises ConfigError where the config asks for another adapter than the one that the run to go on with has."""
+    merge = "or merge that run first (python -m sft_recipes.merge RUN --out DIR, model.id=DIR)."
+    kind = carried.peft_type.value.lower()
+    if peft is None or peft.peft_type != carried.peft_type:
+        raise ConfigError(f"model.id is an adapter run, which goes on with adapter.type={kind}. Write that, {merge}")
+    if carried.is_prompt_learning:
+        raise ConfigError(f"model.id is a run of adapter.type={kind}, which PEFT cannot train further.")
+    values, own = peft.to_dict(), carried.to_dict()
+    for field in ("target_modules", "exclude_modules"):
+        if values.get(field) == "all-linear":  # the saved config has the names
+            values[field] = own[field]
+    other = [
+        f"adapter.{kind}.{field}={own[field]}"
+        for field in values
+        if field not in BOOKKEEPING_FIELDS and to_sorted_list(values[field]) != to_sorted_list(own[field])
+    ]
+    if other:
+        raise ConfigError(f"model.id is an adapter run with {', '.join(other)}. Write that, {merge}")
+
+
+def to_sorted_list(value: Any) -> Any:
+    """Lists and sets alike, without their order."""
+    return sorted(map(str, value)) if isinstance(value, list | tuple | set) else value
+
+
+# what PEFT or a run writes into a config by itself
+BOOKKEEPING_FIELDS = {
+    "base_model_name_or_path", "revision", "inference_mode", "trainable_token_indices", "auto_mapping", "peft_version",
+    "ensure_weight_tying", "init_lora_weights", "modules_to_tie", "target_modules_to_tie",
+}  # fmt: skip
+
+
+def check_module_names(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
+    """Raises ConfigError for a module name that matches nothing, and for adapters where they would not be trained.
+
+    PEFT passes over a name that matches nothing as long as another one does.
+    """
+    where = f"adapter.{peft.peft_type.value.lower()}"
+    names = [name for name, _ in model.named_modules() if name]
+    known = {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
+    for field in ("target_modules", "feedforward_modules", "exclude_modules", "modules_to_save"):
+        wanted = getattr(peft, field, None)
+        for name in [wanted] if isinstance(wanted, str) else sorted(wanted or []):
+            if name != "all-linear" and not match_module_names(wanted if isinstance(wanted, str) else [name], names):
+                hint = f" Write [{name}]." if match_module_names([name], names) else did_you_mean(name, known)
+                raise ConfigError(f"{where}.{field}: no module of this model is called {name!r}.{hint}")
+    targets = getattr(peft, "target_modules", None)
+    if targets is None or targets == "all-linear":
+        return
+    places = {id(module): name for name, module in model.named_modules()}
+    head, inputs = (places[id(layer)] for layer in (model.get_output_embeddings(), model.get_input_embeddings()))
+    kept = match_module_names(getattr(peft, "exclude_modules", None) or [], names)
+    found = [name for name in match_module_names(targets, names) if name not in kept]
+    if head in found:
+        raise ConfigError(
+            f"{where}.target_modules names {head}: the loss is taken on its weight, without an adapter. Write "
+            f"{where}.modules_to_save=[{head}], which trains it whole, or leave it out."
+        )
+    if new and inputs in found:
+        raise ConfigError(
+            f"{where}.target_modules names {inputs}, whose rows of new tokens are trained already. Leave it out, or "
+            f"write {where}.modules_to_save=[{inputs}], which trains it whole."
+        )
+
+
+def match_module_names(wanted: str | Iterable[str], names: list[str]) -> list[str]:
+    """The module names that PEFT would take: a text is a pattern for the whole of one, a list has their ends."""
+    if isinstance(wanted, str):
+        return [name for name in names if re.fullmatch(wanted, name)]
+    return [name for name in names if any(f".{name}".endswith(f".{end}") for end in wanted)]
+
+
+def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
+    """Lets an adapter train the rows of new tokens, in the input embedding and in an untied output embedding.
+
+    LoRA trains those rows alone. Other methods have no such switch and train both layers whole; where they were tied,
+    each then goes its own way. Raises ConfigError for a method that changes no module (prompt tuning).
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = outputs.weight is inputs.weight
+    layers = [names[id(inputs)], names[id(outputs)]]
+    whole = match_module_names(getattr(peft, "modules_to_save", None) or [], layers)
+    if tied and whole and hasattr(peft, "ensure_weight_tying"):
+        peft.ensure_weight_tying, peft.modules_to_tie, peft.target_modules_to_tie = True, None, None
+        whole = layers
+    if not new:
+        return
+    if hasattr(peft, "trainable_token_indices"):
+        given = peft.trainable_token_indices or {}
+        given = given if isinstance(given, dict) else {layers[0]: given}
+        rows = {layer: sorted({*given.get(layer, []), *new}) for layer in (layers[:1] if tied else layers)}
+        peft.trainable_token_indices = given | {layer: ids for layer, ids in rows.items() if layer not in whole} or None
+    elif hasattr(peft, "modules_to_save") and not peft.is_prompt_learning:
+        peft.modules_to_save = list(dict.fromkeys([*(peft.modules_to_save or []), *layers]))
+        number = sum(layer.weight.numel() for layer in (inputs, outputs))
+        log.warning("%s trains both embeddings whole, for %d new tokens: %d parameters more.",
+                    peft.peft_type.value, len(new), number)  # fmt: skip
+    else:
+        raise ConfigError(
+            f"adapter.type={peft.peft_type.value.lower()} cannot train the {len(new)} tokens that the chat template "
+            "adds. Write adapter=lora, or a model.chat_template of tokens that the tokenizer has."
+        )

@@ -1,0 +1,140 @@
+"""Tokenizer, chat template and weights, from the config's `model`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.modeling.embeddings import add_embedding_rows
+from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
+
+
+def load_tokenizer(
+    id: str,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
+    """The tokenizer as it is saved and served, the chat template with markers, and the new tokens' ids.
+
+    The signature is the config's `model` group; `dtype` and `attn_implementation` are the weights'.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(id), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise model_not_found(id, error) from error
+    return tokenizer, *prepare_tokenizer(tokenizer, chat_template, any_stop=True)
+
+
+def model_folder(id: str) -> str:
+    """`model/` of a finished run's folder; anything else is the id of a model already."""
+    inside = Path(id) / "model"
+    return str(inside) if (inside / "tokenizer_config.json").is_file() else id
+
+
+def load_adapter_config(id: str) -> PeftConfig | None:
+    """The config of the adapter in this folder, which names its base; None where there are weights."""
+    folder = Path(model_folder(id))
+    return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
+
+
+def model_not_found(id: str, error: Exception) -> ConfigError:
+    """The line for a model that is neither a folder here nor in the hub's reach."""
+    if id.startswith((".", "/", "~")) and not Path(id).exists():
+        return ConfigError(f"model.id={id}: there is no such folder.")
+    if Path(id).exists():
+        return ConfigError(f"model.id={id} is not a folder with a model and its tokenizer: {one_line(error)[:200]}")
+    return ConfigError(
+        f"model.id={id} could not be loaded. Offline, give a folder: model=local model.id=path/to/model. Gated or "
+        f"private models need `hf auth login`. ({one_line(error)[:120]}…)"
+    )
+
+
+def load_model(
+    options: dict[str, Any],
+    quantization: BitsAndBytesConfig | None,
+    frozen: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    stop: str,
+    new: list[int],
+) -> PreTrainedModel | PeftModel:
+    """The base model, with an embedding for every token and the stop token in its generation config."""
+    model = load_weights(options, quantization, frozen, tokenizer, new)
+    stop_id = tokenizer.convert_tokens_to_ids(stop)
+    others = model.generation_config.eos_token_id
+    others = others if isinstance(others, list) else [] if others is None else [others]
+    model.generation_config.eos_token_id = list(dict.fromkeys([stop_id, *others]))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def load_weights(
+    options: dict[str, Any],
+    quantization: BitsAndBytesConfig | None,
+    frozen: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    new: list[int],
+    dequantize: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """The model of `model.id`, with an embedding for every token.
+
+    Weights are fp32 when they are trained; the base that an adapter leaves `frozen` is bf16 on a GPU that has it.
+    The folder of an adapter run gives that run's base with its adapter on it, ready to be trained on; `dequantize`
+    gives the base the values of its 4-bit weights in full precision before that.
+    """
+    folder, carried = model_folder(options["id"]), load_adapter_config(options["id"])
+    id = carried.base_model_name_or_path if carried else folder
+    rest = {key: options[key] for key in ("revision", "trust_remote_code", "attn_implementation") if key in options}
+    rest |= {"revision": carried.revision} if carried else {}
+    id = str(Path(id).resolve()) if Path(id).is_dir() else id  # an adapter keeps it, to be loaded from anywhere
+    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    dtype = options.get("dtype") or ("bfloat16" if frozen and half else "float32")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, quantization_config=quantization, **rest)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"model: {one_line(error)[:300]}") from error
+    except OSError as error:
+        raise model_not_found(id, error) from error
+    disable_bnb_cpu_repacking(model)
+    if dequantize:
+        model = model.dequantize(getattr(torch, dtype))
+    if carried:
+        return attach_adapter(model, folder, tokenizer, new)
+    add_embedding_rows(model, new)
+    return model
+
+
+def attach_adapter(
+    base: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerFast, new: list[int] | None = None
+) -> PeftModel:
+    """The base with the adapter of `folder` on it, as many rows as its tokenizer has tokens, and its generation config.
+
+    Raises ConfigError for `new` tokens: the adapter has no rows for them.
+    """
+    if new:
+        raise ConfigError(
+            f"model.chat_template has {len(new)} tokens that {folder} was not trained with. Write "
+            "model.chat_template=null, which takes the run's own."
+        )
+    add_embedding_rows(base, list(range(base.get_input_embeddings().num_embeddings, len(tokenizer))))
+    if (Path(folder) / "generation_config.json").is_file():
+        base.generation_config = GenerationConfig.from_pretrained(folder)
+    prompts = PeftConfig.from_pretrained(folder).is_prompt_learning  # which PEFT saves as what comes out of them
+    model = PeftModel.from_pretrained(base, folder, is_trainable=not prompts)
+    ensure_lm_head_bias(model)
+    return model

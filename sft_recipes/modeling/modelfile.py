@@ -1,0 +1,95 @@
+"""What other tools want beside the weights: a model card, and Ollama's Modelfile with the chat template in it."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from sft_recipes.modeling.loading import load_adapter_config
+from sft_recipes.modeling.save_load import is_sentencepiece, saved_config
+
+CONTENT_MARK = "\u00a7"
+NO_SPACE_FLAG = "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
+
+
+def build_modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) -> str:
+    """Ollama's Modelfile for the folder it stands in: template and stop tokens are the saved ones."""
+    ids = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    stops = [tokenizer.convert_ids_to_tokens(id) for id in ids if id is not None]
+    template = ollama_template(tokenizer)
+    if template is None:
+        lines = ["# The chat template is not one piece a message: convert to GGUF, which carries the template itself."]
+    else:
+        lines = [f'TEMPLATE """{template}"""']
+    if is_sentencepiece(tokenizer) and not adds_space_after_special(tokenizer):
+        lines = [f"# No space stands behind a special token; for llama.cpp, too, with {NO_SPACE_FLAG}", *lines]
+    return "\n".join(["FROM .", *lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
+
+
+def adds_space_after_special(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a SentencePiece tokenizer puts a space of its own behind a special token, as it does before a text."""
+    return tokenizer.tokenize(f"{tokenizer.eos_token}a")[1] == "▁a"
+
+
+def ollama_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The chat template in Ollama's language, without the BOS that it adds itself; None where messages are not apart.
+
+    Every role's text around a message is found by rendering, and a longer conversation has to come out of those.
+    """
+    texts = {role: role_pieces(tokenizer, role) for role in ("system", "user", "assistant")}
+    if None in texts.values() or any("{{" in part or '"""' in part for pair in texts.values() for part in pair):
+        return None
+    question = [{"role": "user", "content": CONTENT_MARK}]
+    opening = render_served(tokenizer, question, add_generation_prompt=True).removeprefix(
+        render_served(tokenizer, question)
+    )
+    talk = [
+        {"role": role, "content": f"{role} {CONTENT_MARK}"}
+        for role in ("system", "user", "assistant", "user", "assistant")
+    ]
+    for messages in (talk, talk[1:]):
+        made = "".join(message["content"].join(texts[message["role"]]) for message in messages)
+        if made != render_served(tokenizer, messages):
+            return None
+    cases = "{{ else }}".join(
+        f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}' for role, (before, after) in texts.items()
+    )
+    return f"{{{{- range .Messages }}}}{cases}{'{{ end }}' * (len(texts) + 1)}{opening}"
+
+
+def role_pieces(tokenizer: PreTrainedTokenizerFast, role: str) -> tuple[str, str] | None:
+    """What the template writes before and after a message of this role; None where the message is not in the text."""
+    order = ["system", "user", "assistant"]
+    talk = [{"role": name, "content": name} for name in order[: order.index(role) + 1]]
+    try:
+        shorter = render_served(tokenizer, talk[:-1]) if len(talk) > 1 else ""
+        own = render_served(tokenizer, [*talk[:-1], {"role": role, "content": CONTENT_MARK}])
+    except Exception:  # a template may refuse a conversation, in words of its own
+        return None
+    before, mark, after = own.removeprefix(shorter).partition(CONTENT_MARK)
+    return (before, after) if mark and own.startswith(shorter) else None
+
+
+def render_served(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:
+    """The saved template's text, without the BOS at its beginning."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
+def merged_model_card(run: Path) -> str:
+    """A model card: the base, how the model was made, and how it is asked."""
+    carried, config = load_adapter_config(str(run)), saved_config(run)
+    base = carried.base_model_name_or_path if carried else config["model"].get("id")
+    named = base if base and not Path(base).exists() and "$" not in base else None  # the hub knows no local folder
+    data = ModelCardData(
+        base_model=named, library_name="transformers", pipeline_tag="text-generation", tags=["sft", "trl"]
+    )
+    sources = ", ".join(name for name, value in config.get("data", {}).items() if isinstance(value, dict))
+    body = [
+        f"# {config.get('name', run.name)}",
+        f"Fine-tuned from {named or 'a local model'}{f' on {sources}' if sources else ''} with sft_recipes.",
+        '```python\nfrom transformers import pipeline\n\nchat = pipeline("text-generation", "THIS FOLDER")\n'
+        'print(chat([{"role": "user", "content": "Hello!"}])[0]["generated_text"][-1]["content"])\n```',
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))

@@ -1,0 +1,177 @@
+"""A run's model on its way out and back: saved so that it reloads on the untouched base, loaded as it was trained."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import create_repo, upload_folder
+from omegaconf import OmegaConf
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from trl import SFTConfig, SFTTrainer
+
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.loading import load_weights, model_folder
+
+log = logging.getLogger(__name__)
+QUANTIZATION_FILE = "quantization_config.json"
+
+
+def save_model(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
+    """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token.
+
+    Beside an adapter stands how its base was quantized, which PEFT does not keep; it is read back and compared.
+    """
+    trainer.save_model(str(folder))
+    trainer.model.generation_config.save_pretrained(folder)
+    stops = GenerationConfig.from_pretrained(folder).eos_token_id
+    if encoder.tokenizer.convert_tokens_to_ids(encoder.stop) not in stops:
+        raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
+    save_sentencepiece_model(encoder.tokenizer, folder)
+    if not isinstance(trainer.model, PeftModel):
+        return
+    if quantization := getattr(trainer.model.config, "quantization_config", None):
+        (folder / QUANTIZATION_FILE).write_text(quantization.to_json_string(), encoding="utf-8")
+    check_saved_adapter(trainer.model, folder)
+    if hasattr(trainer, "adapter_at_start"):
+        convert_to_plain_lora(folder, trainer.adapter_at_start)
+    log_loading_hint(trainer.model, folder)
+
+
+def save_sentencepiece_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
+    """Puts what llama.cpp's converter reads of a SentencePiece tokenizer beside the tokenizer.json in `folder`.
+
+    transformers 5 writes tokenizer.json alone, which lacks the pieces' scores: without tokenizer.model the converter
+    gives all pieces one score, and most texts become other tokens. It finds added tokens in added_tokens.json alone.
+    Gives back False where a SentencePiece tokenizer came without tokenizer.model.
+    """
+    pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if pieces.name != "tokenizer.model" or not pieces.is_file():
+        return not is_sentencepiece(tokenizer)
+    shutil.copyfile(pieces, folder / pieces.name)
+    known = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    added = {token: id for token, id in tokenizer.get_added_vocab().items() if id >= known}
+    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
+    return True
+
+
+def is_sentencepiece(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a tokenizer was made from SentencePiece's BPE: that one falls back to bytes, others consist of them."""
+    return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
+
+
+def convert_to_plain_lora(folder: Path, start: dict[str, torch.Tensor]) -> None:
+    """Makes a plain LoRA of the adapter in `folder`, which reloads on the untouched base.
+
+    PiSSA and OLoRA take parts out of the base, so their adapter fits that base alone. The difference between their end
+    and their start is a plain LoRA of twice the rank: AB - A0 B0 = [A | A0] [B | -B0] (arXiv 2404.02948, appendix C).
+    """
+    end, config = load_file(folder / "adapter_model.safetensors"), folder / "adapter_config.json"
+    for key, value in end.items():  # PEFT's own conversion leaves out the rows of new tokens
+        if "lora_A" in key:
+            end[key] = torch.cat([value, start[key]], dim=0)
+        elif "lora_B" in key:
+            end[key] = torch.cat([value, -start[key]], dim=1)
+    save_file(end, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values |= {"init_lora_weights": True, "r": 2 * values["r"]}
+    values["lora_alpha"] *= 2**0.5 if values["use_rslora"] else 2
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def check_saved_adapter(model: PeftModel, folder: Path) -> None:
+    """Reads the adapter back from `folder`; raises ConfigError where it lacks something that was trained.
+
+    Its trained weights are emptied, filled from the file as PEFT does it, and compared; no second model is needed. Of
+    trained prompts PEFT saves only what comes out of them, and nothing is compared.
+    """
+    if model.active_peft_config.is_prompt_learning:
+        return
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    trained = {name: value.detach().clone() for name, value in parameters.items()}
+    for value in parameters.values():
+        value.zero_()
+    set_peft_model_state_dict(model, load_peft_weights(str(folder)))
+    lost = [name for name, value in parameters.items() if not torch.equal(value, trained[name])]
+    for name, value in parameters.items():
+        value.copy_(trained[name])
+    if lost:
+        raise ConfigError(f"{folder}: {len(lost)} trained weights are not in it, the first is {lost[0]}.")
+    log.info("Read back from %s: all %d trained weights are in it.", folder, len(trained))
+
+
+def log_loading_hint(model: PeftModel, folder: Path) -> None:
+    """Logs how an adapter is loaded whose tokens are more than the rows of its base."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows > AutoConfig.from_pretrained(model.active_peft_config.base_model_name_or_path).vocab_size:
+        log.warning(
+            "The base has fewer rows than the tokenizer has tokens: AutoPeftModelForCausalLM.from_pretrained(%r) adds "
+            "them; before PeftModel.from_pretrained(base, %r), write base.resize_token_embeddings(%d).",
+            str(folder), str(folder), rows,
+        )  # fmt: skip
+
+
+def load_run(
+    run: Path, dtype: str | None = None, dequantize: bool = False
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
+    """The model of a finished run as it was trained, the adapter on its base in 4 bits or not, and its tokenizer.
+
+    Another `dtype` is what it computes in. Raises ConfigError for a folder that is none of a finished run.
+    """
+    check_finished_run(run)
+    folder, config = model_folder(str(run)), saved_config(run)
+    options = {
+        key: value for key, value in config["model"].items() if key in ("trust_remote_code", "attn_implementation")
+    }
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
+    options |= {"id": folder, "dtype": dtype or config["model"].get("dtype")}
+    quantization = saved_quantization(folder)
+    if quantization and dtype:
+        quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
+    model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
+    return model.eval(), tokenizer
+
+
+def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
+    """Uploads `model/` with its card to the hub as `trainer.hub_model_id`, or the run's name; gives back the address.
+
+    transformers would push the run's whole folder, with its log and the answers to held-out questions.
+    """
+    private = arguments.hub_private_repo
+    repo = create_repo(arguments.hub_model_id or name, private=private, token=arguments.hub_token, exist_ok=True)
+    upload_folder(
+        repo_id=repo.repo_id, folder_path=folder, token=arguments.hub_token, ignore_patterns="training_args.bin"
+    )
+    return repo.url
+
+
+def check_finished_run(run: Path) -> None:
+    """Raises ConfigError for a folder that no run has finished in."""
+    if not (Path(model_folder(str(run))) / "tokenizer_config.json").is_file():
+        raise ConfigError(f"{run} is not the folder of a finished run: it has no model/ with a tokenizer.")
+
+
+def saved_quantization(folder: str) -> BitsAndBytesConfig | None:
+    """How the base of the adapter in this folder was quantized; None where it was not."""
+    file = Path(folder) / QUANTIZATION_FILE
+    return BitsAndBytesConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def saved_config(run: Path) -> dict[str, Any]:
+    """The run's composed config; the folder `model/` alone and a merged one have none."""
+    file = next((path for path in (run, run.parent) if (path / ".hydra" / "config.yaml").is_file()), None)
+    values = OmegaConf.to_container(OmegaConf.load(file / ".hydra" / "config.yaml")) if file else {}
+    return {"model": {}, "data": {}} | values

@@ -1,0 +1,134 @@
+"""Figures by matplotlib, for paper, for a light page and for a dark one."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_recipes.reporting.text import escape_html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# On paper. In a page `to_svg` gives them as var(--blue), so that the page can lighten them in the dark. Blue, orange,
+# green and purple are told apart by colour-blind readers, too (Okabe and Ito 2008).
+COLOURS = {
+    "ink": "#24292f",
+    "faint": "#d0d7de",
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#008f68",
+    "purple": "#9c4f92",
+}
+SERIES = [COLOURS[name] for name in ("blue", "orange", "green", "purple")]
+
+
+def styled_subplots(rows: int = 1, columns: int = 1, height: float = 3.0, width: float = 7.0, **options: Any) -> tuple:
+    """A figure of so many inches and its axes, as `matplotlib.pyplot.subplots` gives them, in our style.
+
+    Colours should come from COLOURS or SERIES (the default cycle), or `to_svg` cannot adapt them to a dark page. A
+    legend is drawn by `draw_legend`.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # no pyplot: it keeps every figure and chooses a screen
+
+    ink, faint = COLOURS["ink"], COLOURS["faint"]
+    style = {
+        "font.size": 10, "axes.titlesize": 10, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
+        "ytick.color": ink, "axes.edgecolor": faint, "axes.grid": True, "grid.color": faint, "grid.linewidth": 0.6,
+        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.prop_cycle": matplotlib.cycler(color=SERIES), "lines.linewidth": 1.6, "axes.titlelocation": "left",
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+
+
+def draw_legend(axes: "Axes", **options: Any) -> None:
+    """A legend without a box, which would stay white on a dark page."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=COLOURS["ink"], **options)
+
+
+def to_svg(figure: "Figure", label: str = "") -> str:
+    """The figure as an <svg> element for a page: its text is text, its colours are the page's, `label` says what it is.
+
+    A label should be there once a page, since the names inside the element are made from it.
+    """
+    import matplotlib
+
+    drawn = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label or "figure"}):
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = drawn.getvalue()
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = text.replace("#000000", COLOURS["ink"])  # matplotlib's own default
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name}, {colour})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape_html(label)}" ', 1)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes the figure as a picture on white, in the format of the path's suffix."""
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
+    """The training loss, the held-out loss and the learning rate, over the steps."""
+    from matplotlib.ticker import LogLocator
+
+    figure, (upper, lower) = styled_subplots(2, height=3.8, sharex=True, height_ratios=(3, 1))
+    drawn = []
+    for key, label, marker in (("loss", "training", ""), ("eval_loss", "held-out", "o")):
+        steps, values = history_column(history, key)
+        if steps:
+            upper.plot(steps, values, marker=marker or ("o" if len(steps) == 1 else ""), markersize=4, label=label)
+            drawn += values
+    upper.set_ylabel("loss (nats a token)")
+    if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
+        upper.set_yscale("log")
+        upper.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for place in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
+            place("{x:g}")
+    draw_legend(upper)
+    lower.plot(*history_column(history, "learning_rate"), color=COLOURS["green"])
+    lower.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    figure.align_ylabels()
+    return figure
+
+
+def history_column(history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """The steps that have a number under this key, and the numbers."""
+    found = [(entry["step"], entry[key]) for entry in history if isinstance(entry.get(key), int | float)]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def plot_weight_change(change: Mapping[str, float]) -> "Figure":
+    """How far the weights moved: a line over the layers for each part of a layer, a point for what is in no layer.
+
+    The names are those of metrics.json: `layer 0 attention`, `layer 0 mlp`, …, and `embeddings` or the like.
+    """
+    figure, axes = styled_subplots(height=2.4)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    outside = {}
+    for name, value in change.items():
+        if found := re.fullmatch(r"layer (\d+) (.+)", name):
+            lines.setdefault(found[2], []).append((int(found[1]), value))
+        else:
+            outside[name] = value
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=name)
+    last = max((layer for points in lines.values() for layer, _ in points), default=-1)
+    gap = max(1, (last + 1) // 4)  # room for a name
+    places = {last + gap * number: name for number, name in enumerate(outside, start=1)}
+    axes.plot(list(places), list(outside.values()), "D", markersize=5, color=COLOURS["ink"], clip_on=False)
+    layers = range(0, last + 1, max(1, (last + 1) // 8))
+    axes.set_xticks([*layers, *places], [*map(str, layers), *places.values()])
+    axes.set(ylim=(0, None), ylabel="relative change")
+    if lines:
+        axes.set_xlabel("layer")
+    draw_legend(axes, ncols=2)
+    return figure

@@ -1,0 +1,113 @@
+"""The model card: the report as the README.md of `model/`, with the metadata that the hub reads."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.reporting.document import Code, Folded, Sections, iterate_pictures, to_markdown
+from sft_recipes.reporting.result_tables import MEASURES, first_number
+from sft_recipes.reporting.run_folder import RunFiles, as_mapping, finite_number, get_number, get_path, iterate_leaves
+from sft_recipes.reporting.setup_sections import rerun_command
+
+OMITTED_SECTIONS = ("Config", "Environment")  # they describe this machine more than the model
+
+
+def write_model_card(run: RunFiles, sections: Sections) -> None:
+    """Writes the card and copies of the report's pictures into the run's `model/`, if there is one."""
+    folder = run.folder / "model"
+    if not folder.is_dir():
+        return
+    from huggingface_hub import ModelCard
+
+    found = {heading: blocks for heading, blocks in sections.items() if heading not in OMITTED_SECTIONS}
+    if re.search(r"(?<![\w.])/", rerun_command(run)):  # a path of this machine
+        found.pop("To run it again", None)
+    found["Answers"] = [block for block in found.get("Answers", []) if not isinstance(block, Folded)]
+    found = {"": found.pop("", []), "How to use it": usage_snippet(run), **found}
+    found = {heading: blocks for heading, blocks in found.items() if blocks}
+    text = f"---\n{card_metadata(run).to_yaml()}\n---\n\n{to_markdown(run.name, found)}"
+    ModelCard(text).save(folder / "README.md")
+    for picture in iterate_pictures(block for blocks in found.values() for block in blocks):
+        shutil.copyfile(run.folder / picture.file, folder / picture.file)
+
+
+def card_metadata(run: RunFiles) -> Any:
+    """The card's `huggingface_hub.ModelCardData`: names of the hub's only, no path of this machine."""
+    from huggingface_hub import ModelCardData
+
+    base = get_path(run.config, "model.id")
+    adapter = get_path(run.config, "adapter.type") == "lora"
+    quantized = bool(get_path(run.config, "adapter.quantization"))
+    found = eval_results(run.metrics)
+    sources = [source.get("path") for source in as_mapping(run.config.get("data")).values() if isinstance(source, dict)]
+    return ModelCardData(
+        base_model=base if is_hub_id(base) else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        license=base_licence(base),
+        datasets=[path for path in dict.fromkeys(sources) if is_hub_id(path)] or None,
+        tags=["sft", "trl", "sft_recipes", *(["qlora" if quantized else "lora"] if adapter else [])],
+        model_name=(run.config.get("name") or run.folder.resolve().parent.name) if found else None,
+        eval_results=found or None,
+    )
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether this is a name on the hub, owner/name, and no folder here.
+
+    >>> is_hub_id("Qwen/Qwen3-0.6B-Base"), is_hub_id("json"), is_hub_id("/home/me/model"), is_hub_id("../models/base")
+    (True, False, False, False)
+    """
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name))) and not Path(str(name)).exists()
+
+
+def base_licence(base: Any) -> str | None:
+    """The licence that the base model's own card states, where that card is on this machine."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    card = Path(str(base)) / "README.md"
+    if is_hub_id(base):
+        card = Path(str(try_to_load_from_cache(str(base), "README.md") or card))
+    if not card.is_file():
+        return None
+    found = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
+    return found if isinstance(found, str) else None
+
+
+def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
+    """The tuned model's measures as the hub's evaluation results."""
+    from huggingface_hub import EvalResult
+
+    def result(dataset: str, name: str, metric: str, label: str, value: float) -> EvalResult:
+        return EvalResult("text-generation", dataset, name, metric, round(value, 4), metric_name=label)
+
+    after = as_mapping(metrics.get("after"))
+    found = []
+    for label, places, _ in MEASURES:
+        value = first_number(after, places)
+        value = get_number(metrics, "eval_loss") if label == "held-out loss" and value is None else value
+        if value is not None:
+            raw = places[0].startswith("raw_text")
+            names = ("raw_text", "raw text") if raw else ("held_out", "held-out rows")
+            metric = places[0].split(".")[-1]
+            found.append(result(*names, "rouge" if metric == "rouge_l" else metric, label, value))
+    for task, value in iterate_leaves(as_mapping(after.get("lm_eval"))):
+        if finite_number(value) is not None:
+            found.append(result(task, task, "score", "score", value))
+    return found
+
+
+def usage_snippet(run: RunFiles) -> list[Code]:
+    """The lines that load the model and ask it something; an adapter's base brings neither template nor stop token."""
+    question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
+    lines = f"""from transformers import GenerationConfig, pipeline
+
+folder = "path/to/this/folder"
+chat = pipeline("text-generation", folder, tokenizer=folder)
+config = GenerationConfig.from_pretrained(folder, max_new_tokens=256)
+messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]
+print(chat(messages, generation_config=config)[0]["generated_text"][-1]["content"])"""
+    return [Code(lines, "python")]

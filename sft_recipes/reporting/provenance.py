@@ -1,0 +1,68 @@
+"""A source's own values beside a run's: what a recipe's page and every report print."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[list[str]]:
+    """A row a value under a head: its key, the source's, this run's, and where they differ why.
+
+    `config` is a composed one as plain data, such as the `config` of supervision.json.
+    """
+    values, why = config["provenance"]["values"], config["provenance"]["departures"]
+    batch, length = effective_batch_size(config["trainer"], processes), config["trainer"].get("max_length")
+    rows = [["field", "source", "this run", "departure"]]
+    for key, theirs in values.items():
+        ours = config_value(config, key, processes)
+        note = f"departs: {why[key]}" if key in why else "departs, without a reason given"
+        if is_same_value(theirs, ours) or (ours is None and key not in why):
+            note = ""
+        rows.append([key, str(theirs), "not in the config" if ours is None else str(ours), note])
+    if "effective_batch_size" not in values:
+        rows.append(["effective_batch_size", "", str(batch), ""])
+    if length:
+        sizes = [values.get(key) for key in ("effective_batch_size", "trainer.max_length")]
+        theirs = f"{math.prod(sizes):,}" if None not in sizes else ""
+        rows.append(["tokens a step, at most", theirs, f"{batch * length:,}", ""])
+    return rows
+
+
+def other_departures(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The departures that are in no single value, with their reasons."""
+    return {key: why for key, why in provenance["departures"].items() if key not in provenance["values"]}
+
+
+def config_value(config: Mapping[str, Any], key: str, processes: int = 1) -> Any:
+    """What a composed config has at a dotted key, with the defaults of a source; None where it has nothing.
+
+    >>> config_value({"trainer": {"learning_rate": 1e-05}}, "trainer.learning_rate")
+    1e-05
+    """
+    if key == "effective_batch_size":
+        return effective_batch_size(config["trainer"], processes)
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if found is None and key.endswith(".supervise"):
+        return "assistant"
+    return found
+
+
+def effective_batch_size(trainer: Mapping[str, Any], processes: int = 1) -> int:
+    """Rows a step over all processes.
+
+    >>> effective_batch_size({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}, processes=2)
+    64
+    """
+    if trainer.get("effective_batch_size"):
+        return trainer["effective_batch_size"]
+    return trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1) * processes
+
+
+def is_same_value(one: Any, other: Any) -> bool:
+    """Whether two values are equal, numbers also where one is text, as YAML reads 2e-5."""
+    try:
+        return math.isclose(float(one), float(other), rel_tol=1e-9)
+    except (TypeError, ValueError):
+        return one == other or str(one) == str(other)

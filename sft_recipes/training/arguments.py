@@ -1,0 +1,132 @@
+"""The config's `trainer` as TRL's own arguments, and what a run is asked to optimise."""
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import get_available_reporting_integrations
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from trl import SFTConfig
+
+from sft_recipes.config.hydra_plugin import objective_direction
+from sft_recipes.config.schema import Config
+from sft_recipes.config.validation import call_validated, matches_type, unknown_field
+from sft_recipes.data.prepare import is_streamed
+from sft_recipes.errors import ConfigError, did_you_mean
+from sft_recipes.training.callbacks import LossLogger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """The entries of the config's `trainer` that are ours; the others are fields of SFTConfig."""
+
+    effective_batch_size: int | None = None  # rows a step, over all processes; the accumulation steps follow from it
+    check_memory: bool = True  # whether a run that will not fit is refused
+
+
+def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:
+    """TRL's own arguments, checked, and the callbacks; encoding and packing are done before TRL sees the rows."""
+    ours = {key: config.trainer[key] for key in inspect.signature(TrainerOptions).parameters if key in config.trainer}
+    values = {key: value for key, value in config.trainer.items() if key not in ours}
+    effective = call_validated(TrainerOptions, ours, "trainer").effective_batch_size
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    values |= accumulation_steps(effective, values, processes)
+    if effective:
+        steps = values.get("gradient_accumulation_steps")
+        log.info("Effective batch of %d rows on %d process(es): %s accumulated.", effective, processes, steps)
+    stopping = {key: values.pop(key) for key in inspect.signature(EarlyStoppingCallback).parameters if key in values}
+    callbacks: list[TrainerCallback] = [LossLogger()]
+    if stopping:
+        callbacks.append(call_validated(EarlyStoppingCallback, stopping, "trainer"))
+    if stopping or values.get("load_best_model_at_end"):
+        kind = "epoch" if values.get("eval_strategy", "no") == "no" else values["eval_strategy"]
+        values |= {"eval_strategy": kind, "save_strategy": kind, "load_best_model_at_end": True}
+        metric = values.setdefault("metric_for_best_model", "eval_loss")
+        # transformers takes every name that does not end in "loss" for one to maximise, loss_turn_later too
+        values.setdefault("greater_is_better", objective_direction(str(metric).rpartition(".")[2]) == "maximize")
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if "bf16" not in values and "fp16" not in values:
+        values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    check_trackers(values.get("report_to"))
+    if is_streamed(config):
+        values |= streaming_arguments(config.trainer)
+    own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    arguments = call_validated(SFTConfig, values | own, "trainer")
+    check_schedule(arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs or {})
+    if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
+        raise ConfigError(f"torchrun started {processes} processes, and no GPU is there. Write trainer.use_cpu=true.")
+    if arguments.packing and arguments.max_length is None:
+        raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
+    arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
+    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+    log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
+    return arguments, callbacks
+
+
+def accumulation_steps(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """The accumulation steps that make `effective` rows of so many processes' batches; nothing where it is None.
+
+    Raises ConfigError for a number of rows that does not divide.
+
+    >>> accumulation_steps(128, {"per_device_train_batch_size": 4}, processes=8)
+    {'gradient_accumulation_steps': 4}
+    """
+    rows = values.get("per_device_train_batch_size", 8)
+    if effective is None or not matches_type(rows, int):  # the field itself says what is wrong with it
+        return {}
+    steps, rest = divmod(effective, rows * processes)
+    if rest:
+        each, left = divmod(effective, processes)
+        batch = max((size for size in range(1, rows + 1) if each % size == 0), default=1)
+        near = max(effective - left, processes)
+        instead = f"effective_batch_size={near}" if left else f"per_device_train_batch_size={batch}"
+        raise ConfigError(
+            f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
+            f"process{'es' * (processes > 1)}. Write trainer.{instead}."
+        )
+    return {"gradient_accumulation_steps": steps}
+
+
+def streaming_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stream needs of the trainer; raises ConfigError for what it cannot do."""
+    if values.get("max_steps", -1) <= 0:
+        raise ConfigError("trainer.max_steps is missing: a stream has no length. Write trainer.max_steps=1000.")
+    if values.get("dataloader_num_workers"):
+        raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, or its rows could not be counted.")
+    return {"train_sampling_strategy": "random"}  # the stream shuffles; it has no lengths to group by
+
+
+def check_schedule(kind: str, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a field that the schedule does not have; transformers would say so when it trains."""
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    fields = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters.keys() - given
+    for name in values:
+        if name not in fields:
+            path = f"trainer.lr_scheduler_kwargs.{name}"
+            raise ConfigError(unknown_field(path, name, sorted(fields), f"trainer.lr_scheduler_type={kind}"))
+
+
+def check_trackers(wanted: str | list[str] | None) -> None:
+    """Raises ConfigError for a tracker that is not installed; transformers would say so after the model is loaded."""
+    known = get_available_reporting_integrations()
+    for name in [wanted] if isinstance(wanted, str) else wanted or []:
+        if name not in ("none", "all", *known):
+            raise ConfigError(f"trainer.report_to={name} is not installed here. Try pip install {name}, or write none.")
+
+
+def resolve_objective(name: str | None, measured: list[str]) -> str:
+    """The entry of metrics.json that goes back to Hydra, known to be there before training starts."""
+    there = ["train_loss", *measured]
+    if name is None:
+        return "eval_loss" if "eval_loss" in there else "train_loss"
+    if name not in there and not ("eval_loss" in there and name.startswith("eval_loss_")):
+        raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, there)}")
+    return name

@@ -1,0 +1,194 @@
+"""What a run will hold in memory at its peak on one device, and what to write where that is more than there is.
+
+Parameters, gradients and the optimizer's state are counted on the meta device, activations by `activations`. What
+saving the model takes is not counted. `benchmarks/memory.py` compares the estimate with measured runs.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from sft_recipes.config.schema import Config
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.loading import load_adapter_config, model_folder
+from sft_recipes.training.activation_memory import build_meta_model, peak_bytes
+from sft_recipes.training.arguments import accumulation_steps
+
+CUDA_CONTEXT_BYTES = 2**29  # what a process holds on a GPU before the first tensor; not measured by us
+# Bytes of state for every trained parameter; names that are not here are taken for AdamW's two fp32 moments
+OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the peak on one device; `activations` is what comes on top of weights, gradients and optimizer."""
+
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None  # None where the architecture cannot be run with fake tensors
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + (self.activations or 0)
+
+
+def estimate_memory(
+    config: Config,
+    length: int | None = None,
+    gpu: bool | None = None,
+    shape: PretrainedConfig | None = None,
+    new: Sequence[int] = (),
+    processes: int = 1,
+) -> MemoryEstimate:
+    """The peak of a run whose longest row has `length` tokens (else trainer.max_length), on a GPU or on a CPU.
+
+    `shape` is the model's config where it is at hand, else it is read by model.id; `new` are the ids of new tokens,
+    whose rows an adapter trains through copies of the whole embedding.
+    """
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    effective = config.trainer.get("effective_batch_size")
+    config = replace(config, trainer=config.trainer | accumulation_steps(effective, config.trainer, processes))
+    if shape is None:
+        options = {key: config.model[key] for key in ("revision", "trust_remote_code") if key in config.model}
+        carried = load_adapter_config(config.model["id"])
+        id = carried.base_model_name_or_path if carried else model_folder(config.model["id"])
+        shape = AutoConfig.from_pretrained(id, **options)
+    with torch.device("meta"):
+        model = build_meta_model(config, shape, gpu, new=new)
+    weights = sum(stored_bytes(model, config.adapter.get("quantization") or {}).values())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = 4 * sum(parameter.numel() for parameter in trained)
+    optimizer = sum(optimizer_state_bytes(config.trainer.get("optim", "adamw"), parameter) for parameter in trained)
+    rows = config.trainer.get("per_device_train_batch_size", 8)
+    length = length or config.trainer.get("max_length") or shape.get_text_config().max_position_embeddings
+    try:
+        peak = peak_bytes(config, shape, gpu, rows, length, new)
+        activations = max(peak - gradients, 0) + dequantized_bytes(model, config.adapter.get("quantization"))
+    except (RuntimeError, NotImplementedError):  # routing by value, as in mixtures of experts, needs real numbers
+        activations = None
+    shards = processes if config.trainer.get("fsdp") or config.trainer.get("deepspeed") else 1
+    parts = (weights // shards, gradients // shards, optimizer // shards)
+    return MemoryEstimate(count_parameters(model), sum(p.numel() for p in trained), *parts, activations)
+
+
+def stored_bytes(model: torch.nn.Module, quantization: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of every parameter as it is held: linear layers in 4 or 8 bits where they are quantized, tied ones once."""
+    packed = quantization.get("load_in_4bit") or quantization.get("load_in_8bit")
+    each = 1.0 if quantization.get("load_in_8bit") else 0.5
+    each += 0.0159 if quantization.get("bnb_4bit_use_double_quant") else 0.0625  # scales of blocks of 64 weights
+    linear = {id(layer.weight) for layer in frozen_linear_layers(model)} if packed else set()
+    return {
+        name: int(parameter.numel() * (each if id(parameter) in linear else parameter.element_size()))
+        for name, parameter in model.named_parameters()
+    }
+
+
+def frozen_linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
+    """The layers that bitsandbytes would quantize: all linear ones but the head and the adapter's own."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
+    return [layer for layer in linear if not layer.weight.requires_grad]
+
+
+def dequantized_bytes(model: torch.nn.Module, quantization: Mapping[str, Any] | None) -> int:
+    """Bytes of the largest quantized layer in bf16, as which it is multiplied."""
+    return 2 * max((layer.weight.numel() for layer in frozen_linear_layers(model)), default=0) if quantization else 0
+
+
+def optimizer_state_bytes(name: str, parameter: torch.Tensor) -> int:
+    """What an optimizer, by its name in transformers, keeps of a parameter.
+
+    >>> weight = torch.empty(8, 4)
+    >>> optimizer_state_bytes("adamw_torch_fused", weight), optimizer_state_bytes("paged_adamw_8bit", weight)
+    (256, 64)
+    """
+    if name == "adafactor":  # a row and a column of second moments
+        return 4 * sum(parameter.shape[-2:]) if parameter.dim() > 1 else 4 * parameter.numel()
+    return parameter.numel() * OPTIMIZER_BYTES.get(name, 2 if "8bit" in name else 8)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """The number of parameters, those of the adapter included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def available_memory() -> int:
+    """Bytes that a run can take here: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory - CUDA_CONTEXT_BYTES
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(
+    config: Config, length: int | None = None, memory: int | None = None, **options: Any
+) -> MemoryEstimate:
+    """The estimate; raises ConfigError with advice where `memory` is less, unless trainer.check_memory=false."""
+    memory = available_memory() if memory is None else memory
+    found = estimate_memory(config, length, **options)
+    if found.total > memory and config.trainer.get("check_memory", True):
+        raise ConfigError(
+            f"This run needs about {format_bytes(found.total)} of memory and {format_bytes(memory)} are there: "
+            f"{describe_parts(found)}. {memory_advice(config, length, memory, **options)} "
+            "trainer.check_memory=false runs all the same."
+        )
+    return found
+
+
+def memory_advice(config: Config, length: int | None, memory: int, **options: Any) -> str:
+    """The first of a few changes with which the run would fit, as what to write."""
+    lora = {"type": "lora", "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}}
+    four = {"quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}}
+    batch = ("trainer.per_device_train_batch_size=1", {"per_device_train_batch_size": 1})
+    recomputed = ("trainer.activation_checkpointing=true", {"activation_checkpointing": True})
+    kept = [part for part in (batch, recomputed) if part[1].items() - config.trainer.items()]
+    tries = [([part], None) for part in kept] + [(kept, None)] * (len(kept) > 1)
+    for name, adapter in (("adapter=lora", lora), ("adapter=qlora", lora | four)):
+        if config.adapter["type"] == "none" or "quantization" in adapter and not config.adapter.get("quantization"):
+            tries += [(some, (name, adapter)) for some in ([], kept)]
+    for some, chosen in tries:
+        trainer = config.trainer | {key: value for _, change in some for key, value in change.items()}
+        tried = replace(config, trainer=trainer, adapter=chosen[1] if chosen else config.adapter)
+        if estimate_memory(tried, length, **options).total <= memory:
+            return f"Write {' '.join([*(what for what, _ in some), *([chosen[0]] if chosen else [])])}."
+    return "Take a smaller model or a shorter trainer.max_length, or share it among devices with trainer.fsdp."
+
+
+def describe_memory(found: MemoryEstimate, memory: int | None = None) -> str:
+    """The estimate as the preview says it."""
+    trained = f", {found.trainable:,} of them trained" if found.trainable < found.parameters else ""
+    there = "" if memory is None else f"; {format_bytes(memory)} are there"
+    peak = format_bytes(found.total)
+    lines = f"{found.parameters:,} parameters{trained}. Memory at the peak, estimated: {peak}{there}.\n"
+    return f"{lines}  {describe_parts(found)}."
+
+
+def describe_parts(found: MemoryEstimate) -> str:
+    """What the memory is for."""
+    rest = (
+        "activations not estimated" if found.activations is None else f"activations {format_bytes(found.activations)}"
+    )
+    held = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer}
+    return ", ".join([*(f"{name} {format_bytes(size)}" for name, size in held.items()), rest])
+
+
+def format_bytes(size: int) -> str:
+    """Bytes as a person says them.
+
+    >>> format_bytes(3 * 2**29), format_bytes(50 * 2**20), format_bytes(2**19)
+    ('1.5 GiB', '50 MiB', '0.5 MiB')
+    """
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**20:.1f} MiB"

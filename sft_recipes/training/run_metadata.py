@@ -1,0 +1,143 @@
+"""What a run took and where it took place."""
+
+import logging
+import math
+import os
+import platform
+import resource
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from hydra.core.hydra_config import HydraConfig
+from transformers.trainer_utils import TrainOutput
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import compute_flops_per_token, compute_mfu, get_peak_flops
+
+from sft_recipes.data.packing import padding_share
+from sft_recipes.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def training_cost(trainer: SFTTrainer, result: TrainOutput) -> dict[str, Any]:
+    """The entries of metrics.json; `mfu` is None where the hardware's peak is not known to TRL."""
+    seconds, model = result.metrics["train_runtime"], trainer.model
+    tokens = max((entry.get("num_tokens", 0) for entry in trainer.state.log_history), default=0)
+    rate, mfu = tokens / seconds, None
+    dtype = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32"
+    peak = get_peak_flops(torch.cuda.get_device_name(), dtype) if torch.cuda.is_available() else None
+    if peak:
+        each = compute_flops_per_token(model.config.get_text_config(), trainer.args.max_length or 2048)
+        each *= (
+            1 if count_trainable(model) > 0.5 * model.num_parameters() else 2 / 3
+        )  # frozen weights need no gradients
+        mfu = compute_mfu(each, rate, trainer.args.world_size, peak) / 100
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trainable_parameters": count_trainable(model),
+        "train_seconds": seconds,
+        "train_tokens": int(tokens),
+        "tokens_per_second": rate,
+        "peak_memory_gib": peak_memory_gib(),
+        "mfu": mfu,
+    }
+
+
+def count_trainable(model: torch.nn.Module) -> int:
+    """The number of parameters that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def peak_memory_gib() -> float:
+    """The most memory the run has held so far, in GiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def rerun_command() -> str:
+    """What a user types to have this run again, with the overrides of this job alone."""
+    hydra = HydraConfig.get()
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    options = [part for folder in folders for part in ("-cd", folder)]
+    return shlex.join(["python", "-m", "sft_recipes", *options, *hydra.overrides.task])
+
+
+def describe_environment() -> dict[str, Any]:
+    """Python, system, processors, GPUs, processes, and the commit of this library where it is a checkout."""
+    gpus = torch.cuda.device_count()
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if gpus else None,
+        "gpus": gpus,
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "commit": commit,
+    }
+
+
+def count_parity_rows(ledger: dict[str, dict]) -> int:
+    """In how many rows the prompt of training was compared with that of serving; a difference ends a run."""
+    return sum(part["parity"] for part in ledger.values())
+
+
+def was_evaluated_last(trainer: SFTTrainer) -> bool:
+    """Whether the last step ended with an evaluation."""
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return steps[-1:] == [trainer.state.global_step]
+
+
+def measure_padding(rows: Dataset, arguments: SFTConfig) -> float:
+    """The share of padding in what the model will read; packed rows need none."""
+    if arguments.packing:
+        return 0.0
+    grouped = arguments.train_sampling_strategy == "group_by_length"
+    batch, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    share = padding_share(rows, batch, accumulated, grouped, arguments.seed)
+    log.info("%.1f %% of what the model reads is padding; trainer.packing=true needs none.", 100 * share)
+    return share
+
+
+def training_summary(trainer: SFTTrainer, ledger: dict[str, dict]) -> str:
+    """What is about to be trained, in one line."""
+    total = {key: sum(part[key] for part in ledger.values()) for key in ("kept", "tokens", "supervised_tokens")}
+    found = f"{total['tokens']:,} tokens, {total['supervised_tokens']:,} of them supervised"
+    if isinstance(trainer.train_dataset, IterableDataset):
+        rows = f"streamed rows, the first {total['kept']:,} of which have {found}"
+    else:
+        packed_rows = f" in {len(trainer.train_dataset):,} packed ones" if trainer.args.packing else ""
+        rows = f"{total['kept']:,} rows{packed_rows}, {found}"
+    batch = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
+    steps = trainer.args.max_steps
+    if steps < 0:
+        steps = math.ceil(len(trainer.train_dataset) / batch) * trainer.args.num_train_epochs
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return (
+        f"Training {count_trainable(trainer.model):,} of {parameters:,} parameters on {rows}: "
+        f"{steps:,.0f} steps of {batch} rows."
+    )
+
+
+def smoke_result(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:
+    """The verdict of a +debug=smoke run; raises ConfigError where the loss does not fall or is not finite."""
+    losses = [entry["loss"] for entry in metrics["history"] if "loss" in entry]
+    if len(losses) < 2:
+        raise ConfigError("Smoke test: too few steps to see the loss fall. Raise trainer.max_steps.")
+    first, last = losses[0], sum(losses[-3:]) / len(losses[-3:])
+    if not math.isfinite(last) or last >= first:
+        raise ConfigError(f"Smoke test failed: the loss went from {first:.3f} to {last:.3f}.")
+    example = answers[0]["tuned"] if answers else ""
+    return (
+        f"Smoke test passed: the loss fell from {first:.3f} to {last:.3f} in {metrics['steps']} steps, peak memory "
+        f"{metrics['peak_memory_gib']:.1f} GiB" + (f", it answers {example[:60]!r}." if answers else ".")
+    )
