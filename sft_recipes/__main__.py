@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from traceback import clear_frames
@@ -14,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sft_recipes.config.command_line import check_user_folder, raise_usage_error, rewrite_arguments
+from sft_recipes.config.command_line import check_user_folder, raise_usage_error, rerun_command, rewrite_arguments
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import addable_groups, config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
@@ -32,13 +33,15 @@ logging.getLogger("huggingface_hub").propagate = False  # it prints with a handl
 def run_job(composed: DictConfig) -> float:
     """One job: the mode's module does it, and its objective goes back to Hydra's sweeper."""
     register_with_hydra()  # a process that joblib starts has not run this file
-    failure = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    failure = folder / "error.txt"
     failure.unlink(missing_ok=True)
     gc.collect()  # a trainer and its parts name each other, so the job before this one holds its model until then
     try:
         config = from_hydra(composed)
         set_offline_if_hub_unreachable(config)
-        return import_module(f"sft_recipes.{config.mode}").main(config)
+        config = replace(config, command=rerun_command())
+        return import_module(f"sft_recipes.{config.mode}").main(config, folder)
     except Exception as error:
         if isinstance(error, USER_ERRORS):
             log.error(user_message(error))

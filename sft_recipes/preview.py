@@ -5,61 +5,43 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from hydra.core.hydra_config import HydraConfig
-from trl import SFTConfig
 
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import call_validated
 from sft_recipes.data.mask_view import MASK_STYLE, Token, mask_tokens, render_html, render_terminal
 from sft_recipes.data.packing import pack_lengths
-from sft_recipes.data.prepare import TrainingData, is_streamed, load_data
-from sft_recipes.data.sources import find_formatter, load_rows, parse_sources
-from sft_recipes.data.streaming import load_stream
+from sft_recipes.data.sources import find_formatter, load_rows
 from sft_recipes.data.token_rows import row_lengths
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.evaluation.suite import EvaluateOptions
-from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
-from sft_recipes.modeling.loading import load_tokenizer
 from sft_recipes.reporting.run_report import audit_table
-from sft_recipes.training.arguments import build_arguments
-from sft_recipes.training.memory import available_memory, describe_memory, estimate_memory, format_bytes, memory_advice
+from sft_recipes.training.memory import (
+    available_memory,
+    describe_memory,
+    describe_step,
+    estimate_memory,
+    format_bytes,
+    memory_advice,
+)
+from sft_recipes.training.setup import RunSetup, set_up_run
 
 
-@dataclass(frozen=True)
-class PreviewOptions:
-    """The config's `preview`."""
-
-    rows: int = 1  # drawn, besides the first and the longest
-
-
-def main(config: Config) -> float:
+def main(config: Config, folder: Path) -> float:
     """Prints a few rows, raw, as messages, as text and as supervised tokens, then the counts; writes preview.html."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    arguments, _ = build_arguments(config, folder)
-    call_validated(EvaluateOptions, config.evaluate, "evaluate")
-    drawn = call_validated(PreviewOptions, config.preview, "preview").rows
-    build_peft_config(config.adapter)
-    build_quantization_config(config.adapter)
-    tokenizer, template, new = call_validated(load_tokenizer, config.model, "model")
-    encoder = Encoder(tokenizer, template)
-    if is_streamed(config):
-        data, _ = load_stream(config, encoder, arguments.max_length, arguments.packing)
-    else:
-        data = load_data(config, encoder, arguments.max_length)
+    setup = set_up_run(config, folder)
+    encoder, rows = setup.encoder, setup.data.train
     width = shutil.get_terminal_size().columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     page = [f"<!doctype html><meta charset=utf-8><title>{escape(config.name)}: preview</title>{MASK_STYLE}"]
-    for why, index in select_rows(data.train, drawn, config.seed):
-        shown = row_steps(config, encoder, data.train[index])
+    for why, index in select_rows(rows, config.preview.rows, config.seed):
+        shown = row_steps(config, encoder, rows[index])
         title = f"{why} row: {shown['title']}"
-        mask = mask_tokens(encoder, data.train[index]["input_ids"], data.train[index]["labels"])
+        mask = mask_tokens(encoder, rows[index]["input_ids"], rows[index]["labels"])
         print(title, "=" * len(title), sep="\n")
         for label in ("raw", "messages", "text"):
             print(f"\n{label}:\n{cut_lines(shown[label])}")
@@ -67,13 +49,12 @@ def main(config: Config) -> float:
         print(f"\ntokens, with loss {marks}:")
         print(render_terminal(mask, width, colour), end="\n\n")
         page.append(html_section(title, shown, mask))
-    longest = arguments.max_length if arguments.packing else int(row_lengths(data.train).max())
-    summary = f"{describe_counts(data, arguments)}\n{describe_memory_need(config, longest, new)}"
+    summary = f"{describe_counts(setup)}\n{describe_memory_need(setup)}"
     print(summary)
     page.append(f"<pre>{escape(summary)}</pre>")
     (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
-    there = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(f"\n{there / 'preview.html'} shows the same in a browser.")
+    shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print(f"\n{shown_folder / 'preview.html'} shows the same in a browser.")
     return 0.0
 
 
@@ -88,8 +69,7 @@ def select_rows(rows: Dataset, drawn: int, seed: int) -> list[tuple[str, int]]:
 
 def row_steps(config: Config, encoder: Encoder, row: dict) -> dict[str, str]:
     """One training row on its way: as it stands in its file, as messages, as rendered text."""
-    name = list(parse_sources(config))[row["source"]]
-    source = parse_sources(config)[name]
+    name, source = list(config.sources.items())[row["source"]]
     rows = load_rows(name, source, source.split)
     raw = next(iter(rows.skip(row["row"])))
     conversation = find_formatter(name, source, config.formatter, rows.column_names)(raw)
@@ -108,10 +88,11 @@ def cut_lines(text: str, lines: int = 24) -> str:
     return "\n".join([*rows[:lines], f"… {len(rows) - lines} more lines"] if len(rows) > lines else rows)
 
 
-def describe_counts(data: TrainingData, arguments: SFTConfig) -> str:
-    """The ledger, the lengths, and the steps they make."""
-    lengths, rows = row_lengths(data.train), len(data.train)
-    lines = [*audit_table(data.ledger), "", "Tokens a row:", *length_histogram(lengths), ""]
+def describe_counts(setup: RunSetup) -> str:
+    """What the data checks counted, the lengths, and the steps they make."""
+    arguments, lengths = setup.arguments, row_lengths(setup.data.train)
+    lines = [*audit_table(setup.data.audit), "", "Tokens a row:", *length_histogram(lengths), ""]
+    rows = len(lengths)
     if arguments.packing:
         rows = len(pack_lengths(lengths, arguments.max_length))
         fill = lengths.sum() / rows / arguments.max_length
@@ -125,14 +106,15 @@ def describe_counts(data: TrainingData, arguments: SFTConfig) -> str:
     return "\n".join(lines)
 
 
-def describe_memory_need(config: Config, length: int, new: list[int]) -> str:
+def describe_memory_need(setup: RunSetup) -> str:
     """What the run will hold here at its peak; without a GPU, also what it would hold on one."""
-    here, there = estimate_memory(config, length, new=new), available_memory()
-    lines = describe_memory(here, there)
-    if here.total > there:
-        lines += f"\nIt does not fit. {memory_advice(config, length, there, new=new)}"
+    step = describe_step(setup.config, setup.arguments, setup.longest, setup.new_token_ids)
+    estimate, available = estimate_memory(step), available_memory()
+    lines = describe_memory(estimate, available)
+    if estimate.total > available:
+        lines += f"\nIt does not fit. {memory_advice(step, available)}"
     if not torch.cuda.is_available():
-        lines += f"\n  On a GPU, in bf16: {format_bytes(estimate_memory(config, length, gpu=True, new=new).total)}."
+        lines += f"\n  On a GPU, in bf16: {format_bytes(estimate_memory(replace(step, gpu=True)).total)}."
     return lines
 
 

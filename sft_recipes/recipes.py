@@ -3,14 +3,12 @@
 import argparse
 import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.errors import did_you_mean
 from sft_recipes.reporting.provenance import compare_with_source, other_departures
@@ -51,34 +49,36 @@ def list_recipes(chosen: list[str]) -> list[list[str]]:
     rows = [["recipe", "source", "model", "data", "adapter", "memory"]]
     for name in chosen:
         config = compose_recipe(name)
-        source = config.provenance["source"].removeprefix("https://").split(",")[0]
-        data = [key for key, value in config.data.items() if isinstance(value, dict)]
+        source = config.provenance.source.removeprefix("https://").split(",")[0]
+        data = list(config.sources)
         shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
-        model = "the embedded one" if name == "tiny" else config.model["id"]
-        rows.append(
-            [name, cut_text(source, 50), model, shown, describe_method(config.adapter), config.provenance["needs"]]
-        )
+        model = "the embedded one" if name == "tiny" else config.model.id
+        method, memory = describe_method(config.adapter), config.provenance.needs
+        rows.append([name, cut_text(source, 50), model, shown, method, memory])
     return rows
 
 
-def describe_method(adapter: Mapping[str, Any]) -> str:
+def describe_method(adapter: AdapterOptions) -> str:
     """What is trained, in two words.
 
-    >>> describe_method({"type": "lora", "lora": {"r": 64}, "quantization": {"load_in_4bit": True}})
+    >>> describe_method(AdapterOptions("lora", {"r": 64}, quantization={"load_in_4bit": True}))
     'QLoRA r=64'
     """
-    if adapter["type"] == "none":
+    if adapter.type == "none":
         return "full"
-    return f"{'QLoRA' if adapter.get('quantization') else 'LoRA'} r={adapter['lora'].get('r', 8)}"
+    return f"{'QLoRA' if adapter.quantization else 'LoRA'} r={adapter.settings.get('r', 8)}"
 
 
 def recipe_page(config: Config) -> list[str]:
     """The source's values beside the recipe's, then what departs in other ways and what the source does not say."""
     provenance = config.provenance
-    lines = [f"Source: {provenance['source']} (confidence {provenance['confidence']})", ""]
-    lines += render_table(compare_with_source(asdict(config)))
-    lines += ["", *(f"Departs in {key}: {why}." for key, why in other_departures(provenance).items())]
-    lines += [f"Not said by the source: {what}." for what in provenance["unknown"]]
+    lines = [f"Source: {provenance.source} (confidence {provenance.confidence})", ""]
+    lines += render_table(compare_with_source(config.composed))
+    lines += [
+        "",
+        *(f"Departs in {key}: {why}." for key, why in other_departures(config.composed["provenance"]).items()),
+    ]
+    lines += [f"Not said by the source: {what}." for what in provenance.unknown]
     return lines
 
 

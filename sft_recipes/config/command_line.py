@@ -1,7 +1,10 @@
 """What a user typed, before Hydra sees it."""
 
 import re
+import shlex
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
 
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
@@ -70,3 +73,11 @@ def split_formatter_override(override: str) -> list[str]:
     """`formatter=module.function` as the two overrides that Hydra knows."""
     key, _, name = override.partition("=")
     return ["formatter=auto", f"formatter.name={name}"] if key == "formatter" and "." in name else [override]
+
+
+def rerun_command() -> str:
+    """What a user types to have this run again, with the overrides of this job alone."""
+    hydra = HydraConfig.get()
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    options = [part for folder in folders for part in ("-cd", folder)]
+    return shlex.join(["python", "-m", "sft_recipes", *options, *hydra.overrides.task])

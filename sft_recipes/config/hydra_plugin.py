@@ -51,7 +51,7 @@ class RecipesSearchPath(SearchPathPlugin):
 
 def register_with_hydra() -> None:
     """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
-    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "supervision")}
+    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "data_checks")}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,9 +16,8 @@ def set_offline_if_hub_unreachable(config: Config) -> None:
 
 def needs_hub(config: Config) -> bool:
     """Whether the model or a source is neither a folder here nor one of datasets' builders: a name of the hub's."""
-    sources = [source.get("path") for source in config.data.values() if isinstance(source, Mapping)]
-    names = [config.model.get("id"), *(path for path in sources if "/" in str(path))]
-    return any(isinstance(name, str) and not Path(name).exists() for name in names)
+    names = [config.model.id, *(source.path for source in config.sources.values() if "/" in (source.path or ""))]
+    return any(not Path(name).exists() for name in names)
 
 
 def hub_is_reachable() -> bool:

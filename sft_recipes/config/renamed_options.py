@@ -96,3 +96,14 @@ RENAMED_OPTIONS = {
     "test_size": "data.held_out",
     "held_out": "data.held_out",
 }
+
+# What other tools call a type of its own
+PEFT_VARIANTS = {
+    "dora": "adapter.lora.use_dora=true",
+    "rslora": "adapter.lora.use_rslora=true",
+    "pissa": "adapter.lora.init_lora_weights=pissa",
+    "olora": "adapter.lora.init_lora_weights=olora",
+    "loraplus": "adapter.loraplus_lr_ratio=16",
+    "qlora": "adapter=qlora",
+    "full": "adapter=none",
+}

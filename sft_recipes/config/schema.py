@@ -1,14 +1,28 @@
-"""Hydra's side of the house: where the YAML lives, and one composed config as checked, plain Python."""
+"""One composed config, parsed once into typed, checked Python: `from_hydra(composed)`."""
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_recipes.config.renamed_options import UNSUPPORTED_OPTIONS
-from sft_recipes.config.validation import validate_kwargs
+from sft_recipes.config.options import (
+    RANGES,
+    AdapterOptions,
+    CheckPolicy,
+    DataOptions,
+    EvaluateOptions,
+    LRRange,
+    ModelOptions,
+    PreviewOptions,
+    Provenance,
+    Source,
+    TrainerOptions,
+)
+from sft_recipes.config.renamed_options import PEFT_VARIANTS, UNSUPPORTED_OPTIONS
+from sft_recipes.config.validation import call_validated, show_value, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -16,188 +30,165 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config:
-    """One composed run as plain dicts, numbers and strings."""
+    """One run. `composed` is the same as plain data, as Hydra composed it and as the run's files hold it."""
 
     name: str
-    model: dict[str, Any]
-    data: dict[str, Any]
-    formatter: dict[str, Any]
-    adapter: dict[str, Any]
-    trainer: dict[str, Any]
-    evaluate: dict[str, Any]
-    supervision: dict[str, Any] = field(default_factory=dict)
-    preview: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    model: ModelOptions
+    sources: dict[str, Source]  # the datasets of `data`, by name
+    data: DataOptions
+    formatter: dict[str, Any]  # of the sources that name none
+    adapter: AdapterOptions
+    trainer: TrainerOptions
+    evaluate: EvaluateOptions
+    data_checks: CheckPolicy = CheckPolicy()
+    preview: PreviewOptions = PreviewOptions()
+    provenance: Provenance | None = None
+    lr_find: LRRange | None = None
     mode: Literal["train", "preview", "evaluate"] = "train"
     seed: int = 42
     objective: str | None = None
     smoke: bool = False
-    lr_find: dict[str, float] | None = None
+    callbacks: list[str] = field(default_factory=list)  # module.Class of your own, transformers.TrainerCallback
+    overwrite: bool = False
+    composed: dict[str, Any] = field(default_factory=dict)
+    command: str | None = None  # that repeats the run, where it was started by one
 
-
-@dataclass(frozen=True)
-class AdapterOptions:
-    """The config's `adapter` group."""
-
-    type: str  # none, lora, or another of PEFT's methods: ia3, vera, prompt_tuning …
-    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; another type has its own: ia3, of peft.IA3Config
-    loraplus_lr_ratio: float | None = None  # LoRA+: so many times the learning rate on the B matrices
-    quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The config's `provenance`: what a recipe's source says, as data, and where the recipe departs from it."""
-
-    source: str
-    confidence: Literal["A", "B", "C", "ours"]  # A read in the source itself, B quoted from it, C unsure
-    model: str  # the source's base model, by the name that it has there
-    data: dict[str, Any]  # id, licence and rows of what the source trained on; null is unknown
-    devices: int | None  # the source's, by which the effective batch is reached; null is unknown
-    values: dict[str, Any]  # the source's own, by dotted key; and effective_batch_size
-    departures: dict[str, str]  # why a value, or something that has no key, is another one here
-    unknown: list[str]  # what the source does not say
-    needs: str  # memory on one device
-
-
-# Numbers that only a mistake makes 0 or less; the classes take them and fail long after.
-POSITIVE_FIELDS = {
-    "trainer": ("learning_rate", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                "gradient_accumulation_steps", "effective_batch_size"),
-    "evaluate": ("batch_size", "max_new_tokens"),
-}  # fmt: skip
+    @property
+    def streamed(self) -> bool:
+        """Whether the sources are streamed: all of them, or none."""
+        return any(source.streaming for source in self.sources.values())
 
 
 def from_hydra(composed: DictConfig) -> Config:
-    """The composed config, resolved; raises ConfigError for an unknown root key, a wrong type or an unknown mode."""
+    """The composed config, resolved, typed and checked.
+
+    Raises ConfigError for an unknown key, a value of another type or out of range, and for groups that contradict each
+    other. The fields of trl.SFTConfig are checked where it is built (training/arguments.py): its import takes seconds.
+    """
     for key in map(str, composed):
         if "." in key:
-            raise ConfigError(
-                f"{key}: keys are nested in YAML. Write {': {'.join(key.split('.'))}: …{'}' * key.count('.')}."
-            )
+            nested = f"{': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
+            raise ConfigError(f"{key}: keys are nested in YAML. Write {nested}.")
     for key in sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{key} is missing. Write {key}=…")
     values = OmegaConf.to_container(composed, resolve=True)
-    validate_kwargs(Config, values, "")
-    config = Config(**values)
-    if not isinstance(config.formatter.get("name"), str):
-        raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
-    check_ranges(config)
-    check_adapter(config.adapter, packing=config.trainer.get("packing") is True)
-    if config.provenance:
-        validate_kwargs(Provenance, config.provenance, "provenance")
+    for key in values:
+        if key not in root_keys() or key == "hydra":
+            raise ConfigError(unknown_field(key, key, root_keys(), "the config"))
+    for group in ("data", "adapter", "trainer"):
+        if not isinstance(values[group], Mapping):
+            raise ConfigError(f"{group} should be a mapping, not {show_value(values[group])}.")
+    check_ranges(values)
+    sources = {name: value for name, value in values["data"].items() if isinstance(value, Mapping)}
+    rest = {name: value for name, value in values["data"].items() if name not in sources}
+    groups = {
+        "sources": {name: call_validated(Source, value, f"data.{name}") for name, value in sources.items()},
+        "data": call_validated(DataOptions, rest, "data"),
+        "adapter": parse_adapter(values["adapter"]),
+        "trainer": parse_trainer(values["trainer"]),
+    }
+    config = call_validated(Config, values | groups | {"composed": values}, "")
+    check_sources(config)
     return config
 
 
-def check_ranges(config: Config) -> None:
-    """Raises ConfigError for a field that has no use here, and for a number that would fail after all is loaded."""
-    for key in config.trainer:
-        if key in UNSUPPORTED_OPTIONS:
-            raise ConfigError(f"trainer.{key} is not used here. {UNSUPPORTED_OPTIONS[key]}")
-    for group, names in POSITIVE_FIELDS.items():
-        for name in names:
-            value = getattr(config, group).get(name)
-            if isinstance(value, int | float) and value <= 0:
-                raise ConfigError(f"{group}.{name} should be above 0, not {value}.")
+def check_sources(config: Config) -> None:
+    """Raises ConfigError where there is no source, where only some are streamed, or no source uses the formatter."""
+    if not config.sources:
+        raise ConfigError("data names no source. Write data=NAME, or data=file data.file.data_files=rows.jsonl.")
+    for name, source in config.sources.items():
+        if config.streamed and not source.streaming:
+            raise ConfigError(f"data.{name}.streaming should be true, too: all sources are streamed, or none.")
+    if not isinstance(config.formatter.get("name"), str):
+        raise ConfigError("formatter.name should be the name of a formatter. Write formatter=auto.")
+    if config.formatter != {"name": "auto"} and all(source.formatter for source in config.sources.values()):
+        label, names = config.formatter["name"], ", ".join(config.sources)
+        raise ConfigError(f"formatter={label} is used by no source: {names} have their own.")
 
 
-def check_adapter(adapter: dict[str, Any], packing: bool = False) -> None:
-    """Raises ConfigError for an unknown key and for values that train nothing; warns of fields that are not used."""
-    kind = adapter.get("type")
-    validate_kwargs(
-        AdapterOptions, {key: value for key, value in adapter.items() if key != kind or key == "lora"}, "adapter"
-    )
+def parse_trainer(values: Mapping[str, Any]) -> TrainerOptions:
+    """The `trainer` group, ours and trl.SFTConfig's apart; raises ConfigError for a field that has no use here."""
+    own = {item.name for item in fields(TrainerOptions)} - {"fields"}
+    ours = {key: value for key, value in values.items() if key in own}
+    theirs = {key: value for key, value in values.items() if key not in own}
+    for key in theirs.keys() & UNSUPPORTED_OPTIONS.keys():
+        raise ConfigError(f"trainer.{key} is not used here. {UNSUPPORTED_OPTIONS[key]}")
+    return call_validated(TrainerOptions, ours | {"fields": theirs}, "trainer")
+
+
+def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
+    """The `adapter` group; raises ConfigError for a method that PEFT does not have and for values that train nothing.
+
+    Warns of fields that are not used.
+    """
+    kind = values.get("type", "none")
     if kind in PEFT_VARIANTS:
         raise ConfigError(f"adapter.type cannot be {kind!r}. Write {PEFT_VARIANTS[kind]}.")
-    if kind not in ("none", *PEFT_TYPES):
-        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(kind, ['none', *PEFT_TYPES])}")
-    lora = adapter.get("lora") if kind == "lora" else {}
-    if kind == "lora" and not lora:
+    check_adapter_type(kind)
+    if kind == "lora" and not values.get("lora"):
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
-    for name in ("r", "lora_alpha"):
-        if lora.get(name) == 0:
-            raise ConfigError(f"adapter.lora.{name} should be above 0, not 0.")
-    dropout = lora.get("lora_dropout", 0)
-    if isinstance(dropout, int | float) and not 0 <= dropout < 1:
-        raise ConfigError(f"adapter.lora.lora_dropout should be from 0 to below 1, not {dropout}.")
-    ratio = adapter.get("loraplus_lr_ratio")
-    if ratio is not None and (kind != "lora" or ratio <= 0):
-        raise ConfigError("adapter.loraplus_lr_ratio should be above 0, and adapter.type should be lora.")
-    if kind in PROMPT_LEARNING_TYPES and packing:
-        raise ConfigError(
-            f"adapter.type={kind} puts tokens of its own before every row, so rows cannot be joined. Write "
-            "trainer.packing=false."
-        )
-    if kind == "none" and adapter.get("quantization"):
+    rest = {key: value for key, value in values.items() if key not in ("lora", kind)}
+    adapter = call_validated(AdapterOptions, rest | {"settings": values.get(kind) or {}}, "adapter")
+    if adapter.loraplus_lr_ratio is not None and kind != "lora":
+        raise ConfigError("adapter.loraplus_lr_ratio needs adapter.type=lora.")
+    if kind == "none" and adapter.quantization:
         raise ConfigError("adapter.quantization freezes the base, so that an adapter is needed. Write adapter=qlora.")
-    if kind == "none" and len(adapter) > 1:
+    if kind == "none" and len(values) > 1:
         log.warning("adapter=none trains every weight, the fields of adapter.lora are not used. Or write adapter=lora.")
-    elif kind != "lora" and adapter.get("lora"):
+    elif kind != "lora" and values.get("lora"):
         log.warning("adapter.type=%s does not use the fields of adapter.lora. Its own are adapter.%s.", kind, kind)
+    return adapter
 
 
-# PEFT's methods, by their names in lower case; a test holds them against PEFT, which takes seconds to import
-PEFT_TYPES = [
-    "adalora",
-    "adamss",
-    "adaption_prompt",
-    "beft",
-    "boft",
-    "c3a",
-    "cartridge",
-    "cpt",
-    "deft",
-    "delora",
-    "fourierft",
-    "frod",
-    "glora",
-    "gralora",
-    "hira",
-    "hra",
-    "ia3",
-    "lily",
-    "ln_tuning",
-    "loha",
-    "lokr",
-    "lora",
-    "miss",
-    "multitask_prompt_tuning",
-    "oft",
-    "osf",
-    "p_tuning",
-    "peanut",
-    "poly",
-    "prefix_tuning",
-    "prompt_tuning",
-    "psoft",
-    "pvera",
-    "randlora",
-    "road",
-    "shadow",
-    "shira",
-    "supertuning",
-    "tinylora",
-    "trainable_tokens",
-    "unilora",
-    "vblora",
-    "vera",
-    "waveft",
-    "xlora",
-]
-# What other tools call a type of its own
-PEFT_VARIANTS = {
-    "dora": "adapter.lora.use_dora=true",
-    "rslora": "adapter.lora.use_rslora=true",
-    "pissa": "adapter.lora.init_lora_weights=pissa",
-    "olora": "adapter.lora.init_lora_weights=olora",
-    "loraplus": "adapter.loraplus_lr_ratio=16",
-    "qlora": "adapter=qlora",
-    "full": "adapter=none",
-}
-# PEFT's methods that put trained tokens before a row
-PROMPT_LEARNING_TYPES = ("prompt_tuning", "prefix_tuning", "p_tuning", "multitask_prompt_tuning", "cpt", "cartridge")
+def check_adapter_type(kind: Any) -> None:
+    """Raises ConfigError for a method that PEFT does not have; for LoRA its import, which takes seconds, is saved."""
+    if kind in ("none", "lora"):
+        return
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = ["none", *sorted(kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)]
+    if kind not in known:
+        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(str(kind), known)}")
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a number outside the interval that RANGES declares for it.
+
+    >>> check_ranges({"trainer": {"learning_rate": 0}})
+    Traceback (most recent call last):
+    sft_recipes.errors.ConfigError: trainer.learning_rate should be above 0, not 0.
+    """
+    for pattern, interval in RANGES.items():
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        for path, value in matching_paths(values, pattern.split(".")):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            above = value > low if interval[0] == "(" else value >= low
+            below = value < high if interval[-1] == ")" else value <= high
+            if not (above and below):  # also NaN, which compares false
+                raise ConfigError(f"{path} should be {describe_interval(interval, low, high)}, not {value}.")
+
+
+def matching_paths(values: Any, parts: list[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted path and the value of every place that a pattern names; * is any key."""
+    if not parts:
+        yield path, values
+    elif isinstance(values, Mapping):
+        for key in values if parts[0] == "*" else [parts[0]] if parts[0] in values else []:
+            yield from matching_paths(values[key], parts[1:], f"{path}.{key}".lstrip("."))
+
+
+def describe_interval(interval: str, low: float, high: float) -> str:
+    """An interval in words.
+
+    >>> describe_interval("(0, 1]", 0, 1), describe_interval("[0, inf)", 0, math.inf)
+    ('above 0 and at most 1', 'at least 0')
+    """
+    words = f"{'above' if interval[0] == '(' else 'at least'} {low:g}"
+    return words if math.isinf(high) else f"{words} and {'below' if interval[-1] == ')' else 'at most'} {high:.10g}"
 
 
 def root_keys(groups: Iterable[str] = ()) -> list[str]:
-    """What a key can begin with: the fields of a config, and a + with one of these groups."""
-    return [*(field.name for field in fields(Config)), "hydra", *(f"+{group}" for group in groups)]
+    """What a key can begin with: the keys of a config, and a + with one of these groups."""
+    ours = [item.name for item in fields(Config) if item.name not in ("sources", "composed", "command")]
+    return [*ours, "hydra", *(f"+{group}" for group in groups)]

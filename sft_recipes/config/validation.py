@@ -25,12 +25,24 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
     3
     """
     validate_kwargs(target, values, where)
+    hints = resolve_type_hints(target)
+    built = {
+        name: build_nested(value, hints.get(name), f"{where}.{name}".lstrip(".")) for name, value in values.items()
+    }
     try:
-        return target(**values)
+        return target(**built)
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"{where}: {one_line(error)}") from error
+
+
+def build_nested(value: Any, hint: Any, where: str) -> Any:
+    """A mapping as the dataclass that the hint names, checked in its turn; every other value as it is."""
+    for part in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]:
+        if is_dataclass(part) and isinstance(value, Mapping):
+            return call_validated(part, value, where)
+    return value
 
 
 def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
@@ -117,6 +129,8 @@ def matches_type(value: Any, hint: Any) -> bool:
     if hint in (None, types.NoneType):
         return value is None
     origin = get_origin(hint) or hint
+    if is_dataclass(origin):
+        return isinstance(value, Mapping | origin)
     if origin in (list, tuple, set):
         return isinstance(value, list | tuple)
     if origin is dict:
@@ -137,7 +151,7 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe_type(part) for part in get_args(hint)))
     origin = get_origin(hint) or hint
-    return names.get(origin, str(hint))
+    return "a mapping" if is_dataclass(origin) else names.get(origin, str(hint))
 
 
 def show_value(value: Any) -> str:

@@ -3,35 +3,19 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from sft_recipes.config.options import CheckPolicy
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.token_rows import flat_values, row_arrays
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder, iterate_strings
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
-Action = Literal["raise", "drop", "keep"]
-
-
-@dataclass(frozen=True)
-class CheckPolicy:
-    """What is done with rows that have a problem: `raise`, `drop` or `keep`; they are counted in every case."""
-
-    nothing_supervised: Action = "raise"  # no token of the row carries loss
-    stop_not_supervised: Action = "raise"  # an answer whose stop token carries no loss
-    content_missing: Action = "raise"  # the template leaves out a system message, a call, reasoning, a part
-    roles_out_of_order: Action = "keep"  # two questions or two answers in a row, a late system message
-    typed_control_token: Action = "keep"  # a special token spelled out in a message; it is encoded as text
-    double_bos_or_eos: Action = "keep"
-    duplicate: Action = "keep"  # token for token the same as a row before it
-    in_held_out: Action = "drop"  # token for token the same as a held-out row
-
-
 ISSUES = [field.name for field in fields(CheckPolicy)]
 ISSUE_BIT = {name: 1 << place for place, name in enumerate(ISSUES)}
 
@@ -122,7 +106,7 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
         if action == "raise":
             raise DataError(
                 f"data.{name}: {hit.sum()} of {len(rows)} rows have {problem} (row {listed}…): "
-                f"{ISSUE_DESCRIPTIONS[problem]}. Mend them, or write supervision.{problem}=drop (or keep)."
+                f"{ISSUE_DESCRIPTIONS[problem]}. Fix them, or write data_checks.{problem}=drop (or keep)."
             )
         if action == "drop":
             gone |= hit

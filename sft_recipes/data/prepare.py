@@ -1,17 +1,14 @@
 """Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix, pack."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import call_validated
 from sft_recipes.data.audit import (
-    CheckPolicy,
     apply_policy,
     check_train_serve_parity,
     find_issues,
@@ -21,7 +18,7 @@ from sft_recipes.data.audit import (
 )
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.mixing import apply_max_length_policy, sample_mixture, shuffle_rows
-from sft_recipes.data.sources import find_formatter, load_rows, locate_row, parse_sources, source_fingerprint
+from sft_recipes.data.sources import find_formatter, load_rows, locate_row, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
 from sft_recipes.data.token_rows import count_tokens, flat_values, to_dataset
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
@@ -33,31 +30,13 @@ SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, 
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """The entries of `data` that hold for all sources."""
-
-    held_out: float = 0.02  # a share below 1, or a number of rows, of each source
-    held_out_by_length: bool = False  # of every length as many as there are, rather than by chance
-    max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
-
-
-@dataclass(frozen=True)
 class TrainingData:
     """What a run trains on and is asked: columns `input_ids`, `labels`, `source` (its index) and `row` (its number)."""
 
     train: Dataset
     held_out: Dataset
     questions: list[Conversation]  # the held-out conversations
-    ledger: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems
-
-
-def is_streamed(config: Config) -> bool:
-    """Whether the sources are streamed; raises ConfigError where only some of them are."""
-    asked = {name: source.streaming for name, source in parse_sources(config).items()}
-    if any(asked.values()) and not all(asked.values()):
-        other = min(asked, key=asked.get)
-        raise ConfigError(f"data.{other}.streaming should be true, too: all sources are streamed, or none.")
-    return any(asked.values())
+    audit: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems
 
 
 def load_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
@@ -66,31 +45,26 @@ def load_data(config: Config, encoder: Encoder, max_length: int | None) -> Train
 
 
 def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
-    """The rows to train on, in an order drawn with the run's seed, those that are held out, and the ledger of both.
+    """The rows to train on, in an order drawn with the run's seed, those that are held out, and the audit of both.
 
     Raises DataError, naming source, row and field, for a row that cannot be trained on, and ConfigError where the saved
     tokenizer would serve another prompt than the one trained on.
     """
-    found = parse_sources(config)
-    options = call_validated(
-        DataOptions, {key: value for key, value in config.data.items() if key not in found}, "data"
-    )
-    policy = call_validated(CheckPolicy, config.supervision, "supervision")
-    cutting = "keep" if config.smoke else options.max_length_policy
-    parts = {name: read_source(name, options, config, encoder) for name in found}
+    cutting = "keep" if config.smoke else config.data.max_length_policy
+    parts = {name: read_source(name, config, encoder) for name in config.sources}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
     train = mark_duplicates(concatenate_datasets([part.train for part in parts.values()]), row_hashes(held_out), set())
-    kept, ledger = {}, {}
+    kept, audit = {}, {}
     for index, (name, part) in enumerate(parts.items()):
         mine = train.select(np.flatnonzero(flat_values(train, "source") == index))
-        mine, problems = apply_policy(name, mine, policy)
+        mine, problems = apply_policy(name, mine, config.data_checks)
         kept[name], cut = apply_max_length_policy(name, mine, max_length, cutting)
         counts = {"rows": len(part.train), "held_out": len(part.held_out)}
-        ledger[name] = part.ledger | counts | {"problems": problems | cut}
+        audit[name] = part.audit | counts | {"problems": problems | cut}
         log_issues(name, problems | cut)
-    kept = sample_mixture(kept, {name: source.share for name, source in found.items()}, config.seed)
+    kept = sample_mixture(kept, {name: source.share for name, source in config.sources.items()}, config.seed)
     for name, rows in kept.items():
-        ledger[name] |= {"kept": len(rows)} | count_tokens(rows)
+        audit[name] |= {"kept": len(rows)} | count_tokens(rows)
     train = shuffle_rows(concatenate_datasets(list(kept.values())), config.seed)
     if not len(train):
         raise DataError("data: no row is left to train on.")
@@ -99,24 +73,24 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
         train,
         apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")[0],
         questions,
-        ledger,
+        audit,
     )
 
 
-def read_source(name: str, options: DataOptions, config: Config, encoder: Encoder) -> TrainingData:
+def read_source(name: str, config: Config, encoder: Encoder) -> TrainingData:
     """One source from its files to token ids, its held-out rows set apart before anything else touches them."""
-    source = parse_sources(config)[name]
+    source, wanted = config.sources[name], config.data.held_out
     rows = load_rows(name, source, source.split)
     if config.smoke:
         rows = rows.select(range(min(len(rows), SMOKE_ROWS)))
-        options = replace(options, held_out=min(options.held_out, SMOKE_HELD_OUT))
+        wanted = min(wanted, SMOKE_HELD_OUT)
     formatter = find_formatter(name, source, config.formatter, rows.column_names)
     if source.held_out_split:
         out = []
-    elif options.held_out_by_length:
-        out = sample_held_out_by_length(rows, options.held_out, config.seed)
+    elif config.data.held_out_by_length:
+        out = sample_held_out_by_length(rows, wanted, config.seed)
     else:
-        out = sample_held_out(len(rows), options.held_out, config.seed)
+        out = sample_held_out(len(rows), wanted, config.seed)
     out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
     numbers = range(len(out_rows)) if source.held_out_split else out
     trained = np.setdiff1d(np.arange(len(rows)), out)
@@ -164,7 +138,7 @@ def encode_rows(
 
     `first` is the number of the first row in its source, where `rows` are a part of it.
     """
-    source, index = parse_sources(config)[name], list(parse_sources(config)).index(name)
+    source, index = config.sources[name], list(config.sources).index(name)
     ids, labels, problems, kept = [], [], [], []
 
     def batches() -> Iterator[list[Conversation]]:
@@ -179,12 +153,12 @@ def encode_rows(
 
     bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * ENCODE_BATCH_ROWS)
     try:
-        for encoded in encoder.encode_batches(batches(), source.supervise):
+        for encoded in encoder.encode_batches(batches(), source.train_on):
             conversations = kept[len(problems)]
             ids += encoded["input_ids"]
             labels += encoded["labels"]
             kept[len(problems)] = conversations[::every]
-            problems.append(find_issues(encoder, conversations, encoded, source.supervise))
+            problems.append(find_issues(encoder, conversations, encoded, source.train_on))
             bar.update(len(conversations))
     except DataError as error:
         number = numbers[(len(kept) - 1) * ENCODE_BATCH_ROWS + getattr(error, "row", len(kept[-1]))]

@@ -5,16 +5,16 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import call_validated, import_function, validate_kwargs
+from sft_recipes.config.validation import import_function, validate_kwargs
 from sft_recipes.data.formatters import FORMATTERS, Conversation, detect_formatter
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
@@ -22,40 +22,12 @@ log = logging.getLogger(__name__)
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-@dataclass(frozen=True)
-class Source:
-    """One entry of `data`: what `datasets.load_dataset` is asked for, and what becomes of the rows."""
-
-    path: str | None = None  # hub id, folder or builder; found from data_files' ending where it is not given
-    name: str | None = None
-    data_files: str | list | dict | None = None
-    data_dir: str | None = None
-    revision: str | None = None
-    split: str = "train"
-    held_out_split: str | None = None  # held out are the rows of this split, rather than some of `split`
-    formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; None takes the root choice
-    share: float | None = None  # of the mixture's rows; a source without one gives all it has
-    supervise: Literal["assistant", "last", "all"] = "assistant"
-    streaming: bool = False  # rows are read, encoded and packed while training goes on; needs trainer.max_steps
-
-
-def parse_sources(config: Config) -> dict[str, Source]:
-    """The config's sources by name, checked, together with the root formatter."""
-    found = {
-        name: call_validated(Source, value, f"data.{name}")
-        for name, value in config.data.items()
-        if isinstance(value, dict)
-    }
-    if not found:
-        raise ConfigError("data names no source. Write data=NAME, or data=file data.file.data_files=rows.jsonl.")
-    label = config.formatter.get("name", "auto")
-    if config.formatter != {"name": "auto"} and all(source.formatter for source in found.values()):
-        raise ConfigError(f"formatter={label} is used by no source: {', '.join(found)} have their own.")
-    for name, source in found.items():
+def check_readers(config: Config) -> None:
+    """Raises ConfigError for a source without path and files, and for a formatter that does not exist."""
+    for name, source in config.sources.items():
         if source.path is None:
             find_builder(name, source.data_files)
         find_formatter(name, source, config.formatter, None)
-    return found
 
 
 def load_rows(name: str, source: Source, split: str) -> Dataset | IterableDataset:

@@ -1,8 +1,7 @@
-"""Rows that are read, encoded and packed while training goes on, with the ledger and digest that other rows have."""
+"""Rows that are read, encoded and packed while training goes on, with the audit and digest that other rows have."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -10,9 +9,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, LargeList, Value, concatenate_datasets
 
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import call_validated
 from sft_recipes.data.audit import (
-    CheckPolicy,
     apply_policy,
     check_train_serve_parity,
     log_issues,
@@ -23,8 +20,8 @@ from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.mixing import apply_max_length_policy
 from sft_recipes.data.packing import pack_lengths
-from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, DataOptions, TrainingData, encode_rows
-from sft_recipes.data.sources import find_formatter, load_rows, parse_sources, source_fingerprint
+from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, TrainingData, encode_rows
+from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.token_rows import count_tokens, flat_values, row_arrays, to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
@@ -41,10 +38,10 @@ def load_stream(
 ) -> tuple[TrainingData, "RowStream"]:
     """The first rows of the sources, read once to be looked at before any weights are, and the stream to train on."""
     stream = RowStream(config, encoder, max_length, packing)
-    data = TrainingData(stream.first_rows(), stream.held_out, stream.questions, stream.ledger)
-    stream.passes, stream.ledger = (
+    data = TrainingData(stream.first_rows(), stream.held_out, stream.questions, stream.audit)
+    stream.passes, stream.audit = (
         0,
-        {name: entry | EMPTY_COUNTS | {"problems": {}} for name, entry in data.ledger.items()},
+        {name: entry | EMPTY_COUNTS | {"problems": {}} for name, entry in data.audit.items()},
     )
     log.info("Streaming: the table counts the first rows; supervision.json will count all that training has read.")
     return data, stream
@@ -54,29 +51,26 @@ class RowStream:
     """The sources as one stream of rows for the trainer: `input_ids`, `labels`, where they are packed `seq_lengths`.
 
     Each pass draws the sources by their shares until one of them ends. Rows are shuffled and packed within a buffer of
-    5,000. `ledger` counts the first pass as far as it was read, `digest` takes in every row that was given out.
+    5,000. `audit` counts the first pass as far as it was read, `digest` takes in every row that was given out.
     """
 
     def __init__(self, config: Config, encoder: Encoder, max_length: int | None, packing: bool):
         self.config, self.encoder, self.max_length, self.packing = config, encoder, max_length, packing
-        self.sources, self.passes, self.digest = parse_sources(config), 0, TokenDigest()
+        self.sources, self.passes, self.digest = config.sources, 0, TokenDigest()
         self.formatters: dict[str, Callable] = {}
-        own = {key: value for key, value in config.data.items() if key not in self.sources}
-        self.options = call_validated(DataOptions, own, "data")
-        self.policy = call_validated(CheckPolicy, config.supervision, "supervision")
         self.shares = stream_shares({name: source.share for name, source in self.sources.items()})
         held_out = {name: self.hold_out(name) for name in self.sources}
         self.held_out = concatenate_datasets([rows for rows, _ in held_out.values()])
         self.questions = [question for _, questions in held_out.values() for question in questions]
         self.out = row_hashes(self.held_out)
-        self.ledger: dict[str, dict[str, Any]] = {}
+        self.audit: dict[str, dict[str, Any]] = {}
         for name, (rows, _) in held_out.items():
             entry = {"fingerprint": source_fingerprint(self.sources[name], None), "held_out": len(rows), "parity": 0}
-            self.ledger[name] = entry | EMPTY_COUNTS | {"problems": {}}
+            self.audit[name] = entry | EMPTY_COUNTS | {"problems": {}}
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
         """The first rows of a source, which training skips, or those of its held-out split."""
-        source, wanted = self.sources[name], self.options.held_out
+        source, wanted = self.sources[name], self.config.data.held_out
         if not source.held_out_split and (wanted < 0 or wanted != int(wanted)):
             raise ConfigError(f"data.held_out={wanted}: a stream has no length to take a share of. Write rows, or 0.")
         number = None if source.held_out_split and wanted < 1 else int(wanted)
@@ -98,7 +92,7 @@ class RowStream:
         return encode_rows(name, self.config, formatter, self.encoder, rows, numbers, every, first)
 
     def first_rows(self) -> Dataset:
-        """The rows of the first buffer, with `source` and `row`; the ledger counts what was read for them."""
+        """The rows of the first buffer, with `source` and `row`; the audit counts what was read for them."""
         self.passes = 1
         ids, labels, origins, numbers = zip(*islice(self.mixed(), BUFFER_ROWS), strict=True)
         return to_dataset({"input_ids": ids, "labels": labels}, {"source": origins, "row": numbers})
@@ -112,26 +106,26 @@ class RowStream:
 
     def documents(self, name: str) -> Iterator[Document]:
         """One source's rows that the policies keep."""
-        source, first = self.sources[name], 0 if self.sources[name].held_out_split else int(self.options.held_out)
+        source, first = self.sources[name], 0 if self.sources[name].held_out_split else int(self.config.data.held_out)
         rows, seen, kept, long, number = iter(load_rows(name, source, source.split).skip(first)), set(), 0, 0, first
-        cutting = {"auto": "drop"}.get(self.options.max_length_policy, self.options.max_length_policy)
+        cutting = {"auto": "drop"}.get(self.config.data.max_length_policy, self.config.data.max_length_policy)
         while batch := list(islice(rows, ENCODE_BATCH_ROWS)):
             found, talks = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number)
             if number == first and self.passes == 1:
                 check_train_serve_parity(self.encoder, talks)
-                self.ledger[name]["parity"] = len(talks)
+                self.audit[name]["parity"] = len(talks)
             number += len(batch)
-            found, problems = apply_policy(name, mark_duplicates(found, self.out, seen), self.policy)
+            found, problems = apply_policy(name, mark_duplicates(found, self.out, seen), self.config.data_checks)
             found, cut = apply_max_length_policy(name, found, self.max_length, cutting)
             long += cut.get("answer_cut", {"rows": 0})["rows"]
-            if self.options.max_length_policy == "auto" and long > 0.01 * (number - first):
+            if self.config.data.max_length_policy == "auto" and long > 0.01 * (number - first):
                 raise DataError(
                     f"data.{name}: {long} of the first {number - first} rows are longer than "
                     f"trainer.max_length={self.max_length}. Raise it, or write data.max_length_policy=drop (or keep)."
                 )
             kept += len(found)
             if self.passes == 1:
-                add_counts(self.ledger[name], name, len(batch), found, problems | cut)
+                add_counts(self.audit[name], name, len(batch), found, problems | cut)
             columns = [row_arrays(found, key) for key in ("input_ids", "labels")]
             yield from zip(*columns, *(flat_values(found, key).tolist() for key in ("source", "row")), strict=True)
             if not kept and number - first >= GIVE_UP_ROWS:
@@ -169,7 +163,7 @@ class RowStream:
 
     def __getstate__(self) -> dict[str, Any]:
         """What tells two streams apart: `datasets` hashes its generators, and a digest in the making has no hash."""
-        return asdict(self.config)
+        return self.config.composed
 
 
 def split_by_fill(rows: list[list[Document]], max_length: int) -> tuple[list[list[Document]], list[Document]]:
@@ -193,12 +187,12 @@ def stream_shares(asked: Mapping[str, float | None]) -> dict[str, float]:
     return given | dict.fromkeys(free, rest)
 
 
-def add_counts(ledger: dict[str, Any], name: str, rows: int, kept: Dataset, problems: Mapping[str, dict]) -> None:
-    """Counts a batch of rows in its source's ledger; a problem is announced when it is first met."""
-    log_issues(name, {key: found for key, found in problems.items() if key not in ledger["problems"]})
+def add_counts(audit: dict[str, Any], name: str, rows: int, kept: Dataset, problems: Mapping[str, dict]) -> None:
+    """Counts a batch of rows in its source's audit; a problem is announced when it is first met."""
+    log_issues(name, {key: found for key, found in problems.items() if key not in audit["problems"]})
     for key, value in ({"rows": rows, "kept": len(kept)} | count_tokens(kept)).items():
-        ledger[key] += value
+        audit[key] += value
     for key, found in problems.items():
-        old = ledger["problems"].get(key, {"rows": 0, "first": []})
+        old = audit["problems"].get(key, {"rows": 0, "first": []})
         counts = {"rows": old["rows"] + found["rows"], "first": (old["first"] + found["first"])[:20]}
-        ledger["problems"][key] = found | counts
+        audit["problems"][key] = found | counts

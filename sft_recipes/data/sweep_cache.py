@@ -4,19 +4,30 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
-from sft_recipes.data.sources import Source, parse_sources
 from sft_recipes.encoding.encoder import Encoder
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 2**30  # bytes of rows that are kept, besides the last job's
 # What the rows do not depend on; of the model they know the tokenizer, which is looked at itself.
-IRRELEVANT_TO_ROWS = {"name", "model", "adapter", "trainer", "evaluate", "preview", "mode", "objective"}
+IRRELEVANT_TO_ROWS = {
+    "name",
+    "model",
+    "adapter",
+    "trainer",
+    "evaluate",
+    "preview",
+    "mode",
+    "objective",
+    "provenance",
+    "callbacks",
+    "overwrite",
+}
 cache: dict[str, Any] = {}  # by identity; what was used last stands at the end
 
 
@@ -35,10 +46,10 @@ def cached(identity: str, make: Callable[[], Any]) -> Any:
 
 def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str:
     """A hash of all that encoding depends on: settings, the tokenizer with its templates, the times of local files."""
-    settings = {key: value for key, value in asdict(config).items() if key not in IRRELEVANT_TO_ROWS}
+    settings = {key: value for key, value in config.composed.items() if key not in IRRELEVANT_TO_ROWS}
     tokenizer = encoder.tokenizer
     spoken = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
-    files = {name: file_times(source) for name, source in parse_sources(config).items()}
+    files = {name: file_times(source) for name, source in config.sources.items()}
     parts = [settings, encoder.chat_template, *spoken, max_length, files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -16,37 +16,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.config.options import JudgeOptions
 from sft_recipes.errors import ConfigError, one_line
 
-PROMPT_FILE = Path(__file__).parent / "judge.txt"
 RETRY_WAITS = (1, 4, 16)  # seconds before each further try, where the server is busy and does not say how long
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """The config's `evaluate.judge`."""
-
-    url: str  # up to /v1: https://api.openai.com/v1, http://localhost:8000/v1
-    model: str
-    prompt: str = str(PROMPT_FILE)  # a text with {prompt}, {first} and {second}, and {reference} if you like
-    rows: int | None = None  # the first so many of the answers; null judges all
-    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, where one is needed
-    price_per_million_input: float | None = None
-    price_per_million_output: float | None = None
-    concurrency: int = 4
-    temperature: float | None = 0.0  # null leaves it out, for models that take none
-    timeout: float = 120.0  # seconds a request
-
-    def __post_init__(self):
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"evaluate.judge.url={self.url} should begin with http:// or https://.")
-        if self.concurrency < 1 or self.timeout <= 0 or (self.rows is not None and self.rows < 1):
-            raise ConfigError("evaluate.judge.concurrency and rows should be at least 1, timeout above 0.")
-        if not Path(self.prompt).is_file():
-            raise ConfigError(f"evaluate.judge.prompt={self.prompt}: there is no such file.")
-        text = Path(self.prompt).read_text(encoding="utf-8")
-        if missing := [name for name in ("{prompt}", "{first}", "{second}") if name not in text]:
-            raise ConfigError(f"evaluate.judge.prompt={self.prompt} should hold {' and '.join(missing)}.")
 
 
 @dataclass(frozen=True)

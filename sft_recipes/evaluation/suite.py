@@ -1,48 +1,23 @@
 """What a model can do, what it remembers and whether it stops: base and tuned, measured alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from sft_recipes.config.validation import call_validated, import_function
+from sft_recipes.config.options import EvaluateOptions
+from sft_recipes.config.validation import import_function
 from sft_recipes.data.prepare import TrainingData
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, did_you_mean
 from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_change
 from sft_recipes.evaluation.forgetting import classify_regression
 from sft_recipes.evaluation.generation import generate_answers, is_answerable
-from sft_recipes.evaluation.judge import JudgeOptions, check_judge
+from sft_recipes.evaluation.judge import check_judge
 from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
 from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
 from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """The config's `evaluate` group."""
-
-    rows: int = 20  # held-out questions that are asked; 0 asks none
-    batch_size: int = 16
-    max_new_tokens: int = 256
-    temperature: float = 0.7  # of the answers that are drawn besides the greedy ones; 0 draws none
-    top_p: float = 0.9
-    samples_every: int = 0  # steps of training between two times that a few questions are asked; 0 never
-    raw_text: str | dict | None = None  # a file or a dataset with a text column
-    warn_above: float = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check
-    fail_above: float = 0.15
-    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-eval, or YAML files of your own
-    lm_eval_rows: int | None = None  # of each task; null takes all
-    judge: dict[str, Any] | None = None  # url, model, …: base and tuned answers compared by another model
-    weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
-    run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
-
-    def __post_init__(self):
-        if self.rows < 0 or self.batch_size < 1 or self.max_new_tokens < 1 or self.samples_every < 0:
-            raise ConfigError("evaluate.rows should not be negative, batch_size and max_new_tokens at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("evaluate.temperature should not be negative, evaluate.top_p above 0 and at most 1.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +44,7 @@ def check_evaluation(options: EvaluateOptions) -> None:
     if options.lm_eval:
         check_tasks(options.lm_eval)
     if options.judge:
-        check_judge(call_validated(JudgeOptions, options.judge, "evaluate.judge"))
+        check_judge(options.judge)
     if options.raw_text:
         load_documents(options.raw_text)
 

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.validation import call_validated
 from sft_recipes.errors import ConfigError, did_you_mean
 
@@ -16,9 +17,9 @@ PEFT_CONFIGS = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONF
 INITS_FROM_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
 
 
-def build_quantization_config(adapter: dict[str, Any]) -> BitsAndBytesConfig | None:
+def build_quantization_config(adapter: AdapterOptions) -> BitsAndBytesConfig | None:
     """The 4-bit or 8-bit config of `adapter.quantization`, if there is one."""
-    values = adapter.get("quantization")
+    values = adapter.quantization
     if values is None:
         return None
     for name, known in {"bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_compute_dtype": COMPUTE_DTYPES}.items():
@@ -30,18 +31,16 @@ def build_quantization_config(adapter: dict[str, Any]) -> BitsAndBytesConfig | N
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 
 
-def build_peft_config(adapter: dict[str, Any]) -> PeftConfig | None:
+def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
     """The adapter's PEFT config, or None for full fine-tuning; raises ConfigError for an unknown type or field."""
-    kind = adapter["type"]
+    kind = adapter.type
     if kind == "none":
         return None
-    peft = call_validated(
-        PEFT_CONFIGS[kind], {"task_type": "CAUSAL_LM", **(adapter.get(kind) or {})}, f"adapter.{kind}"
-    )
+    peft = call_validated(PEFT_CONFIGS[kind], {"task_type": "CAUSAL_LM"} | adapter.settings, f"adapter.{kind}")
     start = getattr(peft, "init_lora_weights", True)
     if start in INITS_FROM_DATA:
         raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")
-    if adapter.get("quantization") and changes_base_weights(peft):
+    if adapter.quantization and changes_base_weights(peft):
         raise ConfigError(f"adapter.{kind}.init_lora_weights={start} takes the base apart, which 4 bits do not allow.")
     return peft
 

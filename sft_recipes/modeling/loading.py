@@ -1,44 +1,36 @@
 """Tokenizer, chat template and weights, from the config's `model`."""
 
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
 
 
-def load_tokenizer(
-    id: str,
-    chat_template: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    attn_implementation: str | None = None,
-) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
-    """The tokenizer as it is saved and served, the chat template with markers, and the new tokens' ids.
-
-    The signature is the config's `model` group; `dtype` and `attn_implementation` are the weights'.
-    """
+def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
+    """The tokenizer as it is saved and served, the chat template with markers, and the new tokens' ids."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model_folder(id), revision=revision, trust_remote_code=trust_remote_code
+            model_folder(model.id), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise model_not_found(id, error) from error
-    return tokenizer, *prepare_tokenizer(tokenizer, chat_template, any_stop=True)
+        raise model_not_found(model.id, error) from error
+    return tokenizer, *prepare_tokenizer(tokenizer, model.chat_template, any_stop=True)
 
 
 def model_folder(id: str) -> str:
@@ -65,8 +57,21 @@ def model_not_found(id: str, error: Exception) -> ConfigError:
     )
 
 
+def load_model_config(options: ModelOptions) -> PretrainedConfig:
+    """The config of the weights that `model.id` names (an adapter run's base); raises ConfigError where it has none."""
+    carried = load_adapter_config(options.id)
+    id = carried.base_model_name_or_path if carried else model_folder(options.id)
+    more = {"max_position_embeddings": options.max_position_embeddings} if options.max_position_embeddings else {}
+    try:
+        return AutoConfig.from_pretrained(
+            id, revision=options.revision, trust_remote_code=options.trust_remote_code, **more
+        )
+    except (OSError, ValueError) as error:
+        raise model_not_found(id, error) from error
+
+
 def load_model(
-    options: dict[str, Any],
+    options: ModelOptions,
     quantization: BitsAndBytesConfig | None,
     frozen: bool,
     tokenizer: PreTrainedTokenizerFast,
@@ -84,7 +89,7 @@ def load_model(
 
 
 def load_weights(
-    options: dict[str, Any],
+    options: ModelOptions,
     quantization: BitsAndBytesConfig | None,
     frozen: bool,
     tokenizer: PreTrainedTokenizerFast,
@@ -97,13 +102,15 @@ def load_weights(
     The folder of an adapter run gives that run's base with its adapter on it, ready to be trained on; `dequantize`
     gives the base the values of its 4-bit weights in full precision before that.
     """
-    folder, carried = model_folder(options["id"]), load_adapter_config(options["id"])
+    folder, carried = model_folder(options.id), load_adapter_config(options.id)
     id = carried.base_model_name_or_path if carried else folder
-    rest = {key: options[key] for key in ("revision", "trust_remote_code", "attn_implementation") if key in options}
-    rest |= {"revision": carried.revision} if carried else {}
+    rest = {"trust_remote_code": options.trust_remote_code, "attn_implementation": options.attn_implementation}
+    rest |= {"revision": carried.revision if carried else options.revision}
+    if options.max_position_embeddings:
+        rest["max_position_embeddings"] = options.max_position_embeddings
     id = str(Path(id).resolve()) if Path(id).is_dir() else id  # an adapter keeps it, to be loaded from anywhere
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    dtype = options.get("dtype") or ("bfloat16" if frozen and half else "float32")
+    dtype = options.dtype or ("bfloat16" if frozen and half else "float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, quantization_config=quantization, **rest)
     except (ImportError, ValueError) as error:

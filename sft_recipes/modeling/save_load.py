@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.loading import load_weights, model_folder
@@ -133,11 +135,10 @@ def load_run(
     """
     check_finished_run(run)
     folder, config = model_folder(str(run)), saved_config(run)
-    options = {
-        key: value for key, value in config["model"].items() if key in ("trust_remote_code", "attn_implementation")
-    }
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
-    options |= {"id": folder, "dtype": dtype or config["model"].get("dtype")}
+    kept = ("trust_remote_code", "attn_implementation", "dtype")
+    options = ModelOptions(folder, **{key: value for key, value in config["model"].items() if key in kept})
+    options = replace(options, dtype=dtype or options.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
     quantization = saved_quantization(folder)
     if quantization and dtype:
         quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)

@@ -7,8 +7,9 @@ have; flash attention has none.
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -20,46 +21,54 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.trainer import utils
 
-from sft_recipes.config.schema import Config
+from sft_recipes.config.options import AdapterOptions, ModelOptions
 from sft_recipes.modeling.adapters import build_peft_config, train_new_tokens
 from sft_recipes.modeling.workarounds import ensure_lm_head_bias
 
 
-def peak_bytes(
-    config: Config, shape: PretrainedConfig, gpu: bool, rows: int, length: int, new: Sequence[int] = ()
-) -> int:
+@dataclass(frozen=True)
+class StepShape:
+    """What decides how much memory a training step takes."""
+
+    model: ModelOptions
+    adapter: AdapterOptions
+    model_config: PretrainedConfig
+    new_token_ids: tuple[int, ...]  # an adapter trains their rows through copies of the whole embedding
+    gpu: bool  # with bf16 autocast and the fused LM head, else on a CPU in fp32
+    rows: int  # in a micro-batch
+    length: int  # tokens of the longest row
+    packing: bool
+    accumulation_steps: int
+    activation_checkpointing: bool
+    optimizer: str  # by its name in transformers
+    shards: int  # processes that share weights, gradients and optimizer state
+
+
+def peak_bytes(step: StepShape) -> int:
     """The most bytes that a step holds at once, without parameters and the optimizer's state.
 
     What forward and backward hold grows with the layers in two straight lines, so each is drawn through two points.
     """
-    layers = shape.get_text_config().num_hidden_layers
+    layers = step.model_config.get_text_config().num_hidden_layers
     few, more = (3, 6) if layers > 6 else (max(layers - 1, 1), layers)
-    least, most = (step_bytes(config, shape, gpu, number, rows, length, new) for number in (few, more))
+    least, most = (step_bytes(step, number) for number in (few, more))
     lines = zip(least, most, strict=True)
     return max(end + (end - start) * (layers - more) // max(more - few, 1) for start, end in lines)
 
 
-def step_bytes(
-    config: Config,
-    shape: PretrainedConfig,
-    gpu: bool,
-    layers: int,
-    rows: int,
-    length: int,
-    new: Sequence[int] = (),
-) -> tuple[int, int]:
+def step_bytes(step: StepShape, layers: int) -> tuple[int, int]:
     """The most bytes that forward and backward hold, those of a step's second batch where gradients are accumulated."""
     with torch.device("meta"):
-        model = build_meta_model(config, shape, gpu, layers, new)
-    vocabulary = shape.get_text_config().vocab_size
-    with FakeTensorMode(allow_non_fake_inputs=True), lm_head_of_device(gpu, vocabulary):
+        model = build_meta_model(step, layers)
+    vocabulary = step.model_config.get_text_config().vocab_size
+    with FakeTensorMode(allow_non_fake_inputs=True), lm_head_of_device(step.gpu, vocabulary):
         make_fake_tensors(model)
-        size = (1, rows * length) if config.trainer.get("packing") else (rows, length)
+        size = (1, step.rows * step.length) if step.packing else (step.rows, step.length)
         ids = torch.zeros(size, dtype=torch.long)
         with LiveBytes([*model.parameters(), *model.buffers(), ids]) as live:
-            for _ in range(min(2, config.trainer.get("gradient_accumulation_steps", 1))):
+            for _ in range(min(2, step.accumulation_steps)):
                 live.peak = live.now
-                with torch.autocast("cpu", torch.bfloat16, enabled=gpu):
+                with torch.autocast("cpu", torch.bfloat16, enabled=step.gpu):
                     loss = model(input_ids=ids, labels=ids, fused_lm_head=True, use_cache=False).loss
                 forward, live.peak = live.peak, live.now
                 loss.backward()
@@ -67,21 +76,19 @@ def step_bytes(
     return forward, live.peak
 
 
-def build_meta_model(
-    config: Config, shape: PretrainedConfig, gpu: bool, layers: int | None = None, new: Sequence[int] = ()
-) -> torch.nn.Module:
+def build_meta_model(step: StepShape, layers: int | None = None) -> torch.nn.Module:
     """The model as a run trains it, of so many layers: dtype, adapter, new tokens, checkpointing and TRL's LM head."""
-    adapter = build_peft_config(config.adapter)
-    dtype = config.model.get("dtype") or ("bfloat16" if adapter and gpu else "float32")
-    shape = shape if layers is None else shorten_config(shape, layers)
-    options = {"trust_remote_code": config.model.get("trust_remote_code", False)}
+    adapter = build_peft_config(step.adapter)
+    dtype = step.model.dtype or ("bfloat16" if adapter and step.gpu else "float32")
+    shape = step.model_config if layers is None else shorten_config(step.model_config, layers)
+    options = {"trust_remote_code": step.model.trust_remote_code}
     model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), **options)
     model.train()
-    if config.trainer.get("activation_checkpointing"):
+    if step.activation_checkpointing:
         model.activation_checkpointing_enable()
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     if adapter:
-        train_new_tokens(adapter, model, list(new))
+        train_new_tokens(adapter, model, list(step.new_token_ids))
         model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -4,7 +4,6 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,24 @@ from trl import SFTConfig
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, matches_type, unknown_field
-from sft_recipes.data.prepare import is_streamed
 from sft_recipes.errors import ConfigError, did_you_mean
 from sft_recipes.training.callbacks import LossLogger
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TrainerOptions:
-    """The entries of the config's `trainer` that are ours; the others are fields of SFTConfig."""
-
-    effective_batch_size: int | None = None  # rows a step, over all processes; the accumulation steps follow from it
-    check_memory: bool = True  # whether a run that will not fit is refused
-
-
 def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:
     """TRL's own arguments, checked, and the callbacks; encoding and packing are done before TRL sees the rows."""
-    ours = {key: config.trainer[key] for key in inspect.signature(TrainerOptions).parameters if key in config.trainer}
-    values = {key: value for key, value in config.trainer.items() if key not in ours}
-    effective = call_validated(TrainerOptions, ours, "trainer").effective_batch_size
+    values, effective = dict(config.trainer.fields), config.trainer.effective_batch_size
     processes = int(os.environ.get("WORLD_SIZE", 1))
     values |= accumulation_steps(effective, values, processes)
     if effective:
         steps = values.get("gradient_accumulation_steps")
         log.info("Effective batch of %d rows on %d process(es): %s accumulated.", effective, processes, steps)
-    stopping = {key: values.pop(key) for key in inspect.signature(EarlyStoppingCallback).parameters if key in values}
     callbacks: list[TrainerCallback] = [LossLogger()]
+    stopping = config.trainer.early_stopping()
     if stopping:
-        callbacks.append(call_validated(EarlyStoppingCallback, stopping, "trainer"))
+        callbacks.append(EarlyStoppingCallback(**stopping))
     if stopping or values.get("load_best_model_at_end"):
         kind = "epoch" if values.get("eval_strategy", "no") == "no" else values["eval_strategy"]
         values |= {"eval_strategy": kind, "save_strategy": kind, "load_best_model_at_end": True}
@@ -56,8 +44,8 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     if "bf16" not in values and "fp16" not in values:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     check_trackers(values.get("report_to"))
-    if is_streamed(config):
-        values |= streaming_arguments(config.trainer)
+    if config.streamed:
+        values |= streaming_arguments(values)
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call_validated(SFTConfig, values | own, "trainer")
     check_schedule(arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs or {})
@@ -79,7 +67,7 @@ def accumulation_steps(effective: int | None, values: Mapping[str, Any], process
     >>> accumulation_steps(128, {"per_device_train_batch_size": 4}, processes=8)
     {'gradient_accumulation_steps': 4}
     """
-    rows = values.get("per_device_train_batch_size", 8)
+    rows = values.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
     if effective is None or not matches_type(rows, int):  # the field itself says what is wrong with it
         return {}
     steps, rest = divmod(effective, rows * processes)
@@ -130,3 +118,9 @@ def resolve_objective(name: str | None, measured: list[str]) -> str:
     if name not in there and not ("eval_loss" in there and name.startswith("eval_loss_")):
         raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, there)}")
     return name
+
+
+def check_objective(name: str, metrics: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a finished run has no number for its objective."""
+    if name not in metrics:
+        raise ConfigError(f"objective={name} could not be measured: no held-out answer has a supervised stop token.")

@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from sft_recipes.config.options import LRRange
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.document import Picture, save_pictures, to_html
 from sft_recipes.reporting.figures import COLOURS, draw_legend, styled_subplots
@@ -22,18 +23,6 @@ from sft_recipes.training.callbacks import LossLogger
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 SMOOTHING_STEPS = 3  # steps: the standard deviation of the Gaussian that smooths the losses
-
-
-@dataclass(frozen=True)
-class LRRange:
-    """The config's `lr_find`: the rates of the first and of the last step."""
-
-    start: float
-    end: float
-
-    def __post_init__(self):
-        if not 0 < self.start < self.end:
-            raise ConfigError(f"lr_find.start={self.start} should be above 0 and below lr_find.end={self.end}.")
 
 
 @dataclass(frozen=True)

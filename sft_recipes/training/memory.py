@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from trl import SFTConfig
 
+from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.errors import ConfigError
-from sft_recipes.modeling.loading import load_adapter_config, model_folder
-from sft_recipes.training.activation_memory import build_meta_model, peak_bytes
-from sft_recipes.training.arguments import accumulation_steps
+from sft_recipes.modeling.loading import load_model_config
+from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes
 
 CUDA_CONTEXT_BYTES = 2**29  # what a process holds on a GPU before the first tensor; not measured by us
 # Bytes of state for every trained parameter; names that are not here are taken for AdamW's two fp32 moments
@@ -39,42 +39,39 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + (self.activations or 0)
 
 
-def estimate_memory(
-    config: Config,
-    length: int | None = None,
-    gpu: bool | None = None,
-    shape: PretrainedConfig | None = None,
-    new: Sequence[int] = (),
-    processes: int = 1,
-) -> MemoryEstimate:
-    """The peak of a run whose longest row has `length` tokens (else trainer.max_length), on a GPU or on a CPU.
+def describe_step(
+    config: Config, arguments: SFTConfig, length: int, new_token_ids: Sequence[int] = (), gpu: bool | None = None
+) -> StepShape:
+    """The step of a run whose longest row has `length` tokens; on a GPU where there is one, unless `gpu` says."""
+    return StepShape(
+        model=config.model,
+        adapter=config.adapter,
+        model_config=load_model_config(config.model),
+        new_token_ids=tuple(new_token_ids),
+        gpu=torch.cuda.is_available() if gpu is None else gpu,
+        rows=arguments.per_device_train_batch_size,
+        length=length,
+        packing=arguments.packing,
+        accumulation_steps=arguments.gradient_accumulation_steps,
+        activation_checkpointing=arguments.activation_checkpointing,
+        optimizer=str(arguments.optim.value),
+        shards=arguments.world_size if arguments.fsdp or arguments.deepspeed else 1,
+    )
 
-    `shape` is the model's config where it is at hand, else it is read by model.id; `new` are the ids of new tokens,
-    whose rows an adapter trains through copies of the whole embedding.
-    """
-    gpu = torch.cuda.is_available() if gpu is None else gpu
-    effective = config.trainer.get("effective_batch_size")
-    config = replace(config, trainer=config.trainer | accumulation_steps(effective, config.trainer, processes))
-    if shape is None:
-        options = {key: config.model[key] for key in ("revision", "trust_remote_code") if key in config.model}
-        carried = load_adapter_config(config.model["id"])
-        id = carried.base_model_name_or_path if carried else model_folder(config.model["id"])
-        shape = AutoConfig.from_pretrained(id, **options)
+
+def estimate_memory(step: StepShape) -> MemoryEstimate:
+    """The peak of a run on one device."""
     with torch.device("meta"):
-        model = build_meta_model(config, shape, gpu, new=new)
-    weights = sum(stored_bytes(model, config.adapter.get("quantization") or {}).values())
+        model = build_meta_model(step)
+    weights = sum(stored_bytes(model, step.adapter.quantization or {}).values())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = 4 * sum(parameter.numel() for parameter in trained)
-    optimizer = sum(optimizer_state_bytes(config.trainer.get("optim", "adamw"), parameter) for parameter in trained)
-    rows = config.trainer.get("per_device_train_batch_size", 8)
-    length = length or config.trainer.get("max_length") or shape.get_text_config().max_position_embeddings
+    optimizer = sum(optimizer_state_bytes(step.optimizer, parameter) for parameter in trained)
     try:
-        peak = peak_bytes(config, shape, gpu, rows, length, new)
-        activations = max(peak - gradients, 0) + dequantized_bytes(model, config.adapter.get("quantization"))
+        activations = max(peak_bytes(step) - gradients, 0) + dequantized_bytes(model, step.adapter.quantization)
     except (RuntimeError, NotImplementedError):  # routing by value, as in mixtures of experts, needs real numbers
         activations = None
-    shards = processes if config.trainer.get("fsdp") or config.trainer.get("deepspeed") else 1
-    parts = (weights // shards, gradients // shards, optimizer // shards)
+    parts = (part // step.shards for part in (weights, gradients, optimizer))
     return MemoryEstimate(count_parameters(model), sum(p.numel() for p in trained), *parts, activations)
 
 
@@ -131,37 +128,34 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_memory(
-    config: Config, length: int | None = None, memory: int | None = None, **options: Any
-) -> MemoryEstimate:
-    """The estimate; raises ConfigError with advice where `memory` is less, unless trainer.check_memory=false."""
+def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate:
+    """The estimate; raises ConfigError with advice where `memory`, in bytes, is less (None: what is available)."""
     memory = available_memory() if memory is None else memory
-    found = estimate_memory(config, length, **options)
-    if found.total > memory and config.trainer.get("check_memory", True):
+    estimate = estimate_memory(step)
+    if estimate.total > memory:
         raise ConfigError(
-            f"This run needs about {format_bytes(found.total)} of memory and {format_bytes(memory)} are there: "
-            f"{describe_parts(found)}. {memory_advice(config, length, memory, **options)} "
-            "trainer.check_memory=false runs all the same."
+            f"This run needs about {format_bytes(estimate.total)} of memory and {format_bytes(memory)} are available: "
+            f"{describe_parts(estimate)}. {memory_advice(step, memory)} trainer.check_memory=false runs all the same."
         )
-    return found
+    return estimate
 
 
-def memory_advice(config: Config, length: int | None, memory: int, **options: Any) -> str:
+def memory_advice(step: StepShape, memory: int) -> str:
     """The first of a few changes with which the run would fit, as what to write."""
-    lora = {"type": "lora", "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}}
-    four = {"quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}}
-    batch = ("trainer.per_device_train_batch_size=1", {"per_device_train_batch_size": 1})
+    lora = AdapterOptions("lora", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
+    qlora = replace(lora, quantization={"load_in_4bit": True, "bnb_4bit_use_double_quant": True})
+    batch = ("trainer.per_device_train_batch_size=1", {"rows": 1})
     recomputed = ("trainer.activation_checkpointing=true", {"activation_checkpointing": True})
-    kept = [part for part in (batch, recomputed) if part[1].items() - config.trainer.items()]
-    tries = [([part], None) for part in kept] + [(kept, None)] * (len(kept) > 1)
-    for name, adapter in (("adapter=lora", lora), ("adapter=qlora", lora | four)):
-        if config.adapter["type"] == "none" or "quantization" in adapter and not config.adapter.get("quantization"):
-            tries += [(some, (name, adapter)) for some in ([], kept)]
-    for some, chosen in tries:
-        trainer = config.trainer | {key: value for _, change in some for key, value in change.items()}
-        tried = replace(config, trainer=trainer, adapter=chosen[1] if chosen else config.adapter)
-        if estimate_memory(tried, length, **options).total <= memory:
-            return f"Write {' '.join([*(what for what, _ in some), *([chosen[0]] if chosen else [])])}."
+    changes = [change for change in (batch, recomputed) if replace(step, **change[1]) != step]
+    tries = [[change] for change in changes] + [changes] * (len(changes) > 1)
+    if step.adapter.type == "none":
+        tries += [[*some, ("adapter=lora", {"adapter": lora})] for some in ([], changes)]
+    if not step.adapter.quantization:
+        tries += [[*some, ("adapter=qlora", {"adapter": qlora})] for some in ([], changes)]
+    for some in tries:
+        tried = replace(step, **{key: value for _, change in some for key, value in change.items()})
+        if estimate_memory(tried).total <= memory:
+            return f"Write {' '.join(what for what, _ in some)}."
     return "Take a smaller model or a shorter trainer.max_length, or share it among devices with trainer.fsdp."
 
 

@@ -5,14 +5,12 @@ import math
 import os
 import platform
 import resource
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from hydra.core.hydra_config import HydraConfig
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import compute_flops_per_token, compute_mfu, get_peak_flops
@@ -59,14 +57,6 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def rerun_command() -> str:
-    """What a user types to have this run again, with the overrides of this job alone."""
-    hydra = HydraConfig.get()
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    options = [part for folder in folders for part in ("-cd", folder)]
-    return shlex.join(["python", "-m", "sft_recipes", *options, *hydra.overrides.task])
-
-
 def describe_environment() -> dict[str, Any]:
     """Python, system, processors, GPUs, processes, and the commit of this library where it is a checkout."""
     gpus = torch.cuda.device_count()
@@ -86,9 +76,9 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def count_parity_rows(ledger: dict[str, dict]) -> int:
+def count_parity_rows(audit: dict[str, dict]) -> int:
     """In how many rows the prompt of training was compared with that of serving; a difference ends a run."""
-    return sum(part["parity"] for part in ledger.values())
+    return sum(part["parity"] for part in audit.values())
 
 
 def was_evaluated_last(trainer: SFTTrainer) -> bool:
@@ -108,9 +98,9 @@ def measure_padding(rows: Dataset, arguments: SFTConfig) -> float:
     return share
 
 
-def training_summary(trainer: SFTTrainer, ledger: dict[str, dict]) -> str:
+def training_summary(trainer: SFTTrainer, audit: dict[str, dict]) -> str:
     """What is about to be trained, in one line."""
-    total = {key: sum(part[key] for part in ledger.values()) for key in ("kept", "tokens", "supervised_tokens")}
+    total = {key: sum(part[key] for part in audit.values()) for key in ("kept", "tokens", "supervised_tokens")}
     found = f"{total['tokens']:,} tokens, {total['supervised_tokens']:,} of them supervised"
     if isinstance(trainer.train_dataset, IterableDataset):
         rows = f"streamed rows, the first {total['kept']:,} of which have {found}"

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
+from sft_recipes.config.options import AdapterOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.suite import (
@@ -37,7 +38,7 @@ from sft_recipes.modeling.workarounds import cast_trainable_to_fp32, ensure_lm_h
 from sft_recipes.training.callbacks import OverfittingMonitor, QuietProgressBar, SampleAnswers
 
 
-def mend(trainer: SFTTrainer, adapter: dict[str, Any]) -> None:
+def mend(trainer: SFTTrainer, adapter: AdapterOptions) -> None:
     """What TRL and PEFT leave open, set right on the built trainer: precision, head, LoRA+ and what is saved."""
     model = trainer.model
     cast_trainable_to_fp32(model)
@@ -46,8 +47,8 @@ def mend(trainer: SFTTrainer, adapter: dict[str, Any]) -> None:
     ensure_lm_head_bias(model)
     # PEFT saves both embeddings whole when there are new rows; those are in the adapter already
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    if adapter.get("loraplus_lr_ratio") is not None:
-        trainer.create_optimizer = partial(loraplus, trainer, adapter["loraplus_lr_ratio"])
+    if adapter.loraplus_lr_ratio is not None:
+        trainer.create_optimizer = partial(loraplus, trainer, adapter.loraplus_lr_ratio)
     if changes_base_weights(model.active_peft_config):
         trainer.adapter_at_start = {key: value.cpu().clone() for key, value in get_peft_model_state_dict(model).items()}
 

@@ -1,0 +1,217 @@
+"""The groups of a config as dataclasses: each field is a key with its default, and its comment documents it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sft_recipes.errors import ConfigError
+
+Action = Literal["raise", "drop", "keep"]
+TrainOn = Literal["assistant", "last", "all"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The config's `model`."""
+
+    id: str  # a name on the hub, or the folder of a model or of a finished run
+    chat_template: str | None = None  # the name of one of ours, a path, or null for the tokenizer's own
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the weights; null: see modeling/loading.py
+    attn_implementation: str | None = None
+    max_position_embeddings: int | None = None  # more positions than the model's own config says
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of `data`: what `datasets.load_dataset` is asked for, and what is done with the rows."""
+
+    path: str | None = None  # hub id, folder or builder; taken from the ending of data_files where it is null
+    name: str | None = None
+    data_files: str | list | dict | None = None
+    data_dir: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    held_out_split: str | None = None  # hold out the rows of this split instead of some rows of `split`
+    formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; null takes the root choice
+    share: float | None = None  # of the mixture's rows; a source without a share gives all its rows
+    train_on: TrainOn = "assistant"  # every answer, the last answer of a row, or every token
+    streaming: bool = False  # read, encode and pack rows while training goes on; needs trainer.max_steps
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The entries of `data` that hold for all sources."""
+
+    held_out: float = 0.02  # a share below 1, or a number of rows, of each source
+    held_out_by_length: bool = False  # draw held-out rows evenly over all lengths instead of at random
+    max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
+
+
+@dataclass(frozen=True)
+class CheckPolicy:
+    """What is done with rows that have an issue: `raise`, `drop` or `keep`; they are counted in every case."""
+
+    nothing_supervised: Action = "raise"  # no token of the row carries loss
+    stop_not_supervised: Action = "raise"  # an answer whose stop token carries no loss
+    content_missing: Action = "raise"  # the chat template leaves out a system message, a call, reasoning, a part
+    roles_out_of_order: Action = "keep"  # two questions or two answers in a row, a late system message
+    typed_control_token: Action = "keep"  # a special token spelled out in a message; it is encoded as text
+    double_bos_or_eos: Action = "keep"
+    duplicate: Action = "keep"  # token for token the same as an earlier row
+    in_held_out: Action = "drop"  # token for token the same as a held-out row
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """The config's `adapter`."""
+
+    type: str = "none"  # none, lora, or another of PEFT's methods: ia3, vera, prompt_tuning …
+    settings: dict[str, Any] = field(default_factory=dict)  # adapter.TYPE: fields of that method's PEFT config
+    loraplus_lr_ratio: float | None = None  # LoRA+: the B matrices learn at this multiple of the learning rate
+    quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """The config's `trainer`: fields of trl.SFTConfig, and the entries that are ours."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    effective_batch_size: int | None = None  # rows a step over all processes; sets the accumulation steps
+    check_memory: bool = True  # refuse a run that will not fit
+    early_stopping_patience: int | None = None  # of transformers.EarlyStoppingCallback
+    early_stopping_threshold: float | None = None
+
+    def early_stopping(self) -> dict[str, Any]:
+        """The arguments of transformers.EarlyStoppingCallback that are set."""
+        names = ("early_stopping_patience", "early_stopping_threshold")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """The config's `evaluate.judge`."""
+
+    url: str  # up to /v1: https://api.openai.com/v1, http://localhost:8000/v1
+    model: str
+    prompt: str = str(Path(__file__).parents[1] / "evaluation" / "judge.txt")  # with {prompt}, {first} and {second}
+    rows: int | None = None  # judge only the first rows; null judges all
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, where one is needed
+    price_per_million_input: float | None = None
+    price_per_million_output: float | None = None
+    concurrency: int = 4
+    temperature: float | None = 0.0  # null leaves it out, for models that take none
+    timeout: float = 120.0  # seconds a request
+
+    def __post_init__(self):
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"evaluate.judge.url={self.url} should begin with http:// or https://.")
+        if not Path(self.prompt).is_file():
+            raise ConfigError(f"evaluate.judge.prompt={self.prompt}: there is no such file.")
+        text = Path(self.prompt).read_text(encoding="utf-8")
+        if missing := [name for name in ("{prompt}", "{first}", "{second}") if name not in text]:
+            raise ConfigError(f"evaluate.judge.prompt={self.prompt} should hold {' and '.join(missing)}.")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The config's `evaluate`."""
+
+    rows: int = 20  # held-out questions that are answered; 0 asks none
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    temperature: float = 0.7  # of the sampled answers beside the greedy ones; 0 samples none
+    top_p: float = 0.9
+    samples_every: int = 0  # answer a few questions every so many steps of training; 0 never
+    raw_text: str | dict | None = None  # a file or a dataset with a text column, to measure forgetting
+    warn_above: float = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check
+    fail_above: float = 0.15
+    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-eval, or YAML files of your own
+    lm_eval_rows: int | None = None  # of each task; null takes all
+    judge: JudgeOptions | None = None  # another model compares base and tuned answers
+    weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
+    run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """The config's `preview`."""
+
+    rows: int = 1  # rows drawn at random, besides the first and the longest
+
+
+@dataclass(frozen=True)
+class LRRange:
+    """The config's `lr_find`: the learning rates of the first and of the last step."""
+
+    start: float
+    end: float
+
+    def __post_init__(self):
+        if self.end <= self.start:
+            raise ConfigError(f"lr_find.end={self.end} should be above lr_find.start={self.start}.")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The config's `provenance`: what a recipe's source says, as data, and where the recipe departs from it."""
+
+    source: str
+    confidence: Literal["A", "B", "C", "ours"]  # A read in the source itself, B quoted from it, C unsure
+    model: str  # the source's base model, by the name that it has there
+    data: dict[str, Any]  # id, licence and rows of what the source trained on; null is unknown
+    devices: int | None  # the source's, by which the effective batch is reached; null is unknown
+    values: dict[str, Any]  # the source's own, by dotted key; and effective_batch_size
+    departures: dict[str, str]  # why a value, or something that has no key, is another one here
+    unknown: list[str]  # what the source does not say
+    needs: str  # memory on one device
+
+
+# Numbers that only a mistake puts elsewhere, as intervals; the classes take them and fail long after, or never.
+RANGES = {
+    "trainer.learning_rate": "(0, inf)",
+    "trainer.num_train_epochs": "(0, inf)",
+    "trainer.max_length": "[1, inf)",
+    "trainer.per_device_train_batch_size": "[1, inf)",
+    "trainer.per_device_eval_batch_size": "[1, inf)",
+    "trainer.gradient_accumulation_steps": "[1, inf)",
+    "trainer.effective_batch_size": "[1, inf)",
+    "trainer.weight_decay": "[0, inf)",
+    "trainer.warmup_steps": "[0, inf)",
+    "trainer.max_grad_norm": "[0, inf)",
+    "trainer.adam_beta1": "[0, 1)",
+    "trainer.adam_beta2": "[0, 1)",
+    "trainer.adam_epsilon": "[0, inf)",
+    "trainer.label_smoothing_factor": "[0, 1)",
+    "trainer.neftune_noise_alpha": "(0, inf)",
+    "trainer.early_stopping_patience": "[1, inf)",
+    "trainer.early_stopping_threshold": "[0, inf)",
+    "trainer.logging_steps": "(0, inf)",
+    "trainer.eval_steps": "(0, inf)",
+    "trainer.save_steps": "(0, inf)",
+    "trainer.save_total_limit": "[1, inf)",
+    "trainer.dataloader_num_workers": "[0, inf)",
+    "data.held_out": "[0, inf)",
+    "data.*.share": "(0, 1]",
+    "adapter.lora.r": "[1, inf)",
+    "adapter.lora.lora_alpha": "(0, inf)",
+    "adapter.lora.lora_dropout": "[0, 1)",
+    "adapter.loraplus_lr_ratio": "(0, inf)",
+    "evaluate.rows": "[0, inf)",
+    "evaluate.batch_size": "[1, inf)",
+    "evaluate.max_new_tokens": "[1, inf)",
+    "evaluate.temperature": "[0, inf)",
+    "evaluate.top_p": "(0, 1]",
+    "evaluate.samples_every": "[0, inf)",
+    "evaluate.warn_above": "[0, inf)",
+    "evaluate.fail_above": "[0, inf)",
+    "evaluate.lm_eval_rows": "[1, inf)",
+    "evaluate.judge.rows": "[1, inf)",
+    "evaluate.judge.concurrency": "[1, inf)",
+    "evaluate.judge.timeout": "(0, inf)",
+    "preview.rows": "[0, inf)",
+    "model.max_position_embeddings": "[1, inf)",
+    "lr_find.start": "(0, inf)",
+    "seed": "[0, 4294967295]",
+}

@@ -1,0 +1,101 @@
+"""What train, preview and evaluate share: one config becomes arguments, tokenizer, rows and questions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from trl import SFTConfig
+
+from sft_recipes.config.schema import Config
+from sft_recipes.data.pipeline import prepare_rows
+from sft_recipes.data.prepare import TrainingData
+from sft_recipes.data.sources import check_readers
+from sft_recipes.data.streaming import RowStream
+from sft_recipes.data.token_rows import row_lengths
+from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_best_model_metric, check_evaluation
+from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
+from sft_recipes.modeling.loading import load_model_config, load_tokenizer
+from sft_recipes.training.arguments import build_arguments
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, what metrics.json holds, and the model with its tokenizer."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    objective: str  # the entry of metrics that a sweep optimizes
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """All that a run needs before weights are loaded."""
+
+    config: Config
+    folder: Path
+    arguments: SFTConfig
+    callbacks: list[TrainerCallback]
+    peft: PeftConfig | None
+    quantization: BitsAndBytesConfig | None
+    encoder: Encoder
+    new_token_ids: list[int]  # of the control tokens that the chat template adds
+    data: TrainingData
+    rows: Dataset | IterableDataset  # what the trainer gets
+    stream: RowStream | None
+    eval_inputs: EvalInputs
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer as it is saved and served."""
+        return self.encoder.tokenizer
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that the model reads."""
+        return self.arguments.max_length if self.arguments.packing else int(row_lengths(self.data.train).max())
+
+
+def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> RunSetup:
+    """Everything that can be refused is refused here, cheapest first; `tokenizer` is a finished run's own.
+
+    Raises ConfigError and DataError.
+    """
+    check_readers(config)
+    arguments, callbacks = build_arguments(config, folder)
+    check_evaluation(config.evaluate)
+    peft, quantization = build_peft_config(config.adapter), build_quantization_config(config.adapter)
+    if peft and peft.is_prompt_learning and arguments.packing:
+        raise ConfigError(
+            f"adapter.type={config.adapter.type} puts tokens of its own before every row, so rows cannot be joined. "
+            "Write trainer.packing=false."
+        )
+    check_positions(config, arguments)
+    if tokenizer is None:
+        tokenizer, template, new_token_ids = load_tokenizer(config.model)
+    else:
+        template, new_token_ids = prepare_tokenizer(tokenizer, config.model.chat_template, any_stop=True)
+    encoder = Encoder(tokenizer, template)
+    data, rows, stream = prepare_rows(config, encoder, arguments)
+    inputs = build_eval_inputs(config.evaluate, data, list(config.sources), config.seed)
+    check_best_model_metric(arguments.metric_for_best_model, inputs)
+    return RunSetup(
+        config, folder, arguments, callbacks, peft, quantization, encoder, new_token_ids, data, rows, stream, inputs
+    )
+
+
+def check_positions(config: Config, arguments: SFTConfig) -> None:
+    """Raises ConfigError where trainer.max_length is beyond the positions that the model knows."""
+    positions = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
+    if positions and arguments.max_length and arguments.max_length > positions:
+        raise ConfigError(
+            f"trainer.max_length={arguments.max_length} is beyond the {positions} positions of {config.model.id}. "
+            f"Write at most {positions}, or model.max_position_embeddings={arguments.max_length} to train it on more."
+        )
