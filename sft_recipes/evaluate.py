@@ -22,19 +22,23 @@ from sft_recipes.reporting.run_folder import write_json, write_jsonl
 from sft_recipes.reporting.run_report import write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.run_metadata import count_parity_rows, describe_environment
-from sft_recipes.training.setup import Run, RunSetup, set_up_run
+from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
 
 log = logging.getLogger(__name__)
 
 
 def main(config: Config, folder: Path) -> float:
     """Compares a finished run with its base; gives back the objective's value."""
-    run = evaluate_run(config, folder)
+    run = evaluate(config, folder)
     return run.metrics[run.objective]
 
 
-def evaluate_run(config: Config, folder: Path) -> Run:
-    """`evaluate.run` and its base, asked the config's held-out questions; writes the report into `folder`."""
+def evaluate(config: Config, folder: str | Path | None = None) -> Run:
+    """The run `config.evaluate.run` and its base, measured alike; writes the report into `folder`.
+
+    Without a folder that is outputs/NAME/DATE_TIME. Raises ConfigError and DataError for what the user can fix.
+    """
+    folder = open_run_folder(config, folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     options = config.evaluate
     if options.run is None:

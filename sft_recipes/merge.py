@@ -33,12 +33,13 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FALLBACK_CONVERSATIONS = [("Hello!", "Hello, how can I help?"), ("What is two and two?", "Four.")]
 
 
-def merge(run: Path, out: Path, dtype: str = "float32") -> float:
+def merge(run: str | Path, out: str | Path, dtype: str = "float32") -> float:
     """Writes the run's model as plain weights into `out`, and gives back how far its logits are from the trained ones.
 
     LoRA goes into the base, QLoRA into the dequantized base, the values that it was trained on. The folder gets its
     name when all is written and checked, so that what has the name is whole. Raises ConfigError where the check fails.
     """
+    run, out = Path(run), Path(out)
     check_finished_run(run)
     partial = out.with_name(out.name + ".partial")
     if out.exists():

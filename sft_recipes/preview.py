@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -28,34 +28,56 @@ from sft_recipes.training.memory import (
     format_bytes,
     memory_advice,
 )
-from sft_recipes.training.setup import RunSetup, set_up_run
+from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run will train on: as text for a terminal, as HTML in a notebook."""
+
+    text: str
+    html: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def main(config: Config, folder: Path) -> float:
-    """Prints a few rows, raw, as messages, as text and as supervised tokens, then the counts; writes preview.html."""
-    setup = set_up_run(config, folder)
+    """Prints what `preview` returns."""
+    print(preview(config, folder))
+    return 0.0
+
+
+def preview(config: Config, folder: str | Path | None = None) -> Preview:
+    """A few rows, raw, as messages, as text and as supervised tokens, then what the data checks counted.
+
+    Writes preview.html into `folder`, else outputs/NAME/DATE_TIME. Loads no weights.
+    """
+    setup = set_up_run(config, folder := open_run_folder(config, folder))
     encoder, rows = setup.encoder, setup.data.train
     width = shutil.get_terminal_size().columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     page = [f"<!doctype html><meta charset=utf-8><title>{escape(config.name)}: preview</title>{MASK_STYLE}"]
+    lines = []
     for why, index in select_rows(rows, config.preview.rows, config.seed):
         shown = row_steps(config, encoder, rows[index])
         title = f"{why} row: {shown['title']}"
         mask = mask_tokens(encoder, rows[index]["input_ids"], rows[index]["labels"])
-        print(title, "=" * len(title), sep="\n")
+        lines += [title, "=" * len(title)]
         for label in ("raw", "messages", "text"):
-            print(f"\n{label}:\n{cut_lines(shown[label])}")
+            lines.append(f"\n{label}:\n{cut_lines(shown[label])}")
         marks = "on green, the stop token on yellow" if colour else "between ⟦ and ⟧, ■ behind the stop token"
-        print(f"\ntokens, with loss {marks}:")
-        print(render_terminal(mask, width, colour), end="\n\n")
+        lines += [f"\ntokens, with loss {marks}:", render_terminal(mask, width, colour) + "\n"]
         page.append(html_section(title, shown, mask))
     summary = f"{describe_counts(setup)}\n{describe_memory_need(setup)}"
-    print(summary)
     page.append(f"<pre>{escape(summary)}</pre>")
     (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
     shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(f"\n{shown_folder / 'preview.html'} shows the same in a browser.")
-    return 0.0
+    lines += [summary, f"\n{shown_folder / 'preview.html'} shows the same in a browser."]
+    return Preview("\n".join(lines), "\n".join(page))
 
 
 def select_rows(rows: Dataset, drawn: int, seed: int) -> list[tuple[str, int]]:

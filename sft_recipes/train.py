@@ -34,7 +34,7 @@ from sft_recipes.training.run_metadata import (
     training_summary,
     was_evaluated_last,
 )
-from sft_recipes.training.setup import Run, RunSetup, set_up_run
+from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
 from sft_recipes.training.trainer import SFTTrainer, attach_callbacks, build_trainer, evaluate_with, mend
 
 log = logging.getLogger(__name__)
@@ -45,16 +45,17 @@ def main(config: Config, folder: Path) -> float:
     if config.lr_find:
         setup = set_up_run(config, folder)
         return run_lr_range_test(start_trainer(setup), config.lr_find, folder)
-    run = train_run(config, folder)
+    run = train(config, folder)
     return run.metrics[run.objective]
 
 
-def train_run(config: Config, folder: Path) -> Run:
+def train(config: Config, folder: str | Path | None = None) -> Run:
     """Trains and saves the model, measures base and tuned alike, and writes the report into `folder`.
 
-    Raises ConfigError and DataError for what the user can fix; whatever can be refused is refused before the weights
-    are loaded.
+    Without a folder that is outputs/NAME/DATE_TIME. Raises ConfigError and DataError for what the user can fix;
+    whatever can be refused is refused before the weights are loaded.
     """
+    folder = open_run_folder(config, folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process

@@ -127,13 +127,13 @@ def log_loading_hint(model: PeftModel, folder: Path) -> None:
 
 
 def load_run(
-    run: Path, dtype: str | None = None, dequantize: bool = False
+    run: str | Path, dtype: str | None = None, dequantize: bool = False
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """The model of a finished run as it was trained, the adapter on its base in 4 bits or not, and its tokenizer.
 
     Another `dtype` is what it computes in. Raises ConfigError for a folder that is none of a finished run.
     """
-    check_finished_run(run)
+    check_finished_run(run := Path(run))
     folder, config = model_folder(str(run)), saved_config(run)
     kept = ("trust_remote_code", "attn_implementation", "dtype")
     options = ModelOptions(folder, **{key: value for key, value in config["model"].items() if key in kept})

@@ -1,10 +1,12 @@
 """What train, preview and evaluate share: one config becomes arguments, tokenizer, rows and questions."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from omegaconf import OmegaConf
 from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig
@@ -61,6 +63,16 @@ class RunSetup:
     def longest(self) -> int:
         """Tokens of the longest row that the model reads."""
         return self.arguments.max_length if self.arguments.packing else int(row_lengths(self.data.train).max())
+
+
+def open_run_folder(config: Config, folder: str | Path | None = None) -> Path:
+    """The run's folder with its composed config in it: outputs/NAME/DATE_TIME where none is named."""
+    folder = Path(folder or Path("outputs", config.name, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")).resolve()
+    saved = folder / ".hydra" / "config.yaml"
+    if not saved.exists():  # the command's Hydra has written it
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(config.composed), saved)
+    return folder
 
 
 def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> RunSetup:
