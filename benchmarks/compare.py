@@ -24,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from prepare import machine
 
 from sft_recipes.config.hydra_plugin import config_folder
+from sft_recipes.config.schema import parse_adapter
 from sft_recipes.errors import did_you_mean
 from sft_recipes.recipes import compose_recipe, describe_method, recipe_names
 from sft_recipes.reporting.provenance import effective_batch_size
@@ -39,7 +40,7 @@ CHANGES = {
     "15 epochs": ["trainer.num_train_epochs=15"],
     "2 epochs": ["trainer.num_train_epochs=2"],
     "10 times the learning rate": ["trainer.learning_rate=2.5e-2"],
-    "loss on all tokens": ["data.tiny.supervise=all"],
+    "loss on all tokens": ["data.tiny.train_on=all"],
     "packing": ["trainer.packing=true"],
     "two packed rows a step": ["trainer.packing=true", "trainer.per_device_train_batch_size=2"],
     "no raw text mixed in": ["~data.prose"],
@@ -82,14 +83,14 @@ def overrides(name: str) -> list[str]:
     source = "prose" if name in TEXT else "tiny"
     chosen = [f"+recipe={name}", "model=tiny", "data=[tiny]"]
     config = compose_recipe(name)
-    trainer, ours = config.trainer, next(value for value in config.data.values() if isinstance(value, dict))
+    trainer, ours = config.composed["trainer"], next(iter(config.sources.values()))
     batch = max(1, round(effective_batch_size(trainer) * SHARE))
     values = {
         "trainer.learning_rate": f"{trainer['learning_rate'] * RATE:g}",
         "trainer.effective_batch_size": batch,
         "trainer.per_device_train_batch_size": batch,
         "trainer.max_length": 256,
-        "model.chat_template": config.model["chat_template"],
+        "model.chat_template": config.model.chat_template,
         "data.held_out": 0,
     }
     if trainer.get("max_steps", -1) > 0:
@@ -102,8 +103,8 @@ def overrides(name: str) -> list[str]:
         values["data.prose.share"] = "null"
     else:
         values["+data.tiny.split"] = f"'{QUESTIONS}'"
-        if ours.get("supervise"):
-            values["+data.tiny.supervise"] = ours["supervise"]
+        if ours.train_on != "assistant":
+            values["+data.tiny.train_on"] = ours.train_on
     gone = [f"~data.{key}" for key in left_over(chosen) if key != source]
     return [*chosen, *gone, *(f"{key}={value}" for key, value in values.items()), *ALIKE]
 
@@ -154,9 +155,10 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
     config = found["config"]
     trainer, source = config["trainer"], next(value for value in config["data"].values() if isinstance(value, dict))
     batch = effective_batch_size(trainer)
-    on = "all tokens" if source.get("supervise") == "all" or source.get("formatter") == "text" else "answers"
+    on = "all tokens" if source.get("train_on") == "all" or source.get("formatter") == "text" else "answers"
+    method = describe_method(parse_adapter(config["adapter"]))
     return [
-        name, describe_method(config["adapter"]), f"{trainer['learning_rate']:.2g}", f"{trainer['num_train_epochs']:g}",
+        name, method, f"{trainer['learning_rate']:.2g}", f"{trainer['num_train_epochs']:g}",
         f"{batch} packed" if trainer["packing"] else str(batch), on, str(found["steps"]),
         share(found.get("exact_match")), share(found.get("p_stop")),
         f"{found['forgetting']['change']:+.1%}", f"{found['train_seconds']:.0f} s",

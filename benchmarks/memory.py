@@ -107,21 +107,22 @@ def child(arguments: list[str]) -> None:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from sft_recipes import train
+    import sft_recipes.train  # what a run imports is in memory before it is measured
     from sft_recipes.__main__ import main
     from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
     from sft_recipes.config.schema import from_hydra
-    from sft_recipes.config.validation import call_validated
     from sft_recipes.modeling.loading import load_tokenizer
-    from sft_recipes.training.memory import estimate_memory
+    from sft_recipes.training.arguments import build_arguments
+    from sft_recipes.training.memory import describe_step, estimate_memory
 
     torch.set_num_threads(1)
-    assert train, "what a run imports is in memory before it is measured"
+    assert sft_recipes.train
     register_with_hydra()
     with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
         config = from_hydra(compose("config", [part for part in arguments if not part.startswith("hydra.")]))
-    new = call_validated(load_tokenizer, config.model, "model")[2]
-    estimated = estimate_memory(config, gpu=False, new=new).total
+    arguments_of_trl, _ = build_arguments(config, Path(tempfile.mkdtemp()))
+    new = load_tokenizer(config.model)[2]
+    estimated = estimate_memory(describe_step(config, arguments_of_trl, arguments_of_trl.max_length, new)).total
     with open("/proc/self/statm", encoding="utf-8") as file:
         before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
@@ -138,13 +139,16 @@ def needs() -> None:
     import contextlib
 
     from sft_recipes.recipes import compose_recipe, recipe_names
-    from sft_recipes.training.memory import estimate_memory, format_bytes
+    from sft_recipes.training.arguments import build_arguments
+    from sft_recipes.training.memory import describe_step, estimate_memory, format_bytes
 
     for name in recipe_names():
         config = compose_recipe(name)
-        shape = None if name == "tiny" else shape_of(config.model["id"])
+        shape = None if name == "tiny" else shape_of(config.model.id)
+        arguments, _ = build_arguments(config, Path(tempfile.mkdtemp()))
         with contextlib.redirect_stderr(None):
-            found = estimate_memory(config, gpu=True, shape=shape)
+            step = describe_step(config, arguments, arguments.max_length, gpu=True, model_config=shape)
+            found = estimate_memory(step)
         print(f"{name}: {format_bytes(found.total)}, estimated")
 
 

@@ -14,10 +14,11 @@ from unittest.mock import patch
 import datasets
 import numpy as np
 from datasets import Dataset
+from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes.config.schema import Config
+from sft_recipes.config.schema import from_hydra
 from sft_recipes.data import prepare
 from sft_recipes.data.formatters import Conversation, alpaca, sharegpt
 from sft_recipes.data.packing import pack_rows
@@ -91,9 +92,9 @@ def trl(messages: Dataset, tokenizer: PreTrainedTokenizerFast, template: str) ->
 def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
     """A run's own code, `data.prepare` and `packed`, all rows to train on; only reading the files is left out."""
     entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
-    rest = {"model": {}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}, "evaluate": {}}
+    rest = {"name": "benchmark", "model": {"id": "none"}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}}
     with patch.object(prepare, "load_rows", lambda name, *_: sources[name]):
-        config = Config("benchmark", data=entries, **rest)
+        config = from_hydra(OmegaConf.create(rest | {"data": entries, "evaluate": {}}))
         rows = prepare_data(config, Encoder(tokenizer, template), MAX_LENGTH).train
     return pack_rows(rows, MAX_LENGTH, config.seed)
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from sft_recipes.config.options import AdapterOptions, ModelOptions
 from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.token_rows import row_lengths, to_dataset
 from sft_recipes.encoding.encoder import Encoder
@@ -123,9 +124,9 @@ def base(options: argparse.Namespace) -> str:
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """Our model, our packing over all rows, our attention on a CPU; TRL's trainer."""
     rows, tokenizer, stop = encoded(options)
-    adapter = {"type": "none"} if options.kinds == "full" else {"type": "lora", "lora": LORA}
+    adapter = AdapterOptions() if options.kinds == "full" else AdapterOptions("lora", LORA)
     peft, quantization = build_peft_config(adapter), BitsAndBytesConfig(**NF4) if options.kinds == "qlora" else None
-    model = load_model({"id": base(options)}, quantization, peft is not None, tokenizer, stop, [])
+    model = load_model(ModelOptions(base(options)), quantization, peft is not None, tokenizer, stop, [])
     select_packed_attention(model, None)
     rows = pack_rows(rows, options.length, seed=0)
     trainer = SFTTrainer(model, settings(options, packing=True), train_dataset=rows, processing_class=tokenizer,

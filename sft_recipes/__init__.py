@@ -45,13 +45,10 @@ HOMES = {
     "Run": "training.setup",
     "complete_reference": "modeling.workarounds",
     "compose": "config.compose",
-    "evaluate": "evaluate",
     "load_run": "modeling.save_load",
-    "merge": "merge",
-    "preview": "preview",
     "show_mask": "data.mask_view",
-    "train": "train",
 }
+VERBS = ("evaluate", "merge", "preview", "train")  # modules of their own, with a command or a mode of this name
 # What our dependencies say of each other: bitsandbytes advises a package that is not published; PEFT 0.21 and TRL 1.16
 # ask models by a name that transformers 5.23 has deprecated, and when they ask by the new one, that line goes
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -60,6 +57,8 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 def __getattr__(name: str) -> Any:
     """What needs torch or transformers is imported when it is asked for, so that `--help` stays light."""
+    if name in VERBS:
+        return import_module(f"sft_recipes.{name}")
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"sft_recipes.{HOMES[name]}"), name)
@@ -69,12 +68,20 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+class _Verb(ModuleType):
+    """A module that can be called as the function of its name: `sft_recipes.train` is both."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
 class _Package(ModuleType):
-    """Keeps `sft_recipes.train` the function when the module of that name is imported, which Python would put there."""
+    """Makes the modules of verbs callable, since an imported submodule takes the place of a function of its name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+        if name in VERBS and isinstance(value, ModuleType):
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

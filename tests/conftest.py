@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft_recipes.__main__ import main
+from sft_recipes.config.options import ModelOptions
 from sft_recipes.modeling.loading import load_tokenizer
 
 # rouge-score brings absl, whose handler keeps the stderr it was imported with, pytest's, and closes it when Hydra sets up
@@ -134,7 +135,7 @@ def tuned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def chat_tokenizer(tokenizer_folder):
     """`chat_tokenizer("neox", "chatml")`: that tokenizer, the marked template, and the new tokens' ids."""
-    return cache(lambda kind, template: load_tokenizer(str(tokenizer_folder(kind)), template))
+    return cache(lambda kind, template: load_tokenizer(ModelOptions(str(tokenizer_folder(kind)), template)))
 
 
 def run_command(folder: Path, *arguments: str) -> tuple[int, str]:

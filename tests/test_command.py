@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
+from support.configs import make_config
 
 from sft_recipes.__main__ import main
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.offline import hub_is_reachable, needs_hub
-from sft_recipes.config.schema import Config
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft")
 SHORT = ["model=tiny", "data=file", "data.file.data_files=rows.jsonl", "trainer.max_steps=1", "trainer.max_length=128",
@@ -131,13 +131,13 @@ def test_a_mistake_on_the_command_line_is_one_line_on_stderr(command, typed, lin
         ("adapter.type=ia4", "adapter.type cannot be 'ia4'. Did you mean ia3?"),
         ("adapter.lora=null", "adapter.type=lora needs adapter.lora. Write adapter=lora."),
         ("~adapter.lora", "adapter.type=lora needs adapter.lora. Write adapter=lora."),
-        ("trainer.max_length=0", "trainer.max_length should be above 0, not 0."),
-        ("evaluate.batch_size=-1", "evaluate.batch_size should be above 0, not -1."),
-        ("adapter.lora.r=0", "adapter.lora.r should be above 0, not 0."),
+        ("trainer.max_length=0", "trainer.max_length should be at least 1, not 0."),
+        ("evaluate.batch_size=-1", "evaluate.batch_size should be at least 1, not -1."),
+        ("adapter.lora.r=0", "adapter.lora.r should be at least 1, not 0."),
         ("trainer.seed=1", "trainer.seed is not used here. Write seed."),
         ("trainer.output_dir=x", "trainer.output_dir is not used here. Write hydra.run.dir."),
         ("trainer.assistant_only_loss=true",
-         "trainer.assistant_only_loss is not used here. Write data.NAME.supervise=assistant (or last, or all)."),
+         "trainer.assistant_only_loss is not used here. Write data.NAME.train_on=assistant (or last, or all)."),
     ],
 )  # fmt: skip
 def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command, monkeypatch, typed, line):
@@ -166,7 +166,7 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
         ("trainer.batch_size=8",
          "trainer.batch_size is not a field of SFTConfig. Write trainer.per_device_train_batch_size."),
         ("trainer.eval_strategy=epohc", "trainer.eval_strategy cannot be 'epohc'. Did you mean epoch?"),
-        ("trainer.early_stopping_patience=soon", "trainer.early_stopping_patience should be a whole number, not 'soon'."),
+        ("trainer.early_stopping_patience=soon", "trainer.early_stopping_patience should be a whole number or null, not 'soon'."),
         ("+trainer.lr_scheduler_kwargs={min_lr_rat: 0.1}", "trainer.lr_scheduler_kwargs.min_lr_rat is not a field of trainer.lr_scheduler_type=linear."),
         ("trainer.report_to=nosuch", "trainer.report_to=nosuch is not installed here. Try pip install nosuch, or write none."),
         ("adapter.lora.rank=8", "adapter.lora.rank is not a field of LoraConfig. Write adapter.lora.r."),
@@ -182,8 +182,8 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
         ("data.held_out=many", "data.held_out should be a number, not 'many'."),
         ("data.tiny.spilt=train", "data.tiny.spilt is not a field of data.tiny. Did you mean split?"),
         ("data.tiny.share=lots", "data.tiny.share should be a number or null, not 'lots'."),
-        ("supervision.duplicat=drop", "supervision.duplicat is not a field of supervision. Did you mean duplicate?"),
-        ("supervision.duplicate=dropp", "supervision.duplicate cannot be 'dropp'. Did you mean drop?"),
+        ("data_checks.duplicat=drop", "data_checks.duplicat is not a field of data_checks. Did you mean duplicate?"),
+        ("data_checks.duplicate=dropp", "data_checks.duplicate cannot be 'dropp'. Did you mean drop?"),
     ],
 )  # fmt: skip
 def test_a_value_that_a_class_does_not_take_is_one_line_before_data_or_weights_are_loaded(
@@ -302,8 +302,8 @@ def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
     ],
 )
 def test_the_hub_is_asked_for_only_where_a_name_is_one_of_its(model, path, wanted):
-    data = {"held_out": 0, "mine": {"path": path}}
-    assert needs_hub(Config("x", {"id": model}, data, {}, {}, {}, {})) is wanted
+    files = {} if path else {"data_files": "rows.jsonl"}
+    assert needs_hub(make_config(groups={"model": {"id": model}}, mine={"path": path} | files)) is wanted
 
 
 def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypatch):

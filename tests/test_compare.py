@@ -14,7 +14,7 @@ from sft_recipes.recipes import recipe_names
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "batch", "epochs", "supervise"),
+    ("name", "rate", "batch", "epochs", "train_on"),
     [
         ("alpaca_7b", 2e-4, 16, 3, None),  # 2e-5, 128 rows
         ("lima", 1e-4, 8, 15, None),  # 1e-5, 64 rows
@@ -22,34 +22,34 @@ from sft_recipes.recipes import recipe_names
         ("flan", 3e-4, 1, 3, None),  # 3e-5, 4 packed rows: half a row is one
     ],
 )
-def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name, rate, batch, epochs, supervise):
+def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name, rate, batch, epochs, train_on):
     config = composed(*overrides(name))
-    assert config.trainer["learning_rate"] == pytest.approx(rate)
-    assert config.trainer["effective_batch_size"] == config.trainer["per_device_train_batch_size"] == batch
-    assert config.trainer["num_train_epochs"] == epochs
-    assert [key for key, value in config.data.items() if isinstance(value, dict)] == ["tiny"]
-    assert config.data["tiny"].get("supervise") == supervise
+    assert config.trainer.fields["learning_rate"] == pytest.approx(rate)
+    assert config.trainer.effective_batch_size == config.trainer.fields["per_device_train_batch_size"] == batch
+    assert config.trainer.fields["num_train_epochs"] == epochs
+    assert list(config.sources) == ["tiny"]
+    assert config.composed["data"]["tiny"].get("train_on") == train_on
 
 
 def test_all_are_trained_on_as_many_questions():
-    splits = {composed(*overrides(name)).data["tiny"]["split"] for name in recipe_names() if name not in TEXT}
+    splits = {composed(*overrides(name)).sources["tiny"].split for name in recipe_names() if name not in TEXT}
     assert splits == {"train[:700]"}
 
 
 def test_the_template_is_the_recipes_and_steps_become_epochs():
-    assert composed(*overrides("scale_7b_50k")).model["chat_template"] == "zephyr"  # which its model's file says
-    assert composed(*overrides("flan")).trainer["max_steps"] == -1  # 30,000 would be 240 epochs
+    assert composed(*overrides("scale_7b_50k")).model.chat_template == "zephyr"  # which its model's file says
+    assert composed(*overrides("flan")).trainer.fields["max_steps"] == -1  # 30,000 would be 240 epochs
 
 
 def test_a_schedule_keeps_its_shape():
-    lima = composed(*overrides("lima")).trainer
+    lima = composed(*overrides("lima")).trainer.fields
     assert lima["lr_scheduler_kwargs"] == {"power": 1.0, "lr_end": 1e-5}  # a tenth of the rate, as in the source
-    assert composed(*overrides("dolly_v2")).trainer["warmup_steps"] == 0.03  # 50 steps would be a fifth of these
+    assert composed(*overrides("dolly_v2")).trainer.fields["warmup_steps"] == 0.03  # 50 steps would be a fifth of these
 
 
 def test_raw_text_is_the_worlds_prose_all_of_it():
-    data = composed(*overrides("continual_pretraining")).data
-    assert {key: value.get("share") for key, value in data.items() if isinstance(value, dict)} == {"prose": None}
+    sources = composed(*overrides("continual_pretraining")).sources
+    assert {name: source.share for name, source in sources.items()} == {"prose": None}
 
 
 def test_two_recipes_run_side_by_side_and_one_that_fails_says_so(tmp_path):

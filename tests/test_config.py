@@ -14,18 +14,14 @@ from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+from sft_recipes.config.options import DataOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
-from sft_recipes.data.audit import CheckPolicy
 from sft_recipes.data.formatters import FORMATTERS
-from sft_recipes.data.prepare import DataOptions
-from sft_recipes.data.sources import Source, find_formatter, parse_sources
+from sft_recipes.data.sources import find_formatter
 from sft_recipes.errors import ConfigError, did_you_mean
-from sft_recipes.evaluation.suite import EvaluateOptions
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
-from sft_recipes.modeling.loading import load_tokenizer
-from sft_recipes.training.arguments import TrainerOptions
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("conf/*/*.yaml"))]
 ADDITIONS = [f"+{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("recipes/*/*.yaml"))]
@@ -59,22 +55,10 @@ def test_every_option_and_recipe_on_disk_was_found():
 def test_it_composes_and_every_class_accepts_what_it_says(choice):
     base = [] if choice.startswith("+recipe") else ["+recipe=tiny"]
     config = composed(*base, choice, *NEEDS.get(choice, []))
-    stopping, own = inspect.signature(EarlyStoppingCallback).parameters, inspect.signature(TrainerOptions).parameters
-    validate_kwargs(
-        SFTConfig, {k: value for k, value in config.trainer.items() if k not in {*stopping, *own}}, "trainer"
-    )
-    validate_kwargs(TrainerOptions, {key: config.trainer[key] for key in own if key in config.trainer}, "trainer")
-    validate_kwargs(
-        EarlyStoppingCallback, {key: config.trainer[key] for key in stopping if key in config.trainer}, "trainer"
-    )
-    assert (build_peft_config(config.adapter) is None) == (config.adapter["type"] == "none")
-    assert (build_quantization_config(config.adapter) is None) == ("quantization" not in config.adapter)
-    validate_kwargs(load_tokenizer, config.model, "model")
-    call_validated(EvaluateOptions, config.evaluate, "evaluate")
-    call_validated(CheckPolicy, config.supervision, "supervision")
-    found = parse_sources(config)
-    call_validated(DataOptions, {key: value for key, value in config.data.items() if key not in found}, "data")
-    for name, source in found.items():
+    validate_kwargs(SFTConfig, config.trainer.fields, "trainer")
+    assert (build_peft_config(config.adapter) is None) == (config.adapter.type == "none")
+    assert (build_quantization_config(config.adapter) is None) == (config.adapter.quantization is None)
+    for name, source in config.sources.items():
         find_formatter(name, source, {"name": "alpaca"}, [])
 
 
@@ -90,10 +74,10 @@ def test_a_recipe_has_the_name_of_its_file_and_opens_with_its_command(name):
 @pytest.mark.parametrize("choice", [choice for choice in OPTIONS if choice.startswith(("model=", "data="))])
 def test_a_model_or_a_dataset_is_a_name_of_the_hub_or_ships_with_the_package(choice):
     config = composed("+recipe=tiny", choice, *NEEDS.get(choice, []))
-    for source in parse_sources(config).values():
+    for source in config.sources.values():
         assert source.path in (None, "json") or re.fullmatch(r"[\w-]+/[\w.-]+", source.path)
-    ours = config.model["id"] == str(ROOT / "sft_recipes" / "tiny" / "model")
-    assert ours or re.fullmatch(r"[\w-]+/[\w.-]+", config.model["id"])
+    ours = config.model.id == str(ROOT / "sft_recipes" / "tiny" / "model")
+    assert ours or re.fullmatch(r"[\w-]+/[\w.-]+", config.model.id)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("conf/formatter/*.yaml")))
@@ -105,15 +89,15 @@ def test_a_formatter_option_names_itself_and_there_is_one_for_each_formatter(nam
 
 def test_a_mixture_is_a_list_of_sources_with_shares():
     config = composed("+recipe=tiny", "data=[lima,dolly]", "data.dolly.share=0.3")
-    assert list(parse_sources(config)) == ["lima", "dolly"]
-    assert parse_sources(config)["dolly"].share == 0.3
+    assert list(config.sources) == ["lima", "dolly"]
+    assert config.sources["dolly"].share == 0.3
 
 
 def test_a_field_of_a_class_needs_no_plus():
     config = composed("+recipe=tiny", "trainer.weight_decay=0.1", "adapter.lora.use_rslora=true", "model.dtype=float32")
-    assert config.trainer["weight_decay"] == 0.1
-    assert config.adapter["lora"]["use_rslora"] is True
-    assert config.model["dtype"] == "float32"
+    assert config.trainer.fields["weight_decay"] == 0.1
+    assert config.adapter.settings["use_rslora"] is True
+    assert config.model.dtype == "float32"
 
 
 # What is written instead of a retired name is checked against the signatures of today.
@@ -123,7 +107,7 @@ PLACES = {
         for part in (SFTConfig, EarlyStoppingCallback, TrainerOptions)
         for name in inspect.signature(part).parameters
     },
-    "model": set(inspect.signature(load_tokenizer).parameters),
+    "model": set(inspect.signature(ModelOptions).parameters),
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
     "data": set(inspect.signature(DataOptions).parameters),
     "data.NAME": set(inspect.signature(Source).parameters),
@@ -134,7 +118,7 @@ PLACES = {
 def test_what_is_written_instead_of_a_retired_name_exists(name):
     instead = re.split(r"[ =]", RENAMED_OPTIONS[name])[0]
     place, _, field = instead.rpartition(".")
-    assert instead in ("hydra.run.dir", "nothing:", "adapter") or field in PLACES[place]
+    assert instead in ("hydra.run.dir", "nothing:", "adapter", "data_checks") or field in PLACES[place]
 
 
 def test_a_retired_name_of_the_trainer_is_no_field_of_it_today():
@@ -220,7 +204,7 @@ def test_what_a_class_itself_refuses_becomes_one_line():
         (LoraConfig, {"rr": 8}, "x.rr is not a field of LoraConfig. Did you mean r?"),
         (BitsAndBytesConfig, {"load_in_4bits": True},
          "x.load_in_4bits is not a field of BitsAndBytesConfig. Did you mean load_in_4bit?"),
-        (load_tokenizer, {"id": "a", "idd": 1}, "x.idd is not a field of x. Did you mean id?"),
+        (ModelOptions, {"id": "a", "idd": 1}, "x.idd is not a field of x. Did you mean id?"),
     ],
 )  # fmt: skip
 def test_the_classes_of_trl_peft_and_transformers_are_checked_by_their_own_hints(target, values, line):
@@ -261,3 +245,29 @@ def test_did_you_mean_offers_the_one_close_name_or_the_few_there_are():
     assert did_you_mean("nosuch", ["lima", "alpaca"]) == " Choices: alpaca, lima."
     assert did_you_mean("nosuch", [str(number) for number in range(50)]) == ""
     assert did_you_mean("nosuch", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trainer.num_train_epochs=0", "trainer.num_train_epochs should be above 0, not 0."),
+        ("trainer.num_train_epochs=-1", "trainer.num_train_epochs should be above 0, not -1."),
+        ("trainer.weight_decay=-1", "trainer.weight_decay should be at least 0, not -1."),
+        ("trainer.learning_rate=nan", "trainer.learning_rate should be above 0, not nan."),
+        ("data.held_out=-1", "data.held_out should be at least 0, not -1."),
+        ("data.tiny.share=1.5", "data.tiny.share should be above 0 and at most 1, not 1.5."),
+        ("adapter.lora.lora_dropout=1", "adapter.lora.lora_dropout should be at least 0 and below 1, not 1."),
+        ("adapter.lora.lora_alpha=0", "adapter.lora.lora_alpha should be above 0, not 0."),
+        ("adapter.loraplus_lr_ratio=0", "adapter.loraplus_lr_ratio should be above 0, not 0."),
+        ("evaluate.top_p=0", "evaluate.top_p should be above 0 and at most 1, not 0."),
+        ("evaluate.judge={url:'http://x/v1',model:m,rows:0}", "evaluate.judge.rows should be at least 1, not 0."),
+        ("seed=-1", "seed should be at least 0 and at most 4294967295, not -1."),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(override, line):
+    assert error_of(composed, "+recipe=tiny", override) == line
+
+
+def test_a_share_of_exactly_one_is_not_a_row_count():
+    line = error_of(composed, "+recipe=tiny", "data.held_out=1.0")
+    assert line == "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.configs import make_config
 
 from sft_recipes.config.schema import Config
 from sft_recipes.data.prepare import load_data
-from sft_recipes.data.sources import parse_sources
 from sft_recipes.data.token_rows import flat_values, row_arrays
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
@@ -23,8 +23,7 @@ def encoder(chat_tokenizer):
 
 
 def config(formatter: str = "auto", smoke: bool = False, **data) -> Config:
-    empty: dict = {"model": {}, "adapter": {}, "trainer": {}, "evaluate": {}}
-    return Config(name="test", data=data, formatter={"name": formatter}, smoke=smoke, **empty)
+    return make_config(formatter, {"smoke": smoke}, **data)
 
 
 def jsonl(path: Path, rows: list[dict], blank_lines: int = 0) -> str:
@@ -92,7 +91,7 @@ def test_a_share_is_a_share_of_the_mixture(encoder, tmp_path):
     b = {"data_files": jsonl(tmp_path / "b.jsonl", [{"text": "prose"}] * 50), "share": 0.1}
     data = load_data(config(a=a, b=b, held_out=0), encoder, 64)
     assert np.bincount(flat_values(data.train, "source")).tolist() == [90, 10]
-    assert data.ledger["b"]["kept"] == 10
+    assert data.audit["b"]["kept"] == 10
 
 
 def test_shares_of_all_sources_use_the_scarcest_whole(encoder, tmp_path):
@@ -130,7 +129,7 @@ def test_a_row_that_the_template_refuses_is_named(chat_tokenizer, tmp_path):
 def test_few_long_rows_are_dropped_with_a_count(encoder, tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", [*questions(199), *questions(1, answer="long " * 99)])
     data = load_data(config(file={"data_files": path}, held_out=0), encoder, 64)
-    assert (len(data.train), data.ledger["file"]["problems"]["answer_cut"]["rows"]) == (199, 1)
+    assert (len(data.train), data.audit["file"]["problems"]["truncated"]["rows"]) == (199, 1)
 
 
 def test_many_long_rows_are_refused_with_the_length_that_keeps_99_percent(encoder, tmp_path):
@@ -187,7 +186,7 @@ def test_a_wrong_formatter_gets_a_line_that_helps(encoder, tmp_path, formatter, 
 
 def test_a_root_formatter_that_no_source_uses_is_an_error():
     with pytest.raises(ConfigError, match="formatter=alpaca is used by no source: a have their own."):
-        parse_sources(config(formatter="alpaca", a={"path": "x", "formatter": "chatml"}))
+        config(formatter="alpaca", a={"path": "x", "formatter": "chatml"})
 
 
 def test_no_nulls_of_arrow_s_merged_structs_reach_the_template(encoder, tmp_path):
@@ -216,9 +215,9 @@ def test_no_nulls_of_arrow_s_merged_structs_reach_the_template(encoder, tmp_path
 
 def test_supervise_is_a_choice_of_the_source(encoder, tmp_path):
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
-    file = {"data_files": jsonl(tmp_path / "rows.jsonl", [{"messages": talk}]), "supervise": "last"}
+    file = {"data_files": jsonl(tmp_path / "rows.jsonl", [{"messages": talk}]), "train_on": "last"}
     data = load_data(config(file=file, held_out=0), encoder, 64)
-    assert data.ledger["file"]["supervised_tokens"] == 2  # b and the stop token, once
+    assert data.audit["file"]["supervised_tokens"] == 2  # b and the stop token, once
 
 
 def test_a_csv_and_a_parquet_file_are_read_too(encoder, tmp_path):

@@ -114,7 +114,7 @@ def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
 def test_supervise_last_trains_the_final_turn_alone_and_its_context_is_what_serving_shows(chat_tokenizer):
     tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
     messages = [*ask("Hi", "\n Hello!"), *ask("Bye", "Bye.")]
-    row = Encoder(tokenizer, marked).encode([{"messages": messages}], supervise="last")
+    row = Encoder(tokenizer, marked).encode([{"messages": messages}], train_on="last")
     ((start, end),) = runs(row["labels"][0])
     assert tokenizer.decode(row["input_ids"][0][start:end]) == "Bye.<|im_end|>"
     assert row["input_ids"][0][:start].tolist() == served(tokenizer, messages[:3])
@@ -122,7 +122,7 @@ def test_supervise_last_trains_the_final_turn_alone_and_its_context_is_what_serv
 
 def test_supervise_all_trains_every_token(chat_tokenizer):
     tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
-    row = Encoder(tokenizer, marked).encode([{"messages": ask("Hi", "Hello!")}], supervise="all")
+    row = Encoder(tokenizer, marked).encode([{"messages": ask("Hi", "Hello!")}], train_on="all")
     assert row["labels"][0].tolist() == row["input_ids"][0].tolist()
 
 
@@ -189,8 +189,8 @@ def test_a_template_without_tools_refuses_them_rather_than_dropping_them(chat_to
 
 def test_an_unknown_supervise_is_refused(chat_tokenizer):
     tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
-    with pytest.raises(ConfigError, match="supervise should be assistant, last, all"):
-        Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}], supervise="first")
+    with pytest.raises(ConfigError, match="train_on should be assistant, last, all"):
+        Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}], train_on="first")
 
 
 @pytest.mark.parametrize("template", ["chatml", "alpaca", "llama2", "vicuna"])

@@ -43,7 +43,7 @@ def asks(folder: Path, times: int = 50) -> float:
 def prompts_too(tmp_path_factory):
     """The same run with the loss on the questions, too."""
     folder = tmp_path_factory.mktemp("prompts_too") / "run"
-    run(folder, "data.tiny.supervise=all", *TWO_EPOCHS)
+    run(folder, "data.tiny.train_on=all", *TWO_EPOCHS)
     return folder
 
 
@@ -54,7 +54,7 @@ def unstopped(tmp_path_factory):
     run(
         folder / "run",
         f"model.chat_template={without_stop(folder)}",
-        "supervision.stop_not_supervised=keep",
+        "data_checks.stop_not_supervised=keep",
         *ONE_EPOCH,
     )
     return folder / "run"
@@ -94,7 +94,7 @@ def test_a_template_without_a_trained_stop_token_is_refused_with_what_to_do(tmp_
     assert said.strip().endswith(
         "data.tiny: 1054 of 1054 rows have stop_not_supervised (row 0, 1, 2, 3, 4…): an answer ends without its stop "
         "token, so the model would not learn to stop; it should stand within the chat template's {% generation %} "
-        "block. Mend them, or write supervision.stop_not_supervised=drop (or keep)."
+        "block. Fix them, or write data_checks.stop_not_supervised=drop (or keep)."
     )
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from sft_recipes.config.options import ModelOptions
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation import benchmarks
 from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_change
@@ -39,7 +40,7 @@ WRITTEN = {
 @pytest.fixture(scope="module")
 def tiny():
     """The embedded model, with a tokenizer that has a chat template."""
-    tokenizer, _, new = load_tokenizer(str(TINY / "model"), "chatml")
+    tokenizer, _, new = load_tokenizer(ModelOptions(str(TINY / "model"), "chatml"))
     model = AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32)
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     return model, tokenizer, new

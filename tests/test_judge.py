@@ -199,7 +199,6 @@ def test_a_judge_that_is_not_there_is_told_before_training():
     [
         ({"url": "localhost:8000"}, "evaluate.judge.url=localhost:8000 should begin with http:// or https://."),
         ({"prompt": "nowhere.txt"}, "evaluate.judge.prompt=nowhere.txt: there is no such file."),
-        ({"rows": 0}, "evaluate.judge.concurrency and rows should be at least 1, timeout above 0."),
         ({"api_key": "sk-1"}, "evaluate.judge.api_key is not a field of evaluate.judge. Did you mean api_key_env?"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from conftest import ROOT
 from test_config import composed, error_of
 from transformers import AutoConfig, LlamaConfig
 
-from sft_recipes.config.schema import Config
-from sft_recipes.training.activation_memory import build_meta_model, peak_bytes, shorten_config, step_bytes
-from sft_recipes.training.memory import check_memory, count_parameters, estimate_memory, format_bytes
+from sft_recipes.config.options import AdapterOptions, ModelOptions
+from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes, shorten_config, step_bytes
+from sft_recipes.training.arguments import build_arguments
+from sft_recipes.training.memory import check_memory, count_parameters, describe_step, estimate_memory, format_bytes
 
 SHAPES = json.loads((ROOT / "benchmarks" / "shapes.json").read_text(encoding="utf-8"))
 SMALL = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4)
@@ -24,11 +26,22 @@ def shape_of(id: str):
     return AutoConfig.for_model(**SHAPES[id])
 
 
-def small(**trainer) -> Config:
-    """A full run on a small Llama, two rows of 50 tokens, nothing accumulated or recomputed, on a CPU."""
-    config = composed("+recipe=tiny", "adapter=none")
-    plain = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "activation_checkpointing": False}
-    return replace(config, trainer=config.trainer | plain | {"max_length": 50} | trainer)
+def small(**changes) -> StepShape:
+    """A full step on a small Llama, two rows of 50 tokens, nothing accumulated or recomputed, on a CPU."""
+    plain = StepShape(
+        model=ModelOptions("small"), adapter=AdapterOptions(), model_config=SMALL, new_token_ids=(), gpu=False, rows=2,
+        length=50, packing=False, accumulation_steps=1, activation_checkpointing=False, optimizer="adamw_torch", shards=1,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def recipe_step(name: str, folder: Path, length: int | None = None, shape: str | None = None) -> StepShape:
+    """A recipe's step on a GPU, of rows as long as its trainer.max_length unless `length` says."""
+    config = composed(f"+recipe={name}")
+    arguments, _ = build_arguments(config, folder)
+    shape = shape or config.model.id
+    model_config = shape_of(shape) if shape in SHAPES else None
+    return describe_step(config, arguments, length or arguments.max_length, gpu=True, model_config=model_config)
 
 
 # As the model cards and papers of these models say
@@ -46,7 +59,7 @@ def small(**trainer) -> Config:
 )
 def test_parameters_are_counted_without_weights(id, parameters):
     with torch.device("meta"):
-        model = build_meta_model(small(), shape_of(id), gpu=False)
+        model = build_meta_model(small(model_config=shape_of(id)))
     assert count_parameters(model) == parameters
 
 
@@ -54,21 +67,21 @@ def test_parameters_are_counted_without_weights(id, parameters):
     ("recipe", "trained"),
     [("alpaca_lora", 4_194_304), ("guanaco_7b", 159_907_840)],  # as alpaca-lora and QLoRA print them for LLaMA-7B
 )
-def test_what_an_adapter_trains_is_counted(recipe, trained):
-    found = estimate_memory(composed(f"+recipe={recipe}"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
+def test_what_an_adapter_trains_is_counted(recipe, trained, tmp_path):
+    found = estimate_memory(recipe_step(recipe, tmp_path, 32, "meta-llama/Llama-2-7b-hf"))
     assert found.trainable == trained
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
 
 
-def test_four_bits_are_half_a_byte_and_the_rest_of_the_model_is_bf16():
-    found = estimate_memory(composed("+recipe=guanaco_7b"), 32, gpu=True, shape=shape_of("meta-llama/Llama-2-7b-hf"))
+def test_four_bits_are_half_a_byte_and_the_rest_of_the_model_is_bf16(tmp_path):
+    found = estimate_memory(recipe_step("guanaco_7b", tmp_path, 32, "meta-llama/Llama-2-7b-hf"))
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     rest = 6_738_415_616 - linear
     assert found.weights == pytest.approx(linear * 0.5159 + rest * 2 + 4 * 159_907_840, rel=1e-3)
 
 
 def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_activations():
-    found = estimate_memory(small(), gpu=False, shape=SMALL)
+    found = estimate_memory(small())
     assert found.weights + found.gradients + found.optimizer == 16 * found.parameters
     assert found.total == 16 * found.parameters + found.activations
 
@@ -77,65 +90,60 @@ def test_a_layer_of_llama_keeps_ten_hidden_and_four_intermediate_states_of_every
     # input, its norm before and after the weight; queries, keys, values and attention's output; the same three of the
     # second norm; gate, up, the activated gate and their product; a number a head and token, two a norm; and the mask of
     # padding, which sdpa makes a number for every pair of tokens
-    four, three = (step_bytes(small(), SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
+    four, three = (step_bytes(small(), layers)[0] for layers in (4, 3))
     assert four - three == 100 * (10 * 64 + 4 * 160 + 4 + 2 + 50) * 4
 
 
 def test_recomputed_activations_leave_one_hidden_state_a_layer():
-    config = small(activation_checkpointing=True)
-    four, three = (step_bytes(config, SMALL, False, layers, rows=2, length=50)[0] for layers in (4, 3))
+    step = small(activation_checkpointing=True)
+    four, three = (step_bytes(step, layers)[0] for layers in (4, 3))
     assert four - three == pytest.approx(100 * 64 * 4, rel=0.05)
 
 
 def test_accumulated_gradients_stay_while_the_next_batch_runs():
-    once, twice = (estimate_memory(small(gradient_accumulation_steps=n), gpu=False, shape=SMALL) for n in (1, 2))
+    once, twice = (estimate_memory(small(accumulation_steps=n)) for n in (1, 2))
     assert twice.activations > once.activations
-    forward = step_bytes(small(), SMALL, False, 5, 2, 50)[0]
-    again = step_bytes(small(gradient_accumulation_steps=2), SMALL, False, 5, 2, 50)[0]
+    forward = step_bytes(small(), 5)[0]
+    again = step_bytes(small(accumulation_steps=2), 5)[0]
     assert again - forward == pytest.approx(once.gradients, rel=0.01)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 9])
 def test_a_model_of_any_depth_is_estimated_as_if_it_were_run_whole(layers):
     shape = shorten_config(SMALL, layers) if layers <= 5 else LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 9})
-    whole = max(step_bytes(small(), shape, False, layers, 2, 50))
-    assert peak_bytes(small(), shape, False, 2, 50) == pytest.approx(whole, rel=0.01)
+    whole = max(step_bytes(small(model_config=shape), layers))
+    assert peak_bytes(small(model_config=shape)) == pytest.approx(whole, rel=0.01)
 
 
-def test_a_run_that_does_not_fit_is_refused_with_what_to_write():
-    config = composed("+recipe=alpaca_7b")
-    shape = shape_of("meta-llama/Llama-2-7b-hf")
-    line = error_of(lambda: check_memory(config, memory=24 * GIB, gpu=True, shape=shape))
+def test_a_run_that_does_not_fit_is_refused_with_what_to_write(tmp_path):
+    step = recipe_step("alpaca_7b", tmp_path)
+    line = error_of(check_memory, step, 24 * GIB)
     assert (
         line.startswith("This run needs about 1")
-        and " GiB of memory and 24.0 GiB are there: weights 25.1 GiB, " in line
+        and " GiB of memory and 24.0 GiB are available: weights 25.1 GiB, " in line
     )
     assert line.endswith("Write adapter=lora. trainer.check_memory=false runs all the same.")
-    tight = error_of(lambda: check_memory(config, memory=GIB, gpu=True, shape=shape))
+    tight = error_of(check_memory, step, GIB)
     assert "Take a smaller model or a shorter trainer.max_length" in tight
 
 
-def test_check_memory_false_runs_all_the_same_and_what_fits_is_not_refused():
-    config = small()
-    assert check_memory(config, memory=GIB, gpu=False, shape=SMALL).total < GIB
-    assert check_memory(small(check_memory=False), memory=1, gpu=False, shape=SMALL).total > 1
+def test_what_fits_is_not_refused():
+    assert check_memory(small(), memory=GIB).total < GIB
 
 
 def test_with_fsdp_every_device_holds_its_part():
-    alone, shared = (estimate_memory(small(fsdp="full_shard"), gpu=False, shape=SMALL, processes=n) for n in (1, 4))
+    alone, shared = (estimate_memory(small(shards=n)) for n in (1, 4))
     assert shared.weights == alone.weights // 4 and shared.optimizer == alone.optimizer // 4
-    assert estimate_memory(small(), gpu=False, shape=SMALL, processes=4).weights == alone.weights
 
 
 @pytest.mark.parametrize("name", ["guanaco_7b", "smollm2_135m", "tiny"])
-def test_what_a_recipe_says_it_needs_is_the_estimate(name):
-    config = composed(f"+recipe={name}")
-    found = estimate_memory(config, gpu=True, shape=shape_of(config.model["id"]) if name != "tiny" else None)
-    assert config.provenance["needs"] == f"{format_bytes(found.total)}, estimated"
+def test_what_a_recipe_says_it_needs_is_the_estimate(name, tmp_path):
+    found = estimate_memory(recipe_step(name, tmp_path))
+    assert composed(f"+recipe={name}").provenance.needs == f"{format_bytes(found.total)}, estimated"
 
 
 def test_the_recipe_for_a_gpu_of_24_gb_fits_it():
-    assert float(composed("+recipe=single_gpu_24gb").provenance["needs"].split(" GiB")[0]) < 22
+    assert float(composed("+recipe=single_gpu_24gb").provenance.needs.split(" GiB")[0]) < 22
 
 
 def test_a_measured_run_is_within_15_percent():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sft_recipes.config.options import ModelOptions
+from sft_recipes.config.schema import parse_adapter
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.adapters import build_peft_config, train_new_tokens
 from sft_recipes.modeling.embeddings import are_rows_distinct
@@ -36,8 +38,8 @@ def base(tokenizer_folder, tmp_path):
 
 
 def load(folder: str, adapter: dict = FULL, template: str = "chatml"):
-    tokenizer, _, new = load_tokenizer(folder, template)
-    return load_model({"id": folder}, None, adapter is LORA, tokenizer, "<|im_end|>", new), tokenizer, new
+    tokenizer, _, new = load_tokenizer(ModelOptions(folder, template))
+    return load_model(ModelOptions(folder), None, adapter is LORA, tokenizer, "<|im_end|>", new), tokenizer, new
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -78,14 +80,14 @@ def test_trained_weights_are_fp32_whatever_the_checkpoint_has(base):
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_adapter_trains_the_new_rows_wherever_they_are(base, tied, neox):
     model, _, new = load(base(tied=tied, neox=neox), LORA)
-    peft = build_peft_config(LORA)
+    peft = build_peft_config(parse_adapter(LORA))
     train_new_tokens(peft, model, new)
     inputs = "gpt_neox.embed_in" if neox else "model.embed_tokens"
     assert peft.trainable_token_indices == ({inputs: new} if tied else {inputs: new, "lm_head": new})
 
 
 def test_no_new_tokens_need_no_training(base):
-    peft = build_peft_config(LORA)
+    peft = build_peft_config(parse_adapter(LORA))
     train_new_tokens(peft, load(base())[0], [])
     assert peft.trainable_token_indices is None
 
@@ -102,11 +104,11 @@ def test_no_new_tokens_need_no_training(base):
 )
 def test_a_wrong_adapter_field_gets_a_line(adapter, line):
     with pytest.raises(ConfigError) as caught:
-        build_peft_config(adapter)
+        build_peft_config(parse_adapter(adapter))
     assert str(caught.value) == line
 
 
 def test_a_model_that_is_not_there_gets_one_line(tmp_path):
     with pytest.raises(ConfigError, match="nowhere: there is no such folder.$") as caught:
-        load_tokenizer(str(tmp_path / "nowhere"), "chatml")
+        load_tokenizer(ModelOptions(str(tmp_path / "nowhere"), "chatml"))
     assert "\n" not in str(caught.value)

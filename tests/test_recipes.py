@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from test_config import composed
 from sft_recipes import recipes
 from sft_recipes.__main__ import main
 from sft_recipes.config.schema import Config
-from sft_recipes.data.sources import parse_sources
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.provenance import compare_with_source
 from sft_recipes.training.arguments import accumulation_steps
@@ -27,11 +25,11 @@ HUB_ID = r"[\w-]+/[\w.-]+"
 
 
 def found(config: Config, key: str):
-    """The value that a dotted key has in a run, or None."""
+    """The value that a dotted key has in a run, with the defaults of a source, or None."""
     group, *path = ("trainer.effective_batch_size" if key == "effective_batch_size" else key).split(".")
-    value = getattr(config, group, None)
+    value = config.composed[group]
     if group == "data":
-        value = value | {name: vars(source) for name, source in parse_sources(config).items()}
+        value = value | {name: vars(source) for name, source in config.sources.items()}
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -69,8 +67,8 @@ def test_the_readme_of_the_recipes_has_the_source_and_the_memory_of_each():
     for name in RECIPES:
         provenance = composed(f"+recipe={name}").provenance
         memory = re.search(r"\| ([\d.]+ [GM]iB) \|", text[text.index(f"| `{name}` |") :])[1]
-        assert name in lines and f"{memory}, estimated" == provenance["needs"]
-        assert provenance["source"].split(",")[0].split(" ")[-1] in text
+        assert name in lines and f"{memory}, estimated" == provenance.needs
+        assert provenance.source.split(",")[0].split(" ")[-1] in text
 
 
 def test_one_recipe_is_shown_beside_its_source_with_what_departs(capsys):
@@ -86,8 +84,8 @@ def test_one_recipe_is_shown_beside_its_source_with_what_departs(capsys):
 
 
 def test_a_run_that_changes_a_value_shows_it_beside_the_sources():
-    config = asdict(composed("+recipe=alpaca_7b", "trainer.learning_rate=1e-4", "trainer.effective_batch_size=64"))
-    rows = {row[0]: row[1:] for row in compare_with_source(config)}
+    config = composed("+recipe=alpaca_7b", "trainer.learning_rate=1e-4", "trainer.effective_batch_size=64")
+    rows = {row[0]: row[1:] for row in compare_with_source(config.composed)}
     assert rows["trainer.learning_rate"] == ["2e-05", "0.0001", "departs, without a reason given"]
     assert rows["effective_batch_size"] == ["128", "64", "departs, without a reason given"]
     assert rows["tokens a step, at most"] == ["65,536", "32,768", ""]  # batch × trainer.max_length
@@ -137,15 +135,15 @@ def test_an_effective_batch_that_does_not_divide_is_refused_with_one_that_does(e
 def test_a_recipe_says_where_it_comes_from_before_it_says_what_runs(name):
     text = (ROOT / "recipes" / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
     provenance = composed(f"+recipe={name}").provenance
-    assert set(provenance["data"]) == {"id", "licence", "rows"}
-    assert "devices" in " ".join(provenance["unknown"]) or provenance["devices"] is not None
+    assert set(provenance.data) == {"id", "licence", "rows"}
+    assert "devices" in " ".join(provenance.unknown) or provenance.devices is not None
     assert text.index("\nprovenance:") < text.index("\ntrainer:") if "\ntrainer:" in text else True
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_value_is_the_sources_or_a_departure_that_says_why(name):
     config = composed(f"+recipe={name}")
-    values, departures = config.provenance["values"], config.provenance["departures"]
+    values, departures = config.provenance.values, config.provenance.departures
     departing = {key for key, value in values.items() if found(config, key) != value}
     assert departing == set(departures) & set(values)
     assert all(isinstance(why, str) and len(why) > 10 for why in departures.values())
@@ -154,17 +152,18 @@ def test_a_value_is_the_sources_or_a_departure_that_says_why(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(name):
     config = composed(f"+recipe={name}")
-    devices = config.provenance["devices"] or 1
-    trainer = config.trainer | accumulation_steps(config.trainer["effective_batch_size"], config.trainer, devices)
+    devices = config.provenance.devices or 1
+    trainer = config.trainer.fields
+    trainer = trainer | accumulation_steps(config.trainer.effective_batch_size, trainer, devices)
     made = trainer["per_device_train_batch_size"] * devices * trainer["gradient_accumulation_steps"]
-    assert made == config.provenance["values"].get("effective_batch_size", made)
+    assert made == config.provenance.values.get("effective_batch_size", made)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"])
 def test_models_and_datasets_are_names_of_the_hub_and_have_rows_here_to_test_with(name):
     config = composed(f"+recipe={name}")
-    assert re.fullmatch(HUB_ID, config.model["id"])
-    for source in parse_sources(config).values():
+    assert re.fullmatch(HUB_ID, config.model.id)
+    for source in config.sources.values():
         assert re.fullmatch(HUB_ID, source.path)
         assert len(three_rows(source.path)) == 3
 
@@ -181,7 +180,7 @@ def test_a_recipe_trains_two_steps_on_rows_in_the_shape_of_its_data(name, tmp_pa
     overrides += ["smoke=false"]  # two steps are too few to see the loss fall
     overrides += [
         "data.max_length_policy=keep",
-        "supervision.in_held_out=keep",
+        "data_checks.in_held_out=keep",
     ]  # the test split is the same three rows
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sft_recipes.data.sources.load_dataset", three_rows)

@@ -1,9 +1,8 @@
 """The jobs of a sweep encode their rows once, and again where anything of them differs."""
 
-from dataclasses import replace
-
 import pytest
-from test_data import config, jsonl, questions
+from support.configs import make_config
+from test_data import jsonl, questions
 
 from sft_recipes.config.schema import Config
 from sft_recipes.data import sweep_cache
@@ -13,7 +12,7 @@ from sft_recipes.encoding.encoder import Encoder
 
 
 def made_of(path: str, **change) -> Config:
-    return replace(config(file={"data_files": path}, held_out=5), **change)
+    return make_config("auto", change, file={"data_files": path}, held_out=5)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ def made_of(path: str, **change) -> Config:
         ({"trainer": {"learning_rate": 1.0}, "name": "other"}, True),
         ({"seed": 1}, False),
         ({"smoke": True}, False),
-        ({"supervision": {"duplicate": "drop"}}, False),
+        ({"data_checks": {"duplicate": "drop"}}, False),
         ({"max_length": 64}, False),
         ({"template": "zephyr"}, False),
         ({"file": True}, False),

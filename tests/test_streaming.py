@@ -10,7 +10,7 @@ from test_data import config, jsonl, questions
 from test_training import SHORT, command, metrics  # noqa: F401
 
 from sft_recipes.data import streaming
-from sft_recipes.data.prepare import is_streamed, load_data
+from sft_recipes.data.prepare import load_data
 from sft_recipes.data.streaming import load_stream
 from sft_recipes.data.token_rows import row_arrays
 from sft_recipes.encoding.encoder import Encoder
@@ -50,8 +50,8 @@ def test_a_stream_gives_the_documents_and_the_ledger_of_the_same_rows_loaded(enc
     rows = list(streamed())
     expected = zip(row_arrays(loaded.train, "input_ids"), row_arrays(loaded.train, "labels"), strict=True)
     assert documents(rows) == documents({"input_ids": ids, "labels": labels} for ids, labels in expected)
-    assert streamed.ledger["file"] == loaded.ledger["file"]
-    assert streamed.ledger["file"]["problems"]["duplicate"]["first"] == [40, 41, 42]
+    assert streamed.audit["file"] == loaded.audit["file"]
+    assert streamed.audit["file"]["problems"]["duplicate"]["first"] == [40, 41, 42]
     assert max(len(row["input_ids"]) for row in rows) <= (packing or 64)
 
 
@@ -89,7 +89,7 @@ def test_later_passes_give_the_rows_in_another_order_and_count_nothing_twice(enc
     first, second = list(streamed()), list(streamed())
     assert documents(first) == documents(second)
     assert [row["input_ids"].tolist() for row in first] != [row["input_ids"].tolist() for row in second]
-    assert streamed.ledger["file"]["rows"] == 30 and streamed.digest.rows == 60
+    assert streamed.audit["file"]["rows"] == 30 and streamed.digest.rows == 60
 
 
 def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
@@ -119,7 +119,7 @@ def test_what_a_stream_cannot_do_is_said(encoder, tmp_path):
     with pytest.raises(ConfigError, match="a stream has no length to take a share of"):
         load_stream(config(held_out=0.1, file=file), encoder, 64, False)
     with pytest.raises(ConfigError, match="data.b.streaming should be true, too"):
-        is_streamed(config(a=file, b={**file, "streaming": False}))
+        config(a=file, b={**file, "streaming": False})
     with pytest.raises(ConfigError, match="drawn by their shares"):
         load_stream(config(held_out=0, a=file, b=file), encoder, 64, False)
 

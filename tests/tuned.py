@@ -28,6 +28,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from sft_recipes.config.options import ModelOptions
+from sft_recipes.config.schema import parse_adapter
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.merge import merge
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config, prepare_peft_config
@@ -109,12 +111,15 @@ def tune(
     base: Path | str, adapter: dict, run: Path, template: str | None = "chatml", dtype: str | None = None, **settings
 ) -> SFTTrainer:
     """A trainer that has learnt one short answer, 60 steps at 2e-3 unless `settings` say otherwise, and was saved."""
-    tokenizer, marked, new = load_tokenizer(str(base), template)
+    tokenizer, marked, new = load_tokenizer(ModelOptions(str(base), template))
     encoder = Encoder(tokenizer, marked)
     encoded = encoder.encode([{"messages": ROW}])
     rows = Dataset.from_dict({key: [encoded[key][0].tolist()] for key in ("input_ids", "labels")})
-    peft, quantization = build_peft_config(adapter), build_quantization_config(adapter)
-    model = load_model({"id": str(base), "dtype": dtype}, quantization, peft is not None, tokenizer, encoder.stop, new)
+    options = parse_adapter(adapter)
+    peft, quantization = build_peft_config(options), build_quantization_config(options)
+    model = load_model(
+        ModelOptions(str(base), dtype=dtype), quantization, peft is not None, tokenizer, encoder.stop, new
+    )
     peft = prepare_peft_config(peft, model, new)
     values = {"learning_rate": 2e-3, "max_steps": 60, "lr_scheduler_type": "constant", "report_to": "none"} | settings
     arguments = SFTConfig(
@@ -122,7 +127,7 @@ def tune(
         bf16=False, dataset_kwargs={"skip_prepare_dataset": True}, seed=0, **values,
     )  # fmt: skip
     trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=peft)
-    mend(trainer, adapter)
+    mend(trainer, options)
     trainer.pop_callback(PrinterCallback)
     trainer.new_tokens, trainer.stop_id = new, tokenizer.convert_tokens_to_ids(encoder.stop)
     trainer.at_start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}

@@ -48,6 +48,12 @@ class DataOptions:
     held_out_by_length: bool = False  # draw held-out rows evenly over all lengths instead of at random
     max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
 
+    def __post_init__(self):
+        if isinstance(self.held_out, float) and self.held_out == 1:
+            raise ConfigError(
+                "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
+            )
+
 
 @dataclass(frozen=True)
 class CheckPolicy:

@@ -21,7 +21,7 @@ ISSUE_BIT = {name: 1 << place for place, name in enumerate(ISSUES)}
 
 
 def find_issues(
-    encoder: Encoder, conversations: Sequence[Conversation], encoded: Mapping[str, list], supervise: str
+    encoder: Encoder, conversations: Sequence[Conversation], encoded: Mapping[str, list], train_on: str
 ) -> np.ndarray:
     """One int64 a row, a bit set for each of PROBLEMS that it has by itself."""
     ids, labels = encoded["input_ids"], encoded["labels"]
@@ -35,7 +35,7 @@ def find_issues(
     ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
     double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
     found[row_of[double]] |= ISSUE_BIT["double_bos_or_eos"]
-    if supervise != "all":
+    if train_on != "all":
         stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
         finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
         bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
@@ -123,15 +123,15 @@ ISSUE_DESCRIPTIONS = {
     "double_bos_or_eos": "BOS or EOS stands twice in a row",
     "duplicate": "they repeat an earlier row token for token",
     "in_held_out": "they are also held out",
-    "answer_cut": "they are longer than trainer.max_length",
-    "wholly_cut": "nothing supervised is left of them",
+    "truncated": "they are longer than trainer.max_length",
+    "fully_truncated": "nothing supervised is left of them",
 }
 
 
 def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
     """Says in the log which rows are dropped or cut."""
     for problem, found in problems.items():
-        if found["policy"] == "drop" or problem == "answer_cut":
+        if found["policy"] == "drop" or problem == "truncated":
             action = "dropped" if found["policy"] == "drop" else "cut, their stop tokens gone"
             listed = ", ".join(map(str, found["first"][:5]))
             log.warning(

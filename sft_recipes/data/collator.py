@@ -22,17 +22,17 @@ class CompletionOnlyCollator:
         self,
         tokenizer: PreTrainedTokenizerFast,
         chat_template: str | None = None,
-        supervise: str = "assistant",
+        train_on: str = "assistant",
         padding_side: str = "right",
         max_length: int | None = None,
     ):
         template, _ = prepare_tokenizer(tokenizer, chat_template)
         self.encoder = Encoder(tokenizer, template)
-        self.supervise, self.padding_side, self.max_length = supervise, padding_side, max_length
+        self.train_on, self.padding_side, self.max_length = train_on, padding_side, max_length
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `labels`, int64 of shape (rows, longest); padding has label -100."""
-        encoded = self.encoder.encode([to_conversation(row) for row in rows], self.supervise)
+        encoded = self.encoder.encode([to_conversation(row) for row in rows], self.train_on)
         return {
             "input_ids": self.pad(encoded["input_ids"], self.encoder.tokenizer.pad_token_id),
             "attention_mask": self.pad([torch.ones(len(ids)) for ids in encoded["input_ids"]], 0),

@@ -33,12 +33,12 @@ def apply_max_length_policy(
     numbers = flat_values(rows, "row")
     entry = {"rows": count, "policy": "keep" if policy == "keep" else "drop", "first": numbers[long][:20].tolist()}
     if policy != "keep":
-        return rows.select(np.flatnonzero(~long)), {"answer_cut": entry}
+        return rows.select(np.flatnonzero(~long)), {"truncated": entry}
     origin = {key: flat_values(rows, key) for key in ("source", "row", "problems")}
     lists = {key: [row[:max_length] for row in row_arrays(rows, key)] for key in ("input_ids", "labels")}
     left = np.array([bool((row != IGNORE_INDEX).any()) for row in lists["labels"]])
     gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist()}
-    found = {"answer_cut": entry} | ({"wholly_cut": gone} if gone["rows"] else {})
+    found = {"truncated": entry} | ({"fully_truncated": gone} if gone["rows"] else {})
     return to_dataset(lists, origin).select(np.flatnonzero(left)), found
 
 

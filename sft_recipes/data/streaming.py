@@ -117,7 +117,7 @@ class RowStream:
             number += len(batch)
             found, problems = apply_policy(name, mark_duplicates(found, self.out, seen), self.config.data_checks)
             found, cut = apply_max_length_policy(name, found, self.max_length, cutting)
-            long += cut.get("answer_cut", {"rows": 0})["rows"]
+            long += cut.get("truncated", {"rows": 0})["rows"]
             if self.config.data.max_length_policy == "auto" and long > 0.01 * (number - first):
                 raise DataError(
                     f"data.{name}: {long} of the first {number - first} rows are longer than "

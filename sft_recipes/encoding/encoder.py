@@ -45,39 +45,39 @@ class Encoder:
         self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
         self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
 
-    def encode(self, conversations: Sequence[Mapping[str, Any]], supervise: str = "assistant") -> dict[str, list]:
+    def encode(self, conversations: Sequence[Mapping[str, Any]], train_on: str = "assistant") -> dict[str, list]:
         """For each conversation `input_ids` and `labels` (int32 arrays, -100 where no loss is taken), its rendered
         `text`, and whether special tokens are `typed` in it.
 
         A conversation is `{"messages": […], "tools": […]}` or `{"text": …}`, which is trained on every token and ends
-        with eos. `supervise` is `assistant` (every assistant message without `train: False`), `last` (the final one)
+        with eos. `train_on` is `assistant` (every assistant message without `train: False`), `last` (the final one)
         or `all` (every token). Raises DataError, its `row` the index into `conversations`, for one that the template
         refuses.
         """
-        return self.tokenized(self.rendered(conversations, supervise))
+        return self.tokenized(self.rendered(conversations, train_on))
 
     def encode_batches(
-        self, batches: Iterable[Sequence[Mapping[str, Any]]], supervise: str
+        self, batches: Iterable[Sequence[Mapping[str, Any]]], train_on: str
     ) -> Iterator[dict[str, list]]:
         """`encode` for one batch after another; while one is tokenized, the next one is rendered."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             waiting: Future | None = None
             for conversations in batches:
-                rows = self.rendered(conversations, supervise)
+                rows = self.rendered(conversations, train_on)
                 if waiting:
                     yield waiting.result()
                 waiting = pool.submit(self.tokenized, rows)
             if waiting:
                 yield waiting.result()
 
-    def rendered(self, conversations: Sequence[Mapping[str, Any]], supervise: str) -> list[list[Piece]]:
+    def rendered(self, conversations: Sequence[Mapping[str, Any]], train_on: str) -> list[list[Piece]]:
         """The pieces of each conversation."""
-        if supervise not in TRAIN_ON:
-            raise ConfigError(f"supervise should be {', '.join(TRAIN_ON)}, not {supervise!r}.")
+        if train_on not in TRAIN_ON:
+            raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
         rows = []
         for index, conversation in enumerate(conversations):
             try:
-                rows.append(self.pieces(conversation, supervise))
+                rows.append(self.pieces(conversation, train_on))
             except DataError as error:
                 error.row = index
                 raise
@@ -91,7 +91,7 @@ class Encoder:
         texts = [text.translate(UNMARKED) if is_typed else text for text, is_typed in zip(texts, typed, strict=True)]
         return columns | {"text": texts, "typed": typed}
 
-    def pieces(self, conversation: Mapping[str, Any], supervise: str) -> list[Piece]:
+    def pieces(self, conversation: Mapping[str, Any], train_on: str) -> list[Piece]:
         """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
         if "text" in conversation:
             return [("raw", conversation["text"], True)]
@@ -103,11 +103,11 @@ class Encoder:
             messages, tools = mark_control_tokens([messages, tools], self.typed)
         text, spans = self.render(messages, tools)
         pieces, end = [], 0
-        for start, stop in select_trained_spans(spans, messages, supervise):
+        for start, stop in select_trained_spans(spans, messages, train_on):
             pieces += [(text[end:start], False), (text[start:stop], True)]
             end = stop
         pieces.append((text[end:], False))
-        everywhere = supervise == "all"
+        everywhere = train_on == "all"
         return [
             (self.method(before, marked), piece, supervised or everywhere)
             for (piece, supervised), before in zip(pieces, chain([""], (p for p, _ in pieces)), strict=False)
@@ -168,13 +168,13 @@ class Encoder:
 
 
 def select_trained_spans(
-    spans: list[tuple[int, int]], messages: Sequence[Mapping], supervise: str
+    spans: list[tuple[int, int]], messages: Sequence[Mapping], train_on: str
 ) -> list[tuple[int, int]]:
     """The assistant's spans that are trained; raises DataError where one has to be chosen and cannot be told apart."""
     train = [message.get("train") is not False for message in messages if message["role"] == "assistant"]
-    if supervise == "last":
+    if train_on == "last":
         train[:-1] = [False] * (len(train) - 1)
-    if supervise != "all" and not all(train):
+    if train_on != "all" and not all(train):
         if len(spans) != len(train):
             raise DataError(
                 f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen"

@@ -44,7 +44,7 @@ def config_value(config: Mapping[str, Any], key: str, processes: int = 1) -> Any
     found: Any = config
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
-    if found is None and key.endswith(".supervise"):
+    if found is None and key.endswith(".train_on"):
         return "assistant"
     return found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from trl import SFTConfig
 
 from sft_recipes.config.options import AdapterOptions
@@ -40,13 +41,21 @@ class MemoryEstimate:
 
 
 def describe_step(
-    config: Config, arguments: SFTConfig, length: int, new_token_ids: Sequence[int] = (), gpu: bool | None = None
+    config: Config,
+    arguments: SFTConfig,
+    length: int,
+    new_token_ids: Sequence[int] = (),
+    gpu: bool | None = None,
+    model_config: PretrainedConfig | None = None,
 ) -> StepShape:
-    """The step of a run whose longest row has `length` tokens; on a GPU where there is one, unless `gpu` says."""
+    """The step of a run whose longest row has `length` tokens; on a GPU where there is one, unless `gpu` says.
+
+    `model_config` is the model's where it is at hand, else it is read by model.id.
+    """
     return StepShape(
         model=config.model,
         adapter=config.adapter,
-        model_config=load_model_config(config.model),
+        model_config=model_config or load_model_config(config.model),
         new_token_ids=tuple(new_token_ids),
         gpu=torch.cuda.is_available() if gpu is None else gpu,
         rows=arguments.per_device_train_batch_size,
