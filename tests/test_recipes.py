@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from datasets import Dataset
 from hydra.core.global_hydra import GlobalHydra
-from test_config import composed
 
 from sft_recipes import recipes
 from sft_recipes.__main__ import main
@@ -20,6 +18,8 @@ from sft_recipes.data.sources import parse_sources
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.provenance import compare_with_source
 from sft_recipes.training.arguments import accumulation_steps
+from support.configs import composed
+from support.paths import ROOT
 
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/recipe/*.yaml"))
 ROWS = ROOT / "tests" / "rows"
