@@ -1,53 +1,20 @@
 """The command line as a new user types it: one line for every mistake, where it is, what was found, what to write."""
 
 import json
-import logging
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hydra.core.global_hydra import GlobalHydra
-from support.configs import make_config
 
-from sft_recipes.__main__ import main
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.offline import hub_is_reachable, needs_hub
+from sft_recipes.config.schema import Config
+from support.commands import SHORT_ROWS_RUN, spawn_command
+from support.paths import ROOT
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft")
-SHORT = ["model=tiny", "data=file", "data.file.data_files=rows.jsonl", "trainer.max_steps=1", "trainer.max_length=128",
-         "evaluate.rows=0", "data.held_out=0", "trainer.activation_checkpointing=false"]  # fmt: skip
 RECIPE = "# @package _global_\ndefaults:\n  - override /model: tiny\n  - override /data: tiny\n"
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """`command("+recipe=lima")` is the exit code, stdout and stderr of it, in an empty folder with four alpaca rows."""
-    rows = [{"instruction": f"Name {thing}.", "output": f"It is {thing}."} for thing in ("one", "two", "ten", "six")]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("HYDRA_FULL_ERROR", "HF_HUB_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sft_recipes", *arguments])
-        GlobalHydra.instance().clear()
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capfd.readouterr()
-
-    yield run
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture
@@ -274,14 +241,14 @@ def test_files_that_cannot_be_used_are_one_line(command, tmp_path, typed, line):
     (tmp_path / "some.pdf").write_bytes(b"%PDF-1.4\x00")
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": \n')
     (tmp_path / "other.csv").write_text("question,answer\na,b\n")
-    code, printed, said = command(*SHORT, *typed)
+    code, printed, said = command(*SHORT_ROWS_RUN, *typed)
     last = said.splitlines()[-1]
     assert (code, printed, last[: len(line)]) == (2, "", line)
     assert len(last) < 400 and "Traceback" not in said
 
 
 def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
-    found = shell(tmp_path, "+recipe=lima", HF_ENDPOINT="https://hub.invalid", HF_HOME=str(tmp_path))
+    found = spawn_command(tmp_path, "+recipe=lima", HF_ENDPOINT="https://hub.invalid", HF_HOME=str(tmp_path))
     last = found.stderr.splitlines()[-1]
     assert (found.returncode, found.stdout) == (2, "")
     assert last.startswith(
@@ -320,7 +287,7 @@ def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypa
 
 
 def test_in_a_sweep_a_mistake_stops_one_job_and_its_log_says_why(command, tmp_path):
-    code, _, _ = command("-m", *SHORT, "trainer.packing=no,false", "hydra.sweep.dir=sweep")
+    code, _, _ = command("-m", *SHORT_ROWS_RUN, "trainer.packing=no,false", "hydra.sweep.dir=sweep")
     assert code == 2
     assert "trainer.packing should be true or false, not 'no'.\n" in (tmp_path / "sweep/0/sft_recipes.log").read_text()
     assert json.loads((tmp_path / "sweep/1/metrics.json").read_text())["steps"] == 1
@@ -343,7 +310,7 @@ def test_control_c_leaves_without_a_traceback(command, tmp_path):
         "import os, signal\n\ndef control_c(row):\n    os.kill(os.getpid(), signal.SIGINT)\n    return row\n"
     )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    code, printed, said = command(*SHORT, "formatter=pressed.control_c")
+    code, printed, said = command(*SHORT_ROWS_RUN, "formatter=pressed.control_c")
     assert (code, printed, said.splitlines()[-1]) == (130, "", "Interrupted.")
     assert "Traceback" not in said
 
@@ -395,13 +362,5 @@ def test_help_and_config_and_typos_do_without_torch(tmp_path, arguments):
 
 
 def test_completion_lists_the_choices(tmp_path):
-    found = shell(tmp_path, "-sc", "query=bash", COMP_LINE="sft-recipes model=t")
+    found = spawn_command(tmp_path, "-sc", "query=bash", COMP_LINE="sft-recipes model=t")
     assert (found.returncode, found.stdout) == (0, "model=tiny\n")
-
-
-def shell(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "sft_recipes", *arguments],
-        cwd=where, env=os.environ | environment, capture_output=True, text=True,
-    )  # fmt: skip

@@ -4,13 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from test_config import composed
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from compare import TEXT, overrides  # noqa: E402
+from compare import TEXT, overrides
 
 from sft_recipes.recipes import recipe_names
+from support.configs import composed
+from support.paths import ROOT
 
 
 @pytest.mark.parametrize(

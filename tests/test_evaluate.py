@@ -5,18 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_command
 
 from sft_recipes.data.prepare import TrainingData
 from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements
+from support.benchmark_tasks import CHOICE, world_questions
+from support.commands import SHORT_TINY_RUN, read_metrics, run_command
 
 SHORT = ["trainer.max_steps=6", "evaluate.rows=12", "trainer.logging_steps=1"]
 BEST = ["trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2",
         "trainer.save_steps=2", "evaluate.temperature=0", "evaluate.raw_text=null", *SHORT]  # fmt: skip
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def lines(path: Path) -> list[dict]:
@@ -44,7 +41,7 @@ def fully_tuned(tmp_path_factory):
 
 def test_evaluating_an_adapter_run_gives_what_training_wrote(trained, tmp_path):
     code, _ = run_command(tmp_path, "mode=evaluate", f"evaluate.run={trained}", "evaluate.rows=100")
-    again, first = metrics(tmp_path), metrics(trained)
+    again, first = read_metrics(tmp_path), read_metrics(trained)
     assert code == 0
     for key in ("before", "after", "forgetting", "exact_match", "p_stop", "eval_loss", "raw_text_loss"):
         assert again[key] == close(first[key]), key
@@ -54,7 +51,7 @@ def test_evaluating_an_adapter_run_gives_what_training_wrote(trained, tmp_path):
 
 def test_evaluating_a_fully_tuned_run_gives_what_training_wrote(fully_tuned, tmp_path):
     code, _ = run_command(tmp_path, "mode=evaluate", f"evaluate.run={fully_tuned}", "evaluate.rows=12")
-    again, first = metrics(tmp_path), metrics(fully_tuned)
+    again, first = read_metrics(tmp_path), read_metrics(fully_tuned)
     assert code == 0
     for key in ("before", "after", "forgetting"):
         assert again[key] == close(first[key]), key
@@ -77,9 +74,9 @@ def test_the_best_checkpoint_by_a_metric_of_ours_is_the_one_that_is_kept(tmp_pat
     lower = metric.startswith("loss")
     code, _ = run_command(tmp_path, f"trainer.metric_for_best_model={metric}", *BEST)
     key = f"eval_{metric.removeprefix('eval_')}"
-    found = [entry[key] for entry in metrics(tmp_path)["history"] if key in entry]
+    found = [entry[key] for entry in read_metrics(tmp_path)["history"] if key in entry]
     assert code == 0
-    after = metrics(tmp_path)["after"]
+    after = read_metrics(tmp_path)["after"]
     name = metric.removeprefix("eval_")
     places = {"p_stop": ("held_out", "p_stop"), "loss_position_stop": ("held_out", "position", "stop")}
     for step in places.get(metric, (name,)):
@@ -103,7 +100,7 @@ def test_the_best_checkpoint_by_a_function_of_one_s_own(tmp_path, monkeypatch):
     import my_metric
 
     assert code == 0
-    history = metrics(tmp_path / "run")["history"]
+    history = read_metrics(tmp_path / "run")["history"]
     assert [entry["eval_my_metric.earliest"] for entry in history if "eval_my_metric.earliest" in entry] == [-1, -2, -3]
     assert kept(tmp_path / "run") == "checkpoint-2"
     assert {len(said) for said in my_metric.calls} == {12}
@@ -148,7 +145,7 @@ def test_asking_on_the_way_changes_nothing_of_the_training(tmp_path):
     runs = {"asked": ["evaluate.samples_every=1"], "not": ["evaluate.samples_every=0"]}
     for name, more in runs.items():
         run_command(tmp_path / name, *more, *SHORT, "evaluate.raw_text=null", "adapter.lora.lora_dropout=0.1")
-    losses = [[entry.get("loss") for entry in metrics(tmp_path / name)["history"]] for name in runs]
+    losses = [[entry.get("loss") for entry in read_metrics(tmp_path / name)["history"]] for name in runs]
     assert losses[0] == losses[1]
 
 
@@ -203,3 +200,31 @@ def test_the_held_out_loss_is_flat_in_the_metrics_for_an_objective():
     found, _ = compare_measurements({"held_out": held_out}, {"held_out": held_out | {"loss": 0.3}}, questions())
     flat = {key: value for key, value in found.items() if key not in ("before", "after")}
     assert flat == {"eval_loss": 0.3, "eval_p_stop": 0.9, "eval_loss_turn_first": 0.4, "p_stop": 0.9}
+
+
+def test_benchmarks_are_run_on_base_and_tuned_and_their_drop_is_reported(tiny_run, task):
+    path = task("world", world_questions(8), **CHOICE)
+    code, _, folder = tiny_run(f"evaluate.lm_eval=[{path}]", *SHORT_TINY_RUN, "evaluate.rows=0")
+    found = read_metrics(folder)
+    before, after = (found[part]["lm_eval"]["world"] for part in ("before", "after"))
+    assert code == 0 and {before * 8, after * 8} <= set(range(9))
+    assert found["benchmarks"]["points"] == {"world": 100 * (before - after)}
+    assert "world" in (folder / "report.md").read_text()
+
+
+def test_a_judge_compares_base_and_tuned_in_both_orders(tiny_run, judge_server):
+    judge_server.rule = lambda question, first, second: "first"  # whatever stands first is better: no verdict holds
+    judge = f"evaluate.judge={{url: '{judge_server.url}', model: fake}}"
+    code, _, folder = tiny_run(judge, *SHORT_TINY_RUN, "evaluate.rows=4")
+    found = read_metrics(folder)["judge"]
+    assert code == 0 and (found["rows"], found["wins"], found["losses"], found["ties"]) == (4, 0, 0, 4)
+    assert len(judge_server.seen) == 1 + 2 * found["inconsistent"]  # one request before training
+    assert "fake" in (folder / "report.md").read_text()
+
+
+def test_a_benchmark_that_is_not_there_and_a_judge_that_does_not_answer_end_the_run_before_it_begins(tiny_run):
+    code, _, folder = tiny_run("evaluate.lm_eval=[nowhere.yaml]", *SHORT_TINY_RUN)
+    assert code == 2 and "nowhere.yaml: there is no such file." in (folder / "sft_recipes.log").read_text()
+    code, _, folder = tiny_run("evaluate.judge={url: 'http://127.0.0.1:9/v1', model: fake}", *SHORT_TINY_RUN)
+    assert code == 2 and "does not answer" in (folder / "sft_recipes.log").read_text()
+    assert not (folder / "supervision.json").exists()

@@ -6,23 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_command
 
 from sft_recipes.modeling.save_load import load_run
+from support.commands import read_metrics, run_command
+from support.paths import ROOT
 
 TWO_EPOCHS = ["trainer.num_train_epochs=2", "evaluate.rows=100", "evaluate.temperature=0"]
 ONE_EPOCH = ["trainer.num_train_epochs=1", *TWO_EPOCHS[1:]]
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def run(folder: Path, *arguments: str) -> tuple[dict, str]:
     """The metrics of one run, and what it printed."""
     code, printed = run_command(folder, *arguments)
     assert code == 0
-    return metrics(folder), re.sub(r"\s+", " ", printed)
+    return read_metrics(folder), re.sub(r"\s+", " ", printed)
 
 
 def answers(folder: Path) -> list[dict]:
@@ -70,14 +67,14 @@ def without_stop(folder: Path) -> Path:
 
 
 def test_the_recipe_itself_answers_stops_and_remembers(trained):
-    found = metrics(trained)
+    found = read_metrics(trained)
     assert found["before"]["exact_match"] == 0 and found["after"]["exact_match"] > 0.5
     assert found["after"]["stops"] == 1 and found["after"]["held_out"]["p_stop"] > 0.95
     assert found["forgetting"]["verdict"] == "passed" and found["forgetting"]["change"] < 0.08
 
 
 def test_trained_on_the_prompt_too_it_answers_worse_and_forgets_more(trained, prompts_too):
-    good, bad = metrics(trained), metrics(prompts_too)
+    good, bad = read_metrics(trained), read_metrics(prompts_too)
     assert good["steps"] == bad["steps"]
     assert bad["after"]["exact_match"] < good["after"]["exact_match"] - 0.1
     assert bad["forgetting"]["change"] > 2 * good["forgetting"]["change"]
@@ -99,7 +96,7 @@ def test_a_template_without_a_trained_stop_token_is_refused_with_what_to_do(tmp_
 
 
 def test_without_a_stop_token_right_answers_run_on(unstopped):
-    found, said = metrics(unstopped)["after"], answers(unstopped)
+    found, said = read_metrics(unstopped)["after"], answers(unstopped)
     begin_right = [one for one in said if one["tuned"].startswith(one["reference"])]
     assert found["exact_match"] == 0 and len(begin_right) > 10
     assert all(len(one["tuned"]) > len(one["reference"]) for one in begin_right)
@@ -108,7 +105,7 @@ def test_without_a_stop_token_right_answers_run_on(unstopped):
 
 def test_without_a_stop_token_its_probability_where_answers_end_is_nothing(unstopped, trained, tmp_path):
     found, _ = run(tmp_path / "run", "mode=evaluate", f"evaluate.run={unstopped}", "evaluate.rows=0")
-    assert found["p_stop"] < 0.01 < 0.95 < metrics(trained)["p_stop"]
+    assert found["p_stop"] < 0.01 < 0.95 < read_metrics(trained)["p_stop"]
 
 
 def test_the_ledger_and_the_report_count_the_answers_without_a_stop_token(unstopped):

@@ -12,17 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TEMPLATES
 from safetensors.torch import load_file
-from test_adapters import CASES as TUNED
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
-from tuned import GROUPED, ROW, in_fresh_process, lora, make_base, tune
 
 import sft_recipes.merge as merging
 from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.errors import ConfigError
 from sft_recipes.merge import main, merge, merge_adapter
 from sft_recipes.modeling.modelfile import build_modelfile, ollama_template
+from support.paths import ROOT, TEMPLATES
+from support.tuned import CASES as TUNED
+from support.tuned import GROUPED, ROW, in_fresh_process, lora, make_base, tune
 
 CASES = [case for case in TUNED if case != ("tiny, tied", "QLoRA")]  # its logits of 100 are rounded by more in bf16
 
@@ -94,7 +94,7 @@ def test_stop_token_template_card_and_modelfile_are_there(merged):
 
 @pytest.mark.parametrize(("kind", "flag"), [("llama2", True), ("legacy", False)])
 def test_of_a_sentencepiece_base_there_is_what_llama_cpp_reads(tokenizer_folder, tmp_path, kind, flag):
-    """Scores and new tokens; and its flag where no space stands behind a special token: tests/as_gguf.py asks the server."""
+    """Scores and new tokens; and its flag where no space stands behind a special token: tools/as_gguf.py asks the server."""
     base = shutil.copytree(tokenizer_folder(kind), tmp_path / "base")
     pieces = tokenizer_folder("llama2") / "tokenizer.model"
     if kind == "legacy":

@@ -5,8 +5,9 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT
 from nbclient import NotebookClient
+
+from support.paths import ROOT
 
 NOTEBOOKS = sorted(path.name for path in ROOT.glob("notebooks/*.ipynb"))
 DATA, SWEEP, SCRATCH = "03_your_own_data.ipynb", "04_read_a_sweep.ipynb", "05_from_scratch.ipynb"

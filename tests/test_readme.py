@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoTokenizer
 
 from sft_recipes.__main__ import main
+from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -67,7 +67,7 @@ def test_the_notebook_lines_run(folder, monkeypatch):
     (folder / "my.jsonl").write_text('{"instruction": "Say hi.", "input": "", "output": "Hi!"}\n')
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     names = {"tokenizer": AutoTokenizer.from_pretrained(ROOT / "sft_recipes" / "tiny" / "model")}
-    exec(code, names)  # noqa: S102
+    exec(code, names)
     assert names["rows"][0]["messages"][-1] == {"role": "assistant", "content": "Hi!"}
     assert names["collate"]([names["rows"][0]])["labels"].shape[0] == 1
 

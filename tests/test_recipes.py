@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from datasets import Dataset
 from hydra.core.global_hydra import GlobalHydra
-from test_config import composed
 
 from sft_recipes import recipes
 from sft_recipes.__main__ import main
@@ -18,6 +16,8 @@ from sft_recipes.config.schema import Config
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.provenance import compare_with_source
 from sft_recipes.training.arguments import accumulation_steps
+from support.configs import composed
+from support.paths import ROOT
 
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/recipe/*.yaml"))
 ROWS = ROOT / "tests" / "rows"

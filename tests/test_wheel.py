@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support.paths import ROOT
 
 SAY_WHERE = "import sft_recipes; print(sft_recipes.__file__)"
 

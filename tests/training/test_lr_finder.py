@@ -4,9 +4,9 @@ import json
 import random
 
 import pytest
-from test_command import SHORT, command  # noqa: F401
 
 from sft_recipes.training.lr_finder import suggest_rate
+from support.commands import SHORT_ROWS_RUN
 
 
 def test_the_advice_is_the_steepest_place_or_a_tenth_of_where_it_diverges():
@@ -29,7 +29,7 @@ def test_a_loss_that_does_not_fall_is_said_to_be_a_guess():
     assert not advice.clear and any("hardly falls" in line for line in advice.lines())
 
 
-def test_the_ramp_grows_by_one_factor_and_saves_no_model(command, tmp_path):  # noqa: F811
+def test_the_ramp_grows_by_one_factor_and_saves_no_model(command, tmp_path):
     typed = ["+recipe=tiny", "+sweep=lr_find", "lr_find.start=1e-4", "lr_find.end=1e-1", "trainer.max_steps=31"]
     code, printed, said = command(*typed, "hydra.run.dir=run")
     assert code == 0 and "Try trainer.learning_rate=" in printed and "Traceback" not in said
@@ -41,7 +41,7 @@ def test_the_ramp_grows_by_one_factor_and_saves_no_model(command, tmp_path):  # 
     assert there == {".hydra", "sft_recipes.log", "supervision.json", "lr_find.json", "lr_find.png", "lr_find.html"}
 
 
-def test_a_ramp_downwards_gets_a_line(command):  # noqa: F811
+def test_a_ramp_downwards_gets_a_line(command):
     line = "lr_find.start=0.1 should be above 0 and below lr_find.end=0.01.\n"
-    code, _, said = command(*SHORT, "+sweep=lr_find", "lr_find.start=0.1", "lr_find.end=0.01")
+    code, _, said = command(*SHORT_ROWS_RUN, "+sweep=lr_find", "lr_find.start=0.1", "lr_find.end=0.01")
     assert code == 2 and said.endswith(line)

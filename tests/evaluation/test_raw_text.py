@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
 from datasets import disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
@@ -13,8 +12,8 @@ from trl.trainer.utils import add_fused_lm_head
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
+from support.paths import TINY_MODEL
 
-TINY = ROOT / "sft_recipes" / "tiny" / "model"
 TEXTS = [
     "The capital of Kelthia is Pinemoor.",
     "Short.",
@@ -32,7 +31,7 @@ def no_bars():
 
 
 def tiny(**changes):
-    return AutoModelForCausalLM.from_pretrained(TINY, dtype="float32", **changes).eval()
+    return AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype="float32", **changes).eval()
 
 
 def one_by_one(tokenizer, texts: list[str], longest: int) -> tuple[float, float, int, int]:

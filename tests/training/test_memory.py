@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from test_config import composed, error_of
 from transformers import AutoConfig, LlamaConfig
 
-from sft_recipes.config.options import AdapterOptions, ModelOptions
-from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes, shorten_config, step_bytes
-from sft_recipes.training.arguments import build_arguments
-from sft_recipes.training.memory import check_memory, count_parameters, describe_step, estimate_memory, format_bytes
+from sft_recipes.config.schema import Config
+from sft_recipes.training.activation_memory import build_meta_model, peak_bytes, shorten_config, step_bytes
+from sft_recipes.training.memory import check_memory, count_parameters, estimate_memory, format_bytes
+from support.configs import composed, error_of
+from support.paths import ROOT
 
 SHAPES = json.loads((ROOT / "benchmarks" / "shapes.json").read_text(encoding="utf-8"))
 SMALL = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4)

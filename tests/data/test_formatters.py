@@ -2,7 +2,6 @@ import doctest
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -19,9 +18,8 @@ from sft_recipes.data.formatters import (
     text,
 )
 from sft_recipes.errors import DataError
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+from support.paths import ROOT
+from support.rows import real_rows
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 HELLO_SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
@@ -33,10 +31,6 @@ def fault(formatter, row, **columns):
         formatter(row, **columns)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def real(name):
-    return json.loads((DATA / name).read_text(encoding="utf-8"))
 
 
 # alpaca
@@ -570,12 +564,11 @@ def test_dataset_map_mixes_rows_with_and_without_tools():
 # real rows
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("name", "count"), [("alpaca_en_demo.json", 999), ("gpteacher_roleplay.json", 3146), ("gsm8k_train.json", 7473)]
 )
 def test_real_alpaca_rows_come_through_whole(name, count):
-    rows = real(name)
+    rows = real_rows(name)
     assert len(rows) == count
     for row in rows:
         # these files have no row whose input is blank but not empty
@@ -584,9 +577,8 @@ def test_real_alpaca_rows_come_through_whole(name, count):
         assert said == [("user", question), ("assistant", row["output"])]
 
 
-@needs_data
 def test_real_tool_calling_rows_come_through_whole():
-    rows = real("glaive_toolcall_en_demo.json")
+    rows = real_rows("glaive_toolcall_en_demo.json")
     roles = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
     assert len(rows) == 300
     for row in rows:
@@ -600,9 +592,8 @@ def test_real_tool_calling_rows_come_through_whole():
         assert sharegpt(row) == {"messages": expected, "tools": json.loads(row["tools"])}
 
 
-@needs_data
 def test_real_tool_calling_rows_survive_a_dataset():
-    rows = real("glaive_toolcall_en_demo.json")
+    rows = real_rows("glaive_toolcall_en_demo.json")
     mapped = Dataset.from_list(rows).map(sharegpt, remove_columns=["conversations"])
     # Arrow gives every tool the parameters of all tools, null; reading the rows again removes them
     assert [chatml(row) for row in mapped] == [drop_nulls(sharegpt(row)) for row in rows]
@@ -617,5 +608,4 @@ def test_the_examples_in_the_docstrings_hold():
 
 def test_importing_the_formatters_loads_no_heavy_library():
     code = "import sys, sft_recipes.data.formatters; print({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules))"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "set()\n"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"

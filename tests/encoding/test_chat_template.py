@@ -1,11 +1,11 @@
 """Each template's text against the published one written out by hand, and what makes a template unfit."""
 
 import pytest
-from conftest import TEMPLATES
 from transformers import AutoTokenizer
 
 from sft_recipes.encoding.chat_template import prepare_tokenizer, render_template, special_tokens
 from sft_recipes.errors import ConfigError
+from support.paths import TEMPLATES
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -1,4 +1,4 @@
-"""Small models, tuned on one short answer, saved, and loaded again in a fresh process: `python tests/tuned.py [BASE …]`."""
+"""Small models, tuned on one short answer, saved, and loaded again in a fresh process: `python tests/support/tuned.py [BASE …]`."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ from sft_recipes.modeling.save_load import save_model
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking
 from sft_recipes.training.trainer import mend
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]  # not from support.paths: this file is a script, too
 TINY = ROOT / "sft_recipes" / "tiny" / "model"
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 NF4 |= {"bnb_4bit_compute_dtype": "bfloat16"}
@@ -77,6 +77,13 @@ ADAPTERS = {
     "QLoRA": lora() | {"quantization": NF4},
     "QLoRA, DoRA": lora(use_dora=True) | {"quantization": NF4},
 }
+
+
+# What the tests tune: every base with LoRA and, where bitsandbytes packs it otherwise, in 4 bits; one base with every adapter
+CASES = [(base, "LoRA") for base in BASES] + [
+    (base, "QLoRA") for base in BASES if not base.startswith("Llama, ") or base == "Llama, tied"
+]
+CASES += [("Llama, tied", kind) for kind in ADAPTERS if kind not in ("LoRA", "QLoRA")]
 
 
 def make_base(name: str, folder: Path) -> Path:

@@ -4,14 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import find_stop_token
 from sft_recipes.evaluation.generation import generate_answers, is_answerable, split_last_answer
 from sft_recipes.modeling.loading import load_model
-
-TINY = ROOT / "sft_recipes" / "tiny" / "model"
+from support.paths import TINY_MODEL
 
 
 def say(role: str, content: str) -> dict:
@@ -37,7 +35,7 @@ QUESTIONS = [
 def base(chat_tokenizer):
     """The embedded base model and its tokenizer with ChatML."""
     tokenizer, template, new = chat_tokenizer("tiny", "chatml")
-    model = load_model(ModelOptions(str(TINY)), None, False, tokenizer, find_stop_token(tokenizer, template), new)
+    model = load_model({"id": str(TINY_MODEL)}, None, False, tokenizer, find_stop_token(tokenizer, template), new)
     return model.eval(), tokenizer
 
 

@@ -10,8 +10,6 @@ import weakref
 
 import pytest
 import yaml
-from conftest import ROOT
-from test_command import SHORT, command, shell  # noqa: F401
 
 from sft_recipes import train
 from sft_recipes.config.hydra_errors import unknown_choice
@@ -20,6 +18,8 @@ from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.reporting.sweep_report import is_sweep, write_sweep_report
 from sft_recipes.reporting.sweep_table import within_noise
 from sft_recipes.training.trainer import build_trainer
+from support.commands import SHORT_ROWS_RUN, spawn_command
+from support.paths import ROOT
 
 GRID = {
     ("0.0001", "1"): 3.5, ("0.0001", "3"): 3.1, ("0.001", "1"): 1.25, ("0.001", "3"): 0.5,
@@ -185,7 +185,7 @@ def test_a_run_and_an_empty_folder_are_no_sweep(folder, tmp_path):
     assert is_sweep(path) and not is_sweep(path / "0") and not is_sweep(tmp_path)
 
 
-def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(command, tmp_path, monkeypatch):  # noqa: F811
+def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(command, tmp_path, monkeypatch):
     asked, models, alive = [], [], []
 
     before, build = Encoder.encode_batches, build_trainer
@@ -199,7 +199,13 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     monkeypatch.setattr(train, "build_trainer", watched)
     monkeypatch.setattr(Encoder, "encode_batches", lambda self, *rest: asked.append(1) or before(self, *rest))
     cache.clear()
-    typed = ["-m", *SHORT, "trainer.max_steps=2", "trainer.packing=false,no", "trainer.learning_rate=1e-3,1e-2"]
+    typed = [
+        "-m",
+        *SHORT_ROWS_RUN,
+        "trainer.max_steps=2",
+        "trainer.packing=false,no",
+        "trainer.learning_rate=1e-3,1e-2",
+    ]
     code, printed, said = command(*typed, "hydra.sweep.dir=sweep")
     assert code == 2
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
@@ -218,19 +224,19 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     assert digests[0] == digests[1] and digests[0]["rows"] == 4
 
 
-def test_control_c_leaves_a_report_of_what_is_done(command, tmp_path):  # noqa: F811
+def test_control_c_leaves_a_report_of_what_is_done(command, tmp_path):
     (tmp_path / "pressed_second.py").write_text(
         "import os, signal\n\ndef control_c(row, second=False):\n"
         "    if second:\n        os.kill(os.getpid(), signal.SIGINT)\n    return {'text': row['output']}\n"
     )
-    typed = ["-m", *SHORT, "data.file.formatter.name=pressed_second.control_c", "hydra.sweep.dir=sweep"]
+    typed = ["-m", *SHORT_ROWS_RUN, "data.file.formatter.name=pressed_second.control_c", "hydra.sweep.dir=sweep"]
     code, printed, said = command(*typed, "+data.file.formatter.second=false,true,false")
     assert (code, said.splitlines()[-1]) == (130, "Interrupted.")
     assert "1 of 2 jobs finished." in printed and "job 1 (second true): it did not come to its end." in printed
     assert (tmp_path / "sweep/report.html").is_file() and not (tmp_path / "sweep/2").exists()
 
 
-def test_a_failed_job_lets_go_of_its_model_before_the_next(command, monkeypatch):  # noqa: F811
+def test_a_failed_job_lets_go_of_its_model_before_the_next(command, monkeypatch):
     class Model:
         pass
 
@@ -258,19 +264,25 @@ def test_a_failed_job_lets_go_of_its_model_before_the_next(command, monkeypatch)
     assert seen == [[], [False], [False, False]]
 
 
-def test_joblib_runs_several_jobs_at_once(command, tmp_path):  # noqa: F811
+def test_joblib_runs_several_jobs_at_once(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     rest = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,x", "hydra.sweep.dir=sweep"]
-    done = shell(tmp_path, "-m", *SHORT, *rest)
+    done = spawn_command(tmp_path, "-m", *SHORT_ROWS_RUN, *rest)
     assert done.returncode == 2, done.stderr
     assert "2 of 3 jobs finished." in done.stdout
     assert "job 2 (seed x): seed should be a whole number, not 'x'.\n" in done.stdout
     assert len(list((tmp_path / "sweep").glob("*/metrics.json"))) == 2
 
 
-def test_optuna_looks_for_the_objective_and_outlives_a_failed_job(command, tmp_path):  # noqa: F811
+def test_optuna_looks_for_the_objective_and_outlives_a_failed_job(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    typed = ["-m", *SHORT, "+sweep=optuna", "hydra.sweeper.n_trials=3", "trainer.learning_rate=choice(1e-3,-1)"]
+    typed = [
+        "-m",
+        *SHORT_ROWS_RUN,
+        "+sweep=optuna",
+        "hydra.sweeper.n_trials=3",
+        "trainer.learning_rate=choice(1e-3,-1)",
+    ]
     code, printed, said = command(
         *typed, "evaluate.rows=1", "data.held_out=1", "objective=exact_match", "hydra.sweep.dir=sweep"
     )
@@ -285,7 +297,7 @@ def test_a_sweeper_that_is_not_installed_is_said_to_be_an_extra():
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("recipes/sweep/*.yaml")))
-def test_every_sweep_composes(command, name):  # noqa: F811
+def test_every_sweep_composes(command, name):
     if name == "optuna":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     assert command("+recipe=lima", f"+sweep={name}", "--cfg", "job")[0] == 0

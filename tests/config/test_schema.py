@@ -5,23 +5,23 @@ import re
 from typing import Literal
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
-from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
-from sft_recipes.config.options import DataOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
-from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
 from sft_recipes.data.formatters import FORMATTERS
-from sft_recipes.data.sources import find_formatter
-from sft_recipes.errors import ConfigError, did_you_mean
+from sft_recipes.data.prepare import DataOptions
+from sft_recipes.data.sources import Source, find_formatter, parse_sources
+from sft_recipes.errors import did_you_mean
+from sft_recipes.evaluation.suite import EvaluateOptions
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
+from sft_recipes.modeling.loading import load_tokenizer
+from sft_recipes.training.arguments import TrainerOptions
+from support.configs import composed, error_of
+from support.paths import ROOT
 
 OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("conf/*/*.yaml"))]
 ADDITIONS = [f"+{path.parent.name}={path.stem}" for path in sorted(ROOT.glob("recipes/*/*.yaml"))]
@@ -29,21 +29,6 @@ RECIPES = sorted(path.stem for path in ROOT.glob("recipes/recipe/*.yaml"))
 FILE = ["data=file", "data.file.data_files=rows.jsonl"]
 NEEDS = {"model=local": ["model.id=a/b"], "data=file": FILE[1:]}
 NEEDS |= {choice: FILE for choice in OPTIONS if choice.startswith("formatter=")}
-
-
-def composed(*overrides: str) -> Config:
-    """What a command line with these overrides runs."""
-    GlobalHydra.instance().clear()
-    register_with_hydra()
-    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
-        return from_hydra(compose("config", list(overrides)))
-
-
-def error_of(function, *arguments) -> str:
-    """The line of the ConfigError that this call raises."""
-    with pytest.raises(ConfigError) as raised:
-        function(*arguments)
-    return str(raised.value)
 
 
 def test_every_option_and_recipe_on_disk_was_found():
@@ -216,8 +201,9 @@ def test_a_pattern_among_literals_takes_any_text():
 
 
 def test_a_hint_that_names_what_is_not_imported_is_passed_over():
-    def formatter(row: "Nowhere", column: str = "a"): ...  # noqa: F821
+    def formatter(row, column: str = "a"): ...
 
+    formatter.__annotations__["row"] = "Nowhere"
     validate_kwargs(formatter, {"row": {}, "column": 3}, "formatter")
 
 

@@ -6,8 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_data import config, jsonl, questions
-from test_training import SHORT, command, metrics  # noqa: F401
 
 from sft_recipes.data import streaming
 from sft_recipes.data.prepare import load_data
@@ -16,6 +14,9 @@ from sft_recipes.data.token_rows import row_arrays
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
 from sft_recipes.training.arguments import build_arguments
+from support.commands import SHORT_TINY_RUN, read_metrics
+from support.configs import data_config
+from support.rows import question_rows, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def encoder(chat_tokenizer):
 
 def stream(encoder, packing: int = 0, max_length: int = 64, held_out: int = 0, **sources):
     named = {name: {**source, "streaming": True} for name, source in sources.items()}
-    return load_stream(config(held_out=held_out, **named), encoder, packing or max_length, packing > 0)[1]
+    return load_stream(data_config(held_out=held_out, **named), encoder, packing or max_length, packing > 0)[1]
 
 
 def documents(rows) -> Counter:
@@ -39,13 +40,13 @@ def documents(rows) -> Counter:
     return found
 
 
-MIXED = [*questions(40), *questions(3), {"instruction": "<|im_end|>", "input": "", "output": "Typed."}]
+MIXED = [*question_rows(40), *question_rows(3), {"instruction": "<|im_end|>", "input": "", "output": "Typed."}]
 
 
 @pytest.mark.parametrize("packing", [0, 128])
 def test_a_stream_gives_the_documents_and_the_ledger_of_the_same_rows_loaded(encoder, tmp_path, packing):
-    file = {"data_files": jsonl(tmp_path / "rows.jsonl", MIXED)}
-    loaded = load_data(config(file=file, held_out=0), encoder, packing or 64)
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", MIXED)}
+    loaded = load_data(data_config(file=file, held_out=0), encoder, packing or 64)
     streamed = stream(encoder, packing, file=file)
     rows = list(streamed())
     expected = zip(row_arrays(loaded.train, "input_ids"), row_arrays(loaded.train, "labels"), strict=True)
@@ -61,7 +62,7 @@ def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tm
     rows = [
         {"instruction": f"Question {n}?", "input": "", "output": "Yes. " * random.integers(1, 40)} for n in range(400)
     ]
-    streamed = stream(encoder, 256, file={"data_files": jsonl(tmp_path / "rows.jsonl", rows)})
+    streamed = stream(encoder, 256, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)})
     packed = list(streamed())
     fill = np.array([len(row["input_ids"]) for row in packed]) / 256
     assert fill[:-2].mean() > 0.98 and documents(packed).total() == 400
@@ -69,15 +70,15 @@ def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tm
 
 
 def test_the_first_rows_are_held_out_and_not_trained_on(encoder, tmp_path):
-    streamed = stream(encoder, held_out=5, file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(30))})
+    streamed = stream(encoder, held_out=5, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))})
     assert [talk["messages"][0]["content"] for talk in streamed.questions] == [f"Question {n}?" for n in range(5)]
     texts = {encoder.tokenizer.decode(row["input_ids"]) for row in streamed()}
     assert len(texts) == 25 and not any("Question 4?" in text for text in texts)
 
 
 def test_sources_are_drawn_by_their_shares(encoder, tmp_path):
-    some = {"data_files": jsonl(tmp_path / "a.jsonl", questions(1000)), "share": 0.2}
-    more = {"data_files": jsonl(tmp_path / "b.jsonl", questions(1000, first=5000, answer="No."))}
+    some = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(1000)), "share": 0.2}
+    more = {"data_files": write_jsonl(tmp_path / "b.jsonl", question_rows(1000, first=5000, answer="No."))}
     list((streamed := stream(encoder, some=some, more=more))())
     no = sum("No." in encoder.tokenizer.decode(row["input_ids"]) for row in streamed())
     total = len(list(streamed()))
@@ -85,7 +86,7 @@ def test_sources_are_drawn_by_their_shares(encoder, tmp_path):
 
 
 def test_later_passes_give_the_rows_in_another_order_and_count_nothing_twice(encoder, tmp_path):
-    streamed = stream(encoder, file={"data_files": jsonl(tmp_path / "rows.jsonl", questions(30))})
+    streamed = stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))})
     first, second = list(streamed()), list(streamed())
     assert documents(first) == documents(second)
     assert [row["input_ids"].tolist() for row in first] != [row["input_ids"].tolist() for row in second]
@@ -93,53 +94,53 @@ def test_later_passes_give_the_rows_in_another_order_and_count_nothing_twice(enc
 
 
 def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
-    rows = [*questions(1500), {"instruction": "Hm?", "input": "", "output": 5}]
+    rows = [*question_rows(1500), {"instruction": "Hm?", "input": "", "output": 5}]
     with pytest.raises(DataError, match=re.escape("data.file row 1500 (")):
-        stream(encoder, file={"data_files": jsonl(tmp_path / "rows.jsonl", rows)})
+        stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)})
 
 
 @pytest.mark.parametrize(
     ("rows", "length", "policy", "line"),
     [
-        (questions(3), 4, "drop", "none of 3 rows is left to train on"),
-        ([*questions(95), *questions(5, 100, "no " * 60)], 64, "auto", "5 of the first 100 rows are longer than trainer.max_length=64"),
+        (question_rows(3), 4, "drop", "none of 3 rows is left to train on"),
+        ([*question_rows(95), *question_rows(5, 100, "no " * 60)], 64, "auto", "5 of the first 100 rows are longer than trainer.max_length=64"),
     ],
 )  # fmt: skip
 def test_too_long_rows_are_refused_as_elsewhere(encoder, tmp_path, rows, length, policy, line):
-    file = {"data_files": jsonl(tmp_path / "rows.jsonl", rows), "streaming": True}
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", rows), "streaming": True}
     with pytest.raises(DataError, match=re.escape(line)):
-        load_stream(config(held_out=0, max_length_policy=policy, file=file), encoder, length, False)
+        load_stream(data_config(held_out=0, max_length_policy=policy, file=file), encoder, length, False)
 
 
 def test_what_a_stream_cannot_do_is_said(encoder, tmp_path):
-    file = {"data_files": jsonl(tmp_path / "rows.jsonl", questions(30)), "streaming": True}
-    setting = config(held_out=0, file=file)
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30)), "streaming": True}
+    setting = data_config(held_out=0, file=file)
     with pytest.raises(ConfigError, match="trainer.max_steps is missing"):
         build_arguments(setting, tmp_path)
     with pytest.raises(ConfigError, match="a stream has no length to take a share of"):
-        load_stream(config(held_out=0.1, file=file), encoder, 64, False)
+        load_stream(data_config(held_out=0.1, file=file), encoder, 64, False)
     with pytest.raises(ConfigError, match="data.b.streaming should be true, too"):
-        config(a=file, b={**file, "streaming": False})
+        is_streamed(data_config(a=file, b={**file, "streaming": False}))
     with pytest.raises(ConfigError, match="drawn by their shares"):
-        load_stream(config(held_out=0, a=file, b=file), encoder, 64, False)
+        load_stream(data_config(held_out=0, a=file, b=file), encoder, 64, False)
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
-def test_a_streamed_run_trains_over_several_passes_and_records_them(command, tmp_path, packing):  # noqa: F811
-    path = jsonl(tmp_path / "rows.jsonl", questions(40))
-    code, printed, folder = command(
+def test_a_streamed_run_trains_over_several_passes_and_records_them(tiny_run, tmp_path, packing):
+    path = write_jsonl(tmp_path / "rows.jsonl", question_rows(40))
+    code, printed, folder = tiny_run(
         "model=tiny", "data=file", f"data.file.data_files={path}", "data.file.streaming=true", "data.held_out=4",
-        f"trainer.packing={packing}", "trainer.per_device_train_batch_size=4", "trainer.max_length=256", *SHORT,
+        f"trainer.packing={packing}", "trainer.per_device_train_batch_size=4", "trainer.max_length=256", *SHORT_TINY_RUN,
         "trainer.max_steps=12", "trainer.gradient_accumulation_steps=1",
     )  # fmt: skip
     written = json.loads((folder / "supervision.json").read_text())
-    assert code == 0 and metrics(folder)["steps"] == 12 and metrics(folder)["eval_loss"] > 0
+    assert code == 0 and read_metrics(folder)["steps"] == 12 and read_metrics(folder)["eval_loss"] > 0
     assert (written["sources"]["file"]["rows"], written["sources"]["file"]["held_out"]) == (36, 4)
     assert written["digest"]["rows"] >= 12  # a pass may end in the middle of a batch
 
 
-def test_preview_shows_a_stream_s_rows(command, tmp_path):  # noqa: F811
-    path = jsonl(tmp_path / "rows.jsonl", questions(40))
+def test_preview_shows_a_stream_s_rows(tiny_run, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", question_rows(40))
     streamed = ["data=file", f"data.file.data_files={path}", "data.file.streaming=true", "data.held_out=0"]
-    code, printed, _ = command("mode=preview", "model=tiny", *streamed, "trainer.max_steps=7")
+    code, printed, _ = tiny_run("mode=preview", "model=tiny", *streamed, "trainer.max_steps=7")
     assert code == 0 and "first row: data.file 0" in printed and "7 steps of 128 rows." in printed

@@ -9,11 +9,8 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from test_config import composed
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from tuned import ADAPTERS, BASES, in_fresh_process, logits, lora, make_base, tune
 
-from sft_recipes.config.options import AdapterOptions, ModelOptions
-from sft_recipes.config.schema import parse_adapter
-from sft_recipes.errors import ConfigError
+from sft_recipes.config.schema import PEFT_TYPES, PROMPT_LEARNING_TYPES, check_adapter
 from sft_recipes.modeling.adapters import (
     build_peft_config,
     build_quantization_config,
@@ -23,20 +20,10 @@ from sft_recipes.modeling.adapters import (
 from sft_recipes.modeling.embeddings import are_rows_distinct
 from sft_recipes.modeling.loading import load_adapter_config, load_model, load_tokenizer
 from sft_recipes.modeling.save_load import check_saved_adapter
-from sft_recipes.training.setup import set_up_run
+from support.configs import error_of
+from support.tuned import ADAPTERS, CASES, in_fresh_process, logits, lora, make_base, tune
 
 SAME = ["LoRA", "rsLoRA", "DoRA", "LoRA+", "IA3", "VeRA"]
-CASES = [(base, "LoRA") for base in BASES] + [
-    (base, "QLoRA") for base in BASES if not base.startswith("Llama, ") or base == "Llama, tied"
-]
-CASES += [("Llama, tied", kind) for kind in ADAPTERS if kind not in ("LoRA", "QLoRA")]
-
-
-def error_of(function, *arguments) -> str:
-    """The line of the ConfigError that this call raises."""
-    with pytest.raises(ConfigError) as raised:
-        function(*arguments)
-    return str(raised.value)
 
 
 @pytest.mark.parametrize(("base", "kind"), [(base, kind) for base, kind in CASES if kind in ("LoRA", "QLoRA")])

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import TEMPLATES, rows
 
 from sft_recipes.data.formatters import alpaca, sharegpt
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
+from support.paths import TEMPLATES
+from support.rows import real_rows
 
 KINDS = ("tiny", "llama3", "neox", "llama2", "legacy")
 ANSWERS = {
@@ -198,7 +199,11 @@ def test_an_unknown_supervise_is_refused(chat_tokenizer):
 def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
     encoder = Encoder(tokenizer, marked)
-    some = [*rows("alpaca_en_demo.json")[::7], *rows("gpteacher_roleplay.json")[::23], *rows("gsm8k_train.json")[::53]]
+    some = [
+        *real_rows("alpaca_en_demo.json")[::7],
+        *real_rows("gpteacher_roleplay.json")[::23],
+        *real_rows("gsm8k_train.json")[::53],
+    ]
     conversations = [alpaca(row) for row in some]
     encoded = encoder.encode(conversations)
     normal = tokenizer.backend_tokenizer.normalizer
@@ -213,7 +218,7 @@ def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
 def test_real_tool_rows_keep_every_turn(chat_tokenizer):
     tokenizer, marked, _ = chat_tokenizer("neox", "chatml")
     encoder = Encoder(tokenizer, marked)
-    for row in rows("glaive_toolcall_en_demo.json")[:60]:
+    for row in real_rows("glaive_toolcall_en_demo.json")[:60]:
         conversation = sharegpt(row)
         encoded = encoder.encode([conversation])
         answers = [message for message in conversation["messages"] if message["role"] == "assistant"]

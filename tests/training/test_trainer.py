@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.data.packing import pack_rows
@@ -11,8 +10,9 @@ from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss
 from sft_recipes.training.trainer import NonFiniteLossError, evaluate_with, watch
+from support.small_models import VOCABULARY, small_llama
 
-VOCABULARY, ROWS, RATE = 97, 12, 0.5
+ROWS, RATE = 12, 0.5
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,9 @@ def documents():
     return to_dataset({"input_ids": ids, "labels": labels}, numbers)
 
 
-def small_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
 def reference(documents) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss over all supervised tokens, and the weights after one step of plain gradient descent, in float64."""
-    model = small_model().double()
+    model = small_llama().double()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in documents:
         logits = model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
@@ -57,7 +48,7 @@ def trainer(documents, folder, tokenizer, rows: int, accumulated: int, packing: 
     )  # fmt: skip
     train = pack_rows(documents, packing, seed=0) if packing else documents
     built = SFTTrainer(
-        small_model(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer
+        small_llama(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer
     )
     watch(built)
     evaluate_with(built, lambda: flatten_loss(evaluate_loss(

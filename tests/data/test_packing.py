@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import rows
 
 from sft_recipes.data.packing import pack_lengths, pack_rows, padding_share
 from sft_recipes.data.token_rows import to_dataset
+from support.rows import real_rows
 
 
 def slow_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
@@ -51,7 +51,7 @@ def test_packed_rows_hold_whole_documents_side_by_side():
 
 
 def test_real_lengths_are_packed_to_99_5_percent():
-    texts = [row["instruction"] + row["output"] for name in REAL for row in rows(name)]
+    texts = [row["instruction"] + row["output"] for name in REAL for row in real_rows(name)]
     lengths = np.array([min(len(text) // 4 + 12, 2048) for text in texts])
     lengths = np.concatenate([lengths] * 5)[:52_000]
     found = pack_lengths(lengths, 2048)

@@ -1,9 +1,9 @@
 """What is said of a model that forgot, and the prose that it is measured on."""
 
 import pytest
-from conftest import ROOT
 
 from sft_recipes.evaluation.forgetting import forgetting_advice
+from support.paths import ROOT
 
 FULL = {"learning_rate": 2e-5, "num_train_epochs": 3}
 MINE = {"held_out": 0.02, "mine": {"path": "json", "formatter": "alpaca"}}

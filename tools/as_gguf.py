@@ -1,9 +1,10 @@
-"""Merged folders as GGUF, asked through llama.cpp's server: `python tests/as_gguf.py LLAMA_CPP TOKENIZER`.
+"""Merged folders as GGUF, asked through llama.cpp's server: `python tools/as_gguf.py LLAMA_CPP TOKENIZER`.
 
-LLAMA_CPP is a checkout with `build/bin/llama-server`, TOKENIZER the folder of a base model's tokenizer. A random Llama of
-two layers learns one answer in each template and is merged. Then the server has to make the same tokens of conversations
-as the saved template does, to give the next token the same probability, and to answer as transformers does. It is asked for
-tokens again without tokenizer.model and added_tokens.json, and without the flag that the Modelfile names.
+LLAMA_CPP is a checkout with `build/bin/llama-server`, TOKENIZER the folder of a base model's tokenizer. A random Llama
+of two layers learns one answer in each template and is merged. Then the server has to make the same tokens of
+conversations as the saved template does, to give the next token the same probability, and to answer as transformers
+does. It is asked for tokens again without tokenizer.model and added_tokens.json, and without the flag that the
+Modelfile names.
 """
 
 import json
@@ -22,10 +23,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-from tuned import GROUPED, ROOT, ROW, lora, tune
 
 from sft_recipes.merge import merge
 from sft_recipes.reporting.text import render_table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from support.tuned import GROUPED, ROOT, ROW, lora, tune
 
 TEMPLATES = ("chatml", "llama2", "llama3", "vicuna", "zephyr")
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from test_loss import small_model
 from trl.trainer.utils import add_fused_lm_head
 
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.evaluation.token_loss import break_down_loss, token_losses
+from support.small_models import small_llama
 
 STOP = 9
 
@@ -48,7 +48,7 @@ def test_a_row_of_one_token_and_one_that_begins_with_an_answer_count_right():
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_token_losses_are_those_of_each_row_alone(batch, chat_tokenizer):
     tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
-    model = small_model()
+    model = small_llama()
     talks = rows(TALKS, [0, 0, 1])
     expected = []
     for row in talks:

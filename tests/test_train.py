@@ -3,12 +3,10 @@
 import json
 import os
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -20,34 +18,12 @@ from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.modeling import save_load
 from sft_recipes.training import trainer as trainer_module
 from sft_recipes.training.trainer import SFTTrainer
-
-SHORT = ["trainer.max_steps=4", "evaluate.rows=8", "evaluate.raw_text=null", "trainer.logging_steps=1"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`command("+recipe=tiny", …)` runs it in an empty folder: exit code, what it printed, the run's folder."""
-
-    def run(*arguments: str) -> tuple[int, str, Path]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["sft_recipes", f"hydra.run.dir={tmp_path / 'run'}", *arguments])
-        GlobalHydra.instance().clear()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, capsys.readouterr().out, tmp_path / "run"
-
-    return run
+from support.commands import SHORT_TINY_RUN, read_metrics
+from support.paths import ROOT
 
 
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def test_a_run_leaves_config_log_metrics_report_and_a_model_that_can_be_served(command):
-    code, printed, folder = command(*SHORT)
+def test_a_run_leaves_config_log_metrics_report_and_a_model_that_can_be_served(tiny_run):
+    code, printed, folder = tiny_run(*SHORT_TINY_RUN)
     assert code == 0
     assert {path.name for path in folder.iterdir()} >= {".hydra", "metrics.json", "report.md", "answers.jsonl", "model"}
     assert "Training " in (folder / "sft_recipes.log").read_text()
@@ -62,18 +38,18 @@ def test_a_run_leaves_config_log_metrics_report_and_a_model_that_can_be_served(c
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
-def test_full_fine_tuning_lowers_the_loss_and_saves_weights_that_load(command, packing):
-    code, _, folder = command("adapter=none", "trainer.learning_rate=1e-3", f"trainer.packing={packing}", *SHORT,
+def test_full_fine_tuning_lowers_the_loss_and_saves_weights_that_load(tiny_run, packing):
+    code, _, folder = tiny_run("adapter=none", "trainer.learning_rate=1e-3", f"trainer.packing={packing}", *SHORT_TINY_RUN,
                               "trainer.max_steps=12", "trainer.train_sampling_strategy=random")  # fmt: skip
-    losses = [entry["loss"] for entry in metrics(folder)["history"] if "loss" in entry]
+    losses = [entry["loss"] for entry in read_metrics(folder)["history"] if "loss" in entry]
     assert code == 0 and losses[-1] < losses[0]
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert model.dtype == torch.float32
     assert model.get_input_embeddings().num_embeddings >= len(AutoTokenizer.from_pretrained(folder / "model"))
 
 
-def test_an_adapter_run_trains_its_matrices_and_the_rows_of_new_tokens_in_fp32(command):
-    code, _, folder = command(*SHORT)
+def test_an_adapter_run_trains_its_matrices_and_the_rows_of_new_tokens_in_fp32(tiny_run):
+    code, _, folder = tiny_run(*SHORT_TINY_RUN)
     from safetensors.torch import load_file
 
     weights = load_file(folder / "model" / "adapter_model.safetensors")
@@ -81,40 +57,40 @@ def test_an_adapter_run_trains_its_matrices_and_the_rows_of_new_tokens_in_fp32(c
     assert [tuple(weight.shape)[0] for name, weight in weights.items() if "trainable_tokens_delta" in name] == [2]
 
 
-def test_qlora_trains_on_a_cpu_with_fp32_adapters(command):
+def test_qlora_trains_on_a_cpu_with_fp32_adapters(tiny_run):
     from safetensors.torch import load_file
 
-    code, _, folder = command("adapter=qlora", *SHORT, "trainer.max_steps=2")
+    code, _, folder = tiny_run("adapter=qlora", *SHORT_TINY_RUN, "trainer.max_steps=2")
     weights = load_file(folder / "model" / "adapter_model.safetensors")
     assert code == 0 and {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-def test_two_runs_with_one_seed_are_the_same_run(command):
-    first = metrics(command(*SHORT, "evaluate.rows=0")[2])["train_loss"]
-    again = metrics(command(*SHORT, "evaluate.rows=0")[2])["train_loss"]
-    other = metrics(command(*SHORT, "evaluate.rows=0", "seed=1")[2])["train_loss"]
+def test_two_runs_with_one_seed_are_the_same_run(tiny_run):
+    first = read_metrics(tiny_run(*SHORT_TINY_RUN, "evaluate.rows=0")[2])["train_loss"]
+    again = read_metrics(tiny_run(*SHORT_TINY_RUN, "evaluate.rows=0")[2])["train_loss"]
+    other = read_metrics(tiny_run(*SHORT_TINY_RUN, "evaluate.rows=0", "seed=1")[2])["train_loss"]
     assert first == again != other
 
 
-def test_held_out_rows_are_measured_at_the_end(command):
-    _, _, folder = command(*SHORT)
-    assert metrics(folder)["eval_loss"] > 0
+def test_held_out_rows_are_measured_at_the_end(tiny_run):
+    _, _, folder = tiny_run(*SHORT_TINY_RUN)
+    assert read_metrics(folder)["eval_loss"] > 0
     assert json.loads((folder / "supervision.json").read_text())["sources"]["tiny"]["held_out"] > 0
 
 
-def test_early_stopping_needs_one_key(command):
-    code, _, folder = command(
+def test_early_stopping_needs_one_key(tiny_run):
+    code, _, folder = tiny_run(
         "trainer.early_stopping_patience=1", "trainer.learning_rate=1e-9", "trainer.num_train_epochs=5",
         "trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.save_steps=2", "evaluate.rows=0",
         "evaluate.raw_text=null", "+trainer.early_stopping_threshold=0.1",
     )  # fmt: skip
     assert code == 0
-    assert metrics(folder)["steps"] == 4  # the first evaluation is the best one, the second ends it
+    assert read_metrics(folder)["steps"] == 4  # the first evaluation is the best one, the second ends it
     assert (folder / "checkpoint-2").is_dir()
 
 
-def test_smoke_says_in_one_line_what_it_saw(command):
-    code, _, folder = command("+debug=smoke", "trainer.max_steps=20", "evaluate.raw_text=null")
+def test_smoke_says_in_one_line_what_it_saw(tiny_run):
+    code, _, folder = tiny_run("+debug=smoke", "trainer.max_steps=20", "evaluate.raw_text=null")
     line = re.search(r"Smoke test.*", (folder / "sft_recipes.log").read_text())[0]
     assert code == 0
     assert re.fullmatch(
@@ -125,21 +101,21 @@ def test_smoke_says_in_one_line_what_it_saw(command):
 
 def test_a_sweep_gives_every_job_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["-m", "trainer.learning_rate=1e-3,5e-3", "hydra.sweep.dir=sweep", *SHORT, "evaluate.rows=0"]
+    arguments = ["-m", "trainer.learning_rate=1e-3,5e-3", "hydra.sweep.dir=sweep", *SHORT_TINY_RUN, "evaluate.rows=0"]
     monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments])
     GlobalHydra.instance().clear()
     main()
-    rates = [metrics(tmp_path / "sweep" / job)["history"][1]["learning_rate"] for job in "01"]
+    rates = [read_metrics(tmp_path / "sweep" / job)["history"][1]["learning_rate"] for job in "01"]
     assert len(set(rates)) == 2
 
 
-def test_two_processes_share_the_rows_and_the_held_out_ones(command, tmp_path):
+def test_two_processes_share_the_rows_and_the_held_out_ones(tiny_run, tmp_path):
     """The base's held-out loss is one process's, and a step reads twice the tokens."""
     import subprocess
     import sys
 
-    quick = [*SHORT, "trainer.max_steps=2", "evaluate.rows=0", "evaluate.weight_change=false"]
-    alone = metrics(command(*quick)[2])
+    quick = [*SHORT_TINY_RUN, "trainer.max_steps=2", "evaluate.rows=0", "evaluate.weight_change=false"]
+    alone = read_metrics(tiny_run(*quick)[2])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sft_recipes"]
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
     refused = subprocess.run(
@@ -148,21 +124,21 @@ def test_two_processes_share_the_rows_and_the_held_out_ones(command, tmp_path):
     assert "Write trainer.use_cpu=true." in refused.stderr
     two = [*torchrun, f"hydra.run.dir={tmp_path}/two", "trainer.use_cpu=true", *quick]
     subprocess.run(two, env=here, check=True, capture_output=True)
-    together = metrics(tmp_path / "two")
+    together = read_metrics(tmp_path / "two")
     held_out = [run["before"]["held_out"] for run in (alone, together)]
     assert held_out[1]["loss"] == pytest.approx(held_out[0]["loss"], abs=1e-6)
     assert together["train_tokens"] > 1.5 * alone["train_tokens"]
 
 
-def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(command):
-    _, _, folder = command(*SHORT)
+def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(tiny_run):
+    _, _, folder = tiny_run(*SHORT_TINY_RUN)
     counts = json.loads((folder / "supervision.json").read_text())["sources"]
     assert counts["prose"]["kept"] / (counts["prose"]["kept"] + counts["tiny"]["kept"]) == pytest.approx(0.15, abs=0.01)
     assert counts["prose"]["supervised_tokens"] == counts["prose"]["tokens"]
     assert counts["tiny"]["supervised_tokens"] < counts["tiny"]["tokens"]
 
 
-def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
+def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
 
     trained = {}
 
@@ -174,8 +150,8 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "SFTTrainer", Spy)
     monkeypatch.setenv("COLUMNS", "80")
-    command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
-    code, printed, folder = command("mode=preview")
+    tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0")
+    code, printed, folder = tiny_run("mode=preview")
     assert code == 0 and (folder / "preview.html").is_file()
     assert printed.endswith("\nrun/preview.html shows the same in a browser.\n")  # from where the command was typed
     longest = max(trained["rows"], key=lambda row: len(row["input_ids"]))
@@ -196,19 +172,19 @@ def test_preview_shows_the_dataset_the_trainer_gets(command, monkeypatch):
         ("lora", ["542,304 parameters, 43,968 of them trained. Memory", "weights 2.1 MiB, gradients 0.2 MiB"]),
     ],
 )
-def test_preview_says_what_the_run_will_hold(command, adapter, lines):
-    _, printed, _ = command("mode=preview", f"adapter={adapter}")
+def test_preview_says_what_the_run_will_hold(tiny_run, adapter, lines):
+    _, printed, _ = tiny_run("mode=preview", f"adapter={adapter}")
     assert all(line in printed for line in lines)
     assert re.search(r"Memory at the peak, estimated: [\d.]+ [MG]iB; [\d.]+ [MG]iB are there\.", printed)
 
 
-def test_preview_rows_is_how_many_are_drawn(command):
-    _, printed, _ = command("mode=preview", "preview.rows=3")
+def test_preview_rows_is_how_many_are_drawn(tiny_run):
+    _, printed, _ = tiny_run("mode=preview", "preview.rows=3")
     assert re.findall(r"^(\w+) row: data", printed, re.MULTILINE) == ["first", "longest", "drawn", "drawn", "drawn"]
 
 
-def test_a_smoke_run_too_short_to_judge_says_so(command):
-    code, _, folder = command("+debug=smoke", "trainer.max_steps=2", "evaluate.raw_text=null")
+def test_a_smoke_run_too_short_to_judge_says_so(tiny_run):
+    code, _, folder = tiny_run("+debug=smoke", "trainer.max_steps=2", "evaluate.raw_text=null")
     assert code == 2
     assert (
         "Smoke test: too few steps to see the loss fall. Raise trainer.max_steps."
@@ -216,22 +192,22 @@ def test_a_smoke_run_too_short_to_judge_says_so(command):
     )
 
 
-def test_held_out_rows_without_a_question_are_not_asked(command, tmp_path):
+def test_held_out_rows_without_a_question_are_not_asked(tiny_run, tmp_path):
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in (talk, talk[1:]))
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(lines)
     files = f"data.file.data_files={{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl}}"
-    code, _, folder = command(
-        "data=file", files, "data.file.held_out_split=test", "data_checks.in_held_out=keep", *SHORT
+    code, _, folder = tiny_run(
+        "data=file", files, "data.file.held_out_split=test", "supervision.in_held_out=keep", *SHORT_TINY_RUN
     )
     assert code == 0
     assert [json.loads(line)["prompt"] for line in (folder / "answers.jsonl").read_text().splitlines()] == ["Hi"]
 
 
-def test_a_prompt_is_trained_where_the_template_adds_no_tokens(command):
-    code, _, folder = command("adapter.type=prompt_tuning", "+adapter.prompt_tuning.num_virtual_tokens=4",
-                              "model.chat_template=alpaca_short", *SHORT)  # fmt: skip
+def test_a_prompt_is_trained_where_the_template_adds_no_tokens(tiny_run):
+    code, _, folder = tiny_run("adapter.type=prompt_tuning", "+adapter.prompt_tuning.num_virtual_tokens=4",
+                              "model.chat_template=alpaca_short", *SHORT_TINY_RUN)  # fmt: skip
     assert code == 0 and (folder / "model" / "adapter_model.safetensors").is_file()
     chat.main([str(folder), "--prompt", "Hi", "--max-new-tokens", "2"])
     with pytest.raises(SystemExit, match="PROMPT_TUNING adds no weights that could be merged."):
@@ -239,26 +215,26 @@ def test_a_prompt_is_trained_where_the_template_adds_no_tokens(command):
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
-def test_an_adapter_run_goes_on_where_it_ended(command, tmp_path, adapter):
-    code, _, folder = command(f"adapter={adapter}", *SHORT)
-    first = metrics(folder)
+def test_an_adapter_run_goes_on_where_it_ended(tiny_run, tmp_path, adapter):
+    code, _, folder = tiny_run(f"adapter={adapter}", *SHORT_TINY_RUN)
+    first = read_metrics(folder)
     folder.rename(tmp_path / "first")
-    code, _, folder = command(f"adapter={adapter}", f"model.id={tmp_path / 'first'}", "trainer.packing=true",
-                              "model.chat_template=null", *SHORT)  # fmt: skip
-    assert code == 0 and metrics(folder)["history"][0]["loss"] < first["history"][0]["loss"]
+    code, _, folder = tiny_run(f"adapter={adapter}", f"model.id={tmp_path / 'first'}", "trainer.packing=true",
+                              "model.chat_template=null", *SHORT_TINY_RUN)  # fmt: skip
+    assert code == 0 and read_metrics(folder)["history"][0]["loss"] < first["history"][0]["loss"]
     base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(ROOT / "sft_recipes" / "tiny" / "model")
 
 
-def test_the_hub_gets_the_model_and_its_card_and_only_when_asked(command, monkeypatch):
+def test_the_hub_gets_the_model_and_its_card_and_only_when_asked(tiny_run, monkeypatch):
     sent = []
     monkeypatch.setattr(
         save_load, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}", url=f"hub/me/{name}")
     )
     monkeypatch.setattr(save_load, "upload_folder", lambda **values: sent.append(values))
-    command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0")
+    tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0")
     assert sent == []
-    code, _, folder = command(*SHORT, "trainer.max_steps=1", "evaluate.rows=0", "trainer.push_to_hub=true")
+    code, _, folder = tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0", "trainer.push_to_hub=true")
     assert code == 0 and [(each["repo_id"], each["folder_path"]) for each in sent] == [("me/tiny", folder / "model")]
     assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= {
         path.name for path in (folder / "model").iterdir()

@@ -1,7 +1,6 @@
 """Benchmarks through lm-eval, offline: local tasks against scores that plain transformers gives, and names checked first."""
 
 import copy
-import json
 import random
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -19,15 +17,10 @@ from sft_recipes.evaluation import benchmarks
 from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_change
 from sft_recipes.modeling.adapters import train_new_tokens
 from sft_recipes.modeling.loading import load_tokenizer
+from support.benchmark_tasks import CHOICE, world_questions
+from support.paths import TINY_MODEL
 
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
-TINY = ROOT / "sft_recipes" / "tiny"
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{answer}}",
-}
 WRITTEN = {
     "output_type": "generate_until",
     "doc_to_text": "{{question}}",
@@ -40,38 +33,10 @@ WRITTEN = {
 @pytest.fixture(scope="module")
 def tiny():
     """The embedded model, with a tokenizer that has a chat template."""
-    tokenizer, _, new = load_tokenizer(ModelOptions(str(TINY / "model"), "chatml"))
-    model = AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32)
+    tokenizer, _, new = load_tokenizer(str(TINY_MODEL), "chatml")
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     return model, tokenizer, new
-
-
-@pytest.fixture
-def task(tmp_path):
-    """`task("name", rows, **fields)`: the path of a task's YAML, its rows in a jsonl beside it."""
-
-    def write(name: str, rows: list[dict], **fields) -> str:
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
-        values = {"task": name, "dataset_path": "json", "dataset_kwargs": files, "test_split": "test"} | fields
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        return str(tmp_path / f"{name}.yaml")
-
-    return write
-
-
-def questions(number: int = 24) -> list[dict]:
-    """Held-out questions of the little world, each with its answer and the next three rows' answers."""
-    lines = (TINY / "data" / "held_out.jsonl").read_text().splitlines()[: number + 3]
-    rows = [json.loads(line) for line in lines]
-    return [
-        {
-            "question": rows[place]["instruction"],
-            "choices": [rows[(place + step) % len(rows)]["output"] for step in (1, 0, 2, 3)],
-            "answer": 1,
-        }
-        for place in range(number)
-    ]
 
 
 @torch.no_grad()
@@ -85,7 +50,7 @@ def log_probability(model, tokenizer, question: str, answer: str) -> float:
 
 def test_a_local_choice_task_is_scored_by_the_answers_log_probabilities(tiny, task):
     model, tokenizer, _ = tiny
-    rows, right, right_by_length = questions(), 0, 0
+    rows, right, right_by_length = world_questions(), 0, 0
     for row in rows:
         scores = [log_probability(model, tokenizer, row["question"], choice) for choice in row["choices"]]
         lengths = [len(choice) for choice in row["choices"]]
@@ -100,7 +65,7 @@ def test_a_local_choice_task_is_scored_by_the_answers_log_probabilities(tiny, ta
 @pytest.mark.parametrize("chat", ["auto", False])
 def test_a_local_written_task_is_asked_in_the_chat_template(tiny, task, chat):
     model, tokenizer, _ = tiny
-    rows = questions(8)
+    rows = world_questions(8)
     for place, row in enumerate(rows):
         asked = [{"role": "user", "content": row["question"]}]
         ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
@@ -151,7 +116,7 @@ def test_an_adapter_is_scored_as_it_is_and_the_model_is_left_as_it_was(tiny, tas
     train_new_tokens(config, model, new)
     peft = get_peft_model(model, config).train()
     peft.config.use_cache = False
-    path = task("adapted", questions(), **CHOICE, metric_list=[{"metric": "acc"}])
+    path = task("adapted", world_questions(), **CHOICE, metric_list=[{"metric": "acc"}])
     random.seed(5), numpy.random.seed(5), torch.manual_seed(5)
     expected = random.random(), numpy.random.rand(), torch.rand(()).item()
     random.seed(5), numpy.random.seed(5), torch.manual_seed(5)

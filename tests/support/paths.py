@@ -1,0 +1,8 @@
+"""Where things are in the repository, and the real tokenizers and rows beside it, if they are there."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+TINY_MODEL = ROOT / "sft_recipes" / "tiny" / "model"
+TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "encoding" / "templates").glob("*.jinja"))
