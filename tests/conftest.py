@@ -49,7 +49,7 @@ def tokenizer_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def chat_tokenizer(tokenizer_folder):
     """`chat_tokenizer("neox", "chatml")`: that tokenizer, the marked template, and the new tokens' ids."""
-    return cache(lambda kind, template: load_tokenizer(str(tokenizer_folder(kind)), template))
+    return cache(lambda kind, template: load_tokenizer(ModelOptions(str(tokenizer_folder(kind)), template)))
 
 
 @pytest.fixture(scope="session")

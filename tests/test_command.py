@@ -9,8 +9,8 @@ import pytest
 
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.offline import hub_is_reachable, needs_hub
-from sft_recipes.config.schema import Config
 from support.commands import SHORT_ROWS_RUN, spawn_command
+from support.configs import data_config
 from support.paths import ROOT
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft")
@@ -270,7 +270,7 @@ def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
 )
 def test_the_hub_is_asked_for_only_where_a_name_is_one_of_its(model, path, wanted):
     files = {} if path else {"data_files": "rows.jsonl"}
-    assert needs_hub(make_config(groups={"model": {"id": model}}, mine={"path": path} | files)) is wanted
+    assert needs_hub(data_config(groups={"model": {"id": model}}, mine={"path": path} | files)) is wanted
 
 
 def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypatch):

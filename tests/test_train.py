@@ -199,7 +199,7 @@ def test_held_out_rows_without_a_question_are_not_asked(tiny_run, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(lines)
     files = f"data.file.data_files={{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl}}"
     code, _, folder = tiny_run(
-        "data=file", files, "data.file.held_out_split=test", "supervision.in_held_out=keep", *SHORT_TINY_RUN
+        "data=file", files, "data.file.held_out_split=test", "data_checks.in_held_out=keep", *SHORT_TINY_RUN
     )
     assert code == 0
     assert [json.loads(line)["prompt"] for line in (folder / "answers.jsonl").read_text().splitlines()] == ["Hi"]

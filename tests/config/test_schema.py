@@ -10,16 +10,13 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
+from sft_recipes.config.options import DataOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
 from sft_recipes.data.formatters import FORMATTERS
-from sft_recipes.data.prepare import DataOptions
-from sft_recipes.data.sources import Source, find_formatter, parse_sources
+from sft_recipes.data.sources import find_formatter
 from sft_recipes.errors import did_you_mean
-from sft_recipes.evaluation.suite import EvaluateOptions
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
-from sft_recipes.modeling.loading import load_tokenizer
-from sft_recipes.training.arguments import TrainerOptions
 from support.configs import composed, error_of
 from support.paths import ROOT
 

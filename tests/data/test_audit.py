@@ -102,8 +102,11 @@ def test_a_template_that_loses_something_is_found_out(encoder, tmp_path, templat
 
 def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
     rows = [{"messages": [say("user"), say("user"), say("assistant")]}, GOOD]
-    setting = data_config(file={"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)}, held_out=0)
-    object.__setattr__(setting, "supervision", {"roles_out_of_order": "raise"})
+    setting = data_config(
+        groups={"data_checks": {"roles_out_of_order": "raise"}},
+        file={"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)},
+        held_out=0,
+    )
     line = (
         "data.file: 1 of 2 rows have roles_out_of_order (row 0…): their turns do not alternate. "
         "Fix them, or write data_checks.roles_out_of_order=drop (or keep)."
@@ -115,11 +118,10 @@ def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
 def test_drop_drops_and_counts_and_keep_keeps_and_counts(encoder, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [*question_rows(5), *question_rows(3)])
     for policy, kept in (("drop", 5), ("keep", 8)):
-        setting = data_config(file={"data_files": path}, held_out=0)
-        object.__setattr__(setting, "supervision", {"duplicate": policy})
-        ledger = load_data(setting, encoder, 64).ledger["file"]
-        assert ledger["problems"] == {"duplicate": {"rows": 3, "policy": policy, "first": [5, 6, 7]}}
-        assert (ledger["rows"], ledger["kept"]) == (8, kept)
+        setting = data_config(groups={"data_checks": {"duplicate": policy}}, file={"data_files": path}, held_out=0)
+        audit = load_data(setting, encoder, 64).audit["file"]
+        assert audit["problems"] == {"duplicate": {"rows": 3, "policy": policy, "first": [5, 6, 7]}}
+        assert (audit["rows"], audit["kept"]) == (8, kept)
 
 
 def test_rows_that_are_also_held_out_are_dropped_from_training(encoder, tmp_path):
@@ -128,7 +130,7 @@ def test_rows_that_are_also_held_out_are_dropped_from_training(encoder, tmp_path
         "test": write_jsonl(tmp_path / "b.jsonl", question_rows(2, first=4)),
     }
     data = load_data(data_config(file={"data_files": files, "held_out_split": "test"}), encoder, 64)
-    assert data.ledger["file"]["problems"]["in_held_out"] == {"rows": 2, "policy": "drop", "first": [4, 5]}
+    assert data.audit["file"]["problems"]["in_held_out"] == {"rows": 2, "policy": "drop", "first": [4, 5]}
     assert sorted(data.train["row"]) == [0, 1, 2, 3]
 
 
@@ -143,9 +145,9 @@ def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
         tmp_path / "rows.jsonl", [*question_rows(1), {"instruction": "long " * 60, "input": "", "output": "Yes."}]
     )
     data = load_data(data_config(file={"data_files": path}, held_out=0, max_length_policy="keep"), encoder, 32)
-    assert data.ledger["file"]["problems"] == {
-        "answer_cut": {"rows": 1, "policy": "keep", "first": [1]},
-        "wholly_cut": {"rows": 1, "policy": "drop", "first": [1]},
+    assert data.audit["file"]["problems"] == {
+        "truncated": {"rows": 1, "policy": "keep", "first": [1]},
+        "fully_truncated": {"rows": 1, "policy": "drop", "first": [1]},
     }
 
 
@@ -160,7 +162,7 @@ def test_a_conversation_that_the_assistant_opens_is_trained(encoder, tmp_path):
     data = load_data(
         data_config(file={"data_files": write_jsonl(tmp_path / "rows.jsonl", [opened])}, held_out=0), encoder, 64
     )
-    assert data.ledger["file"]["problems"]["roles_out_of_order"]["rows"] == 1
+    assert data.audit["file"]["problems"]["roles_out_of_order"]["rows"] == 1
 
 
 def test_earlier_answers_that_merge_with_a_line_break_are_no_other_context(encoder):
@@ -211,9 +213,9 @@ def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", question_rows(50))
     script = (
         "from pathlib import Path\nfrom support.configs import data_config\nfrom sft_recipes.data.prepare import load_data\n"
-        "from sft_recipes.encoding.encoder import Encoder\nfrom sft_recipes.modeling.loading import load_tokenizer\n"
+        "from sft_recipes.config.options import ModelOptions\nfrom sft_recipes.encoding.encoder import Encoder\nfrom sft_recipes.modeling.loading import load_tokenizer\n"
         "from sft_recipes.data.digest import digest_rows\n"
-        f"tokenizer, template, _ = load_tokenizer({str(TINY_MODEL)!r}, 'chatml')\n"
+        f"tokenizer, template, _ = load_tokenizer(ModelOptions({str(TINY_MODEL)!r}, 'chatml'))\n"
         f"data = load_data(data_config(file={{'data_files': {path!r}}}, held_out=5), Encoder(tokenizer, template), 64)\n"
         "print(digest_rows(data.train)['sha256'])"
     )
@@ -241,6 +243,6 @@ def test_supervision_json_has_what_a_run_was_trained_on(encoder, tmp_path):
         encoder,
         64,
     )
-    written = json.loads(json.dumps(audit_record(data.ledger, digest_rows(data.train), {"name": "x"})))
+    written = json.loads(json.dumps(audit_record(data.audit, digest_rows(data.train), {"name": "x"})))
     assert set(written) == {"digest", "sources", "versions", "config"}
     assert written["sources"]["file"]["kept"] == 5 and written["versions"]["trl"].startswith("1.16")

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from support.configs import make_config
 
 from sft_recipes.data.prepare import load_data
 from sft_recipes.data.token_rows import flat_values, row_arrays
@@ -39,7 +38,9 @@ def test_held_out_rows_are_not_trained_on(encoder, tmp_path):
 
 def test_a_smoke_run_holds_out_few_of_its_few_rows(encoder, tmp_path):
     file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(300))}
-    data = load_data(data_config(file=file, held_out=2000, smoke=True), encoder, 64)  # more than a source gives
+    data = load_data(
+        data_config(file=file, held_out=2000, groups={"smoke": True}), encoder, 64
+    )  # more than a source gives
     assert (len(data.train), len(data.held_out)) == (180, 20)
 
 
@@ -119,7 +120,7 @@ def test_a_row_that_the_template_refuses_is_named(chat_tokenizer, tmp_path):
 def test_few_long_rows_are_dropped_with_a_count(encoder, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [*question_rows(199), *question_rows(1, answer="long " * 99)])
     data = load_data(data_config(file={"data_files": path}, held_out=0), encoder, 64)
-    assert (len(data.train), data.ledger["file"]["problems"]["answer_cut"]["rows"]) == (199, 1)
+    assert (len(data.train), data.audit["file"]["problems"]["truncated"]["rows"]) == (199, 1)
 
 
 def test_many_long_rows_are_refused_with_the_length_that_keeps_99_percent(encoder, tmp_path):
@@ -176,7 +177,7 @@ def test_a_wrong_formatter_gets_a_line_that_helps(encoder, tmp_path, formatter, 
 
 def test_a_root_formatter_that_no_source_uses_is_an_error():
     with pytest.raises(ConfigError, match="formatter=alpaca is used by no source: a have their own."):
-        parse_sources(data_config(formatter="alpaca", a={"path": "x", "formatter": "chatml"}))
+        data_config(formatter="alpaca", a={"path": "x", "formatter": "chatml"})
 
 
 def test_no_nulls_of_arrow_s_merged_structs_reach_the_template(encoder, tmp_path):
@@ -205,9 +206,9 @@ def test_no_nulls_of_arrow_s_merged_structs_reach_the_template(encoder, tmp_path
 
 def test_supervise_is_a_choice_of_the_source(encoder, tmp_path):
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
-    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", [{"messages": talk}]), "supervise": "last"}
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", [{"messages": talk}]), "train_on": "last"}
     data = load_data(data_config(file=file, held_out=0), encoder, 64)
-    assert data.ledger["file"]["supervised_tokens"] == 2  # b and the stop token, once
+    assert data.audit["file"]["supervised_tokens"] == 2  # b and the stop token, once
 
 
 def test_a_csv_and_a_parquet_file_are_read_too(encoder, tmp_path):

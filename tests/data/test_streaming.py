@@ -120,7 +120,7 @@ def test_what_a_stream_cannot_do_is_said(encoder, tmp_path):
     with pytest.raises(ConfigError, match="a stream has no length to take a share of"):
         load_stream(data_config(held_out=0.1, file=file), encoder, 64, False)
     with pytest.raises(ConfigError, match="data.b.streaming should be true, too"):
-        is_streamed(data_config(a=file, b={**file, "streaming": False}))
+        data_config(a=file, b={**file, "streaming": False})
     with pytest.raises(ConfigError, match="drawn by their shares"):
         load_stream(data_config(held_out=0, a=file, b=file), encoder, 64, False)
 

@@ -12,7 +12,7 @@ from support.rows import question_rows, write_jsonl
 
 
 def made_of(path: str, **change) -> Config:
-    return replace(data_config(file={"data_files": path}, held_out=5), **change)
+    return data_config(groups=change, file={"data_files": path}, held_out=5)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ WRITTEN = {
 @pytest.fixture(scope="module")
 def tiny():
     """The embedded model, with a tokenizer that has a chat template."""
-    tokenizer, _, new = load_tokenizer(str(TINY_MODEL), "chatml")
+    tokenizer, _, new = load_tokenizer(ModelOptions(str(TINY_MODEL), "chatml"))
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     return model, tokenizer, new

@@ -35,7 +35,7 @@ QUESTIONS = [
 def base(chat_tokenizer):
     """The embedded base model and its tokenizer with ChatML."""
     tokenizer, template, new = chat_tokenizer("tiny", "chatml")
-    model = load_model({"id": str(TINY_MODEL)}, None, False, tokenizer, find_stop_token(tokenizer, template), new)
+    model = load_model(ModelOptions(str(TINY_MODEL)), None, False, tokenizer, find_stop_token(tokenizer, template), new)
     return model.eval(), tokenizer
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import load_file
-from test_config import composed
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sft_recipes.config.schema import PEFT_TYPES, PROMPT_LEARNING_TYPES, check_adapter
+from sft_recipes.config.options import AdapterOptions, ModelOptions
+from sft_recipes.config.schema import parse_adapter
 from sft_recipes.modeling.adapters import (
     build_peft_config,
     build_quantization_config,
@@ -20,7 +20,8 @@ from sft_recipes.modeling.adapters import (
 from sft_recipes.modeling.embeddings import are_rows_distinct
 from sft_recipes.modeling.loading import load_adapter_config, load_model, load_tokenizer
 from sft_recipes.modeling.save_load import check_saved_adapter
-from support.configs import error_of
+from sft_recipes.training.setup import set_up_run
+from support.configs import composed, error_of
 from support.tuned import ADAPTERS, CASES, in_fresh_process, logits, lora, make_base, tune
 
 SAME = ["LoRA", "rsLoRA", "DoRA", "LoRA+", "IA3", "VeRA"]

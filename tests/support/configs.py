@@ -1,8 +1,11 @@
 """Configs as a command line or a test makes them, and the line of an error that one of them causes."""
 
+from typing import Any
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.schema import Config, from_hydra
@@ -17,10 +20,11 @@ def composed(*overrides: str) -> Config:
         return from_hydra(compose("config", list(overrides)))
 
 
-def data_config(formatter: str = "auto", smoke: bool = False, **data) -> Config:
-    """A config of which only the data is of interest."""
-    empty: dict = {"model": {}, "adapter": {}, "trainer": {}, "evaluate": {}}
-    return Config(name="test", data=data, formatter={"name": formatter}, smoke=smoke, **empty)
+def data_config(formatter: str = "auto", groups: dict[str, Any] | None = None, **data: Any) -> Config:
+    """A config of which only the data is of interest, through a run's own parser; `groups` are other keys."""
+    values = {"name": "test", "model": {"id": "tiny"}, "formatter": {"name": formatter}, "data": data}
+    values |= {"adapter": {"type": "none"}, "trainer": {}, "evaluate": {}}
+    return from_hydra(OmegaConf.create(values | (groups or {})))
 
 
 def error_of(function, *arguments) -> str:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig
 
-from sft_recipes.config.schema import Config
-from sft_recipes.training.activation_memory import build_meta_model, peak_bytes, shorten_config, step_bytes
-from sft_recipes.training.memory import check_memory, count_parameters, estimate_memory, format_bytes
+from sft_recipes.config.options import AdapterOptions, ModelOptions
+from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes, shorten_config, step_bytes
+from sft_recipes.training.arguments import build_arguments
+from sft_recipes.training.memory import check_memory, count_parameters, describe_step, estimate_memory, format_bytes
 from support.configs import composed, error_of
 from support.paths import ROOT
 
