@@ -4,9 +4,9 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: help demo compare test lint tiny clean
+.PHONY: help demo compare test test-oldest lint tiny clean
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 demo: .venv/installed  ## train the embedded tiny model and show what became of it
 	$(BIN)/python -m sft_recipes
@@ -16,6 +16,14 @@ compare: .venv/installed  ## train every recipe on the tiny model and show them 
 
 test: .venv/installed-test  ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# In an environment of its own, in .venv/oldest, which pip fills anew each time
+OLDEST = $(shell grep -oE '(trl|transformers|peft|datasets)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
+test-oldest: .venv/torch  ## run the test suite on the oldest TRL, transformers, PEFT and datasets that are supported
+	$(PYTHON) -m venv .venv/oldest
+	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(OLDEST)
+	.venv/oldest/bin/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-test  ## check style and format
 	$(BIN)/ruff check .

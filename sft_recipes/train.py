@@ -18,11 +18,11 @@ from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.evaluation.weight_change import relative_change
 from sft_recipes.modeling.adapters import prepare_peft_config
 from sft_recipes.modeling.loading import load_model
-from sft_recipes.modeling.packed_attention import select_packed_attention
 from sft_recipes.modeling.save_load import push_model, save_model
 from sft_recipes.reporting.run_folder import write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
+from sft_recipes.training.callbacks import LossMonitor
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_step
 from sft_recipes.training.run_metadata import (
@@ -35,7 +35,13 @@ from sft_recipes.training.run_metadata import (
     was_evaluated_last,
 )
 from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
-from sft_recipes.training.trainer import SFTTrainer, attach_callbacks, build_trainer, evaluate_with, mend
+from sft_recipes.training.trainer import (
+    SupervisedTrainer,
+    add_sample_answers,
+    build_trainer,
+    measure_held_out,
+    select_packed_attention,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +74,16 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
         write_json(folder / "supervision.json", audit)
         print("\n".join(audit_table(setup.data.audit)))
     trainer = start_trainer(setup)
-    monitor = attach_callbacks(trainer, encoder, inputs, folder)
+    add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
     log.info(training_summary(trainer, setup.data.audit))
     before = measure_model(trainer.model, encoder, inputs)
+    monitor = LossMonitor(before.get("held_out", {}).get("loss"))
+    trainer.add_callback(monitor)
     with logging_redirect_tqdm():
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     after = measure_model(trainer.model, encoder, inputs)
     if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
-        evaluate_with(trainer, lambda: flatten_loss(after["held_out"]))
-        trainer.evaluate()
+        trainer.report_evaluation(flatten_loss(after["held_out"]))
     compared, answers = compare_measurements(before, after, inputs)
     metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
     metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
@@ -86,7 +93,7 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
         if setup.stream:
             audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}
             write_json(folder / "supervision.json", audit)
-        save_model(trainer, folder / "model", encoder)
+        save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
         metrics |= measure_on_request(setup, trainer, answers)
         write_json(folder / "metrics.json", metrics)
         write_jsonl(folder / "answers.jsonl", answers)
@@ -99,22 +106,25 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
 
 
-def start_trainer(setup: RunSetup) -> SFTTrainer:
+def start_trainer(setup: RunSetup) -> SupervisedTrainer:
     """The weights loaded and given to the trainer; raises ConfigError where the step would not fit into memory."""
     config, arguments = setup.config, setup.arguments
     if config.trainer.check_memory:
         check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
     tokenizer, stop, new_token_ids = setup.tokenizer, setup.encoder.stop, setup.new_token_ids
     model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stop, new_token_ids)
-    if arguments.packing:
-        select_packed_attention(model, config.model.attn_implementation)
     peft = prepare_peft_config(setup.peft, model, new_token_ids, config.model.revision)
-    trainer = build_trainer(model, arguments, setup.rows, setup.data.held_out, tokenizer, peft, setup.callbacks)
-    mend(trainer, config.adapter)
+    measure = partial(measure_held_out, setup.encoder, setup.eval_inputs, arguments.metric_for_best_model)
+    trainer = build_trainer(
+        model, arguments, setup.rows, setup.data.held_out, tokenizer, peft, setup.callbacks, measure,
+        config.adapter.loraplus_lr_ratio,
+    )  # fmt: skip
+    if arguments.packing:
+        select_packed_attention(trainer, config.model.attn_implementation)
     return trainer
 
 
-def measure_on_request(setup: RunSetup, trainer: SFTTrainer, answers: list[dict[str, Any]]) -> dict[str, Any]:
+def measure_on_request(setup: RunSetup, trainer: SupervisedTrainer, answers: list[dict[str, Any]]) -> dict[str, Any]:
     """How far the weights moved, and the judge's verdicts, where the config asks for them."""
     options, metrics = setup.config.evaluate, {}
     if options.weight_change:

@@ -17,7 +17,7 @@ from sft_recipes.encoding.chat_template import load_template
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.modeling import save_load
 from sft_recipes.training import trainer as trainer_module
-from sft_recipes.training.trainer import SFTTrainer
+from sft_recipes.training.trainer import SupervisedTrainer
 from support.commands import SHORT_TINY_RUN, read_metrics
 from support.paths import ROOT
 
@@ -142,13 +142,13 @@ def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
 
     trained = {}
 
-    class Spy(SFTTrainer):
+    class Spy(SupervisedTrainer):
         def train(self, **options):
             trained["rows"] = sorted(self.train_dataset, key=lambda row: (row["source"], row["row"]))
             trained["encoder"] = Encoder(self.processing_class, load_template("chatml", self.processing_class))
             return super().train(**options)
 
-    monkeypatch.setattr(trainer_module, "SFTTrainer", Spy)
+    monkeypatch.setattr(trainer_module, "SupervisedTrainer", Spy)
     monkeypatch.setenv("COLUMNS", "80")
     tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0")
     code, printed, folder = tiny_run("mode=preview")
@@ -167,15 +167,15 @@ def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
     [
         (
             "none",
-            ["498,336 parameters. Memory", "weights 1.9 MiB, gradients 1.9 MiB, optimizer 3.8 MiB"],
+            ["498,336 parameters. Estimated", "weights 1.9 MiB, gradients 1.9 MiB, optimizer 3.8 MiB"],
         ),  # × 4 × 4 × 8
-        ("lora", ["542,304 parameters, 43,968 of them trained. Memory", "weights 2.1 MiB, gradients 0.2 MiB"]),
+        ("lora", ["542,304 parameters, 43,968 of them trained. Estimated", "weights 2.1 MiB, gradients 0.2 MiB"]),
     ],
 )
 def test_preview_says_what_the_run_will_hold(tiny_run, adapter, lines):
     _, printed, _ = tiny_run("mode=preview", f"adapter={adapter}")
     assert all(line in printed for line in lines)
-    assert re.search(r"Memory at the peak, estimated: [\d.]+ [MG]iB; [\d.]+ [MG]iB are there\.", printed)
+    assert re.search(r"Estimated peak memory [\d.]+ [MG]iB of [\d.]+ [MG]iB available:", printed)
 
 
 def test_preview_rows_is_how_many_are_drawn(tiny_run):

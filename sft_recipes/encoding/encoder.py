@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import (
-    _CONTROL_TOKEN_END,
-    _CONTROL_TOKEN_START,
-    mark_control_tokens,
-)
+from transformers.utils.chat_template_utils import mark_control_tokens
 
 from sft_recipes.encoding.chat_template import find_stop_token, render_template, special_tokens
 from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
 from sft_recipes.errors import ConfigError, DataError, one_line
 
 IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
-UNMARKED = str.maketrans("", "", _CONTROL_TOKEN_START + _CONTROL_TOKEN_END)  # what mark_control_tokens adds, removed
+TOKEN_START, TOKEN_END = mark_control_tokens("x", re.compile("x")).split("x")  # the marks around a control token
+UNMARKED = str.maketrans("", "", TOKEN_START + TOKEN_END)
 TRAIN_ON = ("assistant", "last", "all")
 Piece = tuple[str, str, bool]  # how it is encoded, its text, whether the loss is taken on it
 
@@ -94,6 +91,7 @@ class Encoder:
     def pieces(self, conversation: Mapping[str, Any], train_on: str) -> list[Piece]:
         """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
         if "text" in conversation:
+            check_unicode(conversation["text"])
             return [("raw", conversation["text"], True)]
         messages, tools = conversation["messages"], conversation.get("tools")
         marked = any(map(self.has_typed_token, iterate_strings(messages))) or any(
@@ -102,6 +100,7 @@ class Encoder:
         if marked:
             messages, tools = mark_control_tokens([messages, tools], self.typed)
         text, spans = self.render(messages, tools)
+        check_unicode(text)
         pieces, end = [], 0
         for start, stop in select_trained_spans(spans, messages, train_on):
             pieces += [(text[end:start], False), (text[start:stop], True)]
@@ -160,11 +159,20 @@ class Encoder:
     def with_typed_tokens(self, text: str, start: bool) -> list[int]:
         """The ids of a text in which special tokens that a row spells out stand between transformers' markers."""
         ids: list[int] = []
-        for place, part in enumerate(re.split(f"{_CONTROL_TOKEN_START}(.*?){_CONTROL_TOKEN_END}", text)):
+        for place, part in enumerate(re.split(f"{TOKEN_START}(.*?){TOKEN_END}", text)):
             if part:
                 backend = self.tokenizer.backend_tokenizer if start and not ids else self.inner
                 ids += encode_batch(backend, [part], encode_special_tokens=place % 2 == 1)[0]
         return ids
+
+
+def check_unicode(text: str) -> None:
+    """Raises DataError for half of a surrogate pair, which JSON can spell out and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.end]
+        raise DataError(f"the text has a lone surrogate, {half!r}, half a character. Remove or replace it.") from error
 
 
 def select_trained_spans(

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.errors import ConfigError, did_you_mean, one_line
 from sft_recipes.evaluation.forgetting import Verdict, classify_regression
+from sft_recipes.modeling.inference import eval_mode
+from sft_recipes.modeling.workarounds import weights_not_tied_again
 
 if TYPE_CHECKING:  # lm-eval is the extra `eval`
     from lm_eval.tasks import TaskManager
@@ -170,22 +172,13 @@ def metric_values(result: Mapping[str, Any]) -> dict[str, float]:
 @contextmanager
 def preserved_state(model: PreTrainedModel) -> Iterator[None]:
     """The model's mode and use_cache, and the random numbers of training, are afterwards as they were."""
-    training, use_cache = model.training, model.config.use_cache
-    drawn, numbers = random.getstate(), numpy.random.get_state()
-    model.eval()
-    model.config.use_cache = True
-    # HFLM ties the weights of any model, which transformers 5.23 cannot where PEFT wraps a tied embedding. Goes when
-    # HFLM.__init__ leaves a model it is given as it is (lm_eval/models/huggingface.py, `self.model.tie_weights()`).
-    model.tie_weights = lambda: None
+    random_state, numpy_state = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with eval_mode(model, use_cache=True), weights_not_tied_again(model), torch.random.fork_rng():
             yield
     finally:
-        del model.tie_weights
-        random.setstate(drawn)
-        numpy.random.set_state(numbers)
-        model.config.use_cache = use_cache
-        model.train(training)
+        random.setstate(random_state)
+        numpy.random.set_state(numpy_state)
 
 
 def score_change(

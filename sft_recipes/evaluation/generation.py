@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from sft_recipes.evaluation.token_loss import bf16_autocast, eval_mode
+from sft_recipes.modeling.inference import bf16_autocast, eval_mode
 
 
 @torch.no_grad()
@@ -33,8 +33,7 @@ def generate_answers(
     )
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     asked, results = [(question, *split_last_answer(question["messages"])) for question in questions], []
-    use_cache, model.config.use_cache = model.config.use_cache, True
-    with torch.random.fork_rng(), eval_mode(model), bf16_autocast(model):
+    with torch.random.fork_rng(), eval_mode(model, use_cache=True), bf16_autocast(model):
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(asked), batch_size), desc="Answering", leave=False):
             batch = asked[start : start + batch_size]
@@ -50,7 +49,6 @@ def generate_answers(
                 end = next((place for place, token in enumerate(ids) if token in stops), None)
                 said = {"text": tokenizer.decode(ids[:end], skip_special_tokens=False), "stops": end is not None}
                 results.append({"prompt": past[-1]["content"], "reference": reference} | said)
-    model.config.use_cache = use_cache
     return results
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from sft_recipes.config.options import EvaluateOptions
@@ -95,10 +96,12 @@ def generate_eval_answers(
     )  # fmt: skip
 
 
-def evaluate_held_out(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs) -> dict[str, Any]:
-    """The loss on the held-out rows and its parts."""
+def evaluate_held_out(
+    model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, rows: Dataset | None = None
+) -> dict[str, Any]:
+    """The loss on the held-out rows, or on other `rows`, and its parts."""
     stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
-    rows, batch = questions.data.held_out, questions.options.batch_size
+    rows, batch = questions.data.held_out if rows is None else rows, questions.options.batch_size
     return evaluate_loss(model, encoder.tokenizer, rows, stop, questions.names, batch)
 
 

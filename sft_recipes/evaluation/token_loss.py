@@ -1,7 +1,6 @@
 """The loss on held-out rows, a mean over supervised tokens, and where it comes from: source, turn, position, length."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths
 from sft_recipes.encoding.encoder import IGNORE_INDEX
+from sft_recipes.modeling.inference import bf16_autocast, eval_mode
 
 
 def evaluate_loss(
@@ -25,8 +25,8 @@ def evaluate_loss(
     """`loss`, its parts by `source`, `turn`, `position` and `length`, in nats a token, and `p_stop`.
 
     `p_stop` is the mean probability of the stop token where an answer truly ends. `names` are the sources', to which
-    the rows' column `source` points. TRL averages the means of batches, so that one model has another loss at another
-    batch size; here it is the same at every one.
+    the rows' column `source` points, where they have one. The loss is the same at every batch size, unlike TRL's, a
+    mean of the batches' means.
     """  # fmt: skip
     return break_down_loss(rows, token_losses(model, tokenizer, rows, batch), stop, names)
 
@@ -67,24 +67,10 @@ def token_losses(
     return [by_row[i] for i in range(len(ids))]
 
 
-@contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout, as it was afterwards."""
-    training = model.training
-    model.eval()
-    yield
-    model.train(training)
-
-
-def bf16_autocast(model: PreTrainedModel) -> AbstractContextManager:
-    """bf16 on a GPU that has it, as in training; nothing changes elsewhere."""
-    on = model.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on)
-
-
 def break_down_loss(rows: Dataset, losses: Sequence[np.ndarray], stop: int, names: Sequence[str]) -> dict[str, Any]:
     """The losses' mean, as a whole and by what their tokens are."""
-    lengths, sources = row_lengths(rows), flat_values(rows, "source")
+    lengths, names = row_lengths(rows), names if "source" in rows.column_names else []
+    sources = flat_values(rows, "source") if names else None
     labels = np.concatenate([row[1:] for row in row_arrays(rows, "labels")])
     row_of, loss = np.repeat(np.arange(len(rows)), lengths - 1), np.concatenate(losses)
     there = ~np.isnan(loss)

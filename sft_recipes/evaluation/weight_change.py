@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from sft_recipes.modeling.adapters import changes_base_weights
 
 # A base weight, its dotted name, and what was added to it (None: nothing).
 Weight = tuple[str, Tensor, Tensor | None]
@@ -22,8 +24,6 @@ GROUP_WORDS = {
     "attention": re.compile("attn|attention"),
     "mlp": re.compile(r"mlp|ffn|feed_forward|moe|expert|\bfc|\bdense_\w+_to"),
 }
-# Initializations of LoRA that change the base weight as well, so that it has to be read again.
-BASE_CHANGING_INITS = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def iterate_weights(model: PreTrainedModel | PeftModel, load_base: Callable[[], 
         for name, tuned in model.named_parameters():
             yield weight_difference(name, tuned, reference[name])
         return
-    moves = any(changes_base(config) for config in model.peft_config.values())
+    moves = any(is_base_changed(config) for config in model.peft_config.values())
     reference = dict(load_base().named_parameters()) if moves else {}
     plain = model.get_base_model()
     for name, base, delta in iterate_adapted(plain, "", skip=edge_names(plain).get("tied")):
@@ -66,10 +66,9 @@ def iterate_weights(model: PreTrainedModel | PeftModel, load_base: Callable[[], 
             yield name, base, delta
 
 
-def changes_base(config: object) -> bool:
-    """Whether an adapter's base is no longer as it was loaded: an initialization moved it, or biases are trained."""
-    init = getattr(config, "init_lora_weights", True)
-    return getattr(config, "bias", "none") != "none" or (isinstance(init, str) and init.startswith(BASE_CHANGING_INITS))
+def is_base_changed(config: PeftConfig) -> bool:
+    """Whether an adapter's base is no longer as it was loaded: its initialization changed it, or biases are trained."""
+    return getattr(config, "bias", "none") != "none" or changes_base_weights(config)
 
 
 def weight_difference(name: str, tuned: Tensor, base: Tensor) -> Weight:
@@ -122,8 +121,9 @@ def adapter_product(layer: LoraLayer, base: Tensor) -> Tensor | None:
         if adapter not in layer.scaling:
             continue
         if adapter in layer.lora_variant:  # DoRA and others scale the sum; in fp32, since bf16 would round ΔW away
-            delta = layer.lora_variant[adapter].merge_safe(layer, adapter, base.float()) - base.float()
-            layer._caches.pop(f"{adapter}-weight_norm", None)  # kept for an unmerge
+            merged = layer.lora_variant[adapter].merge_safe(layer, adapter, base.float())
+            delta = merged - base.float()
+            layer.lora_variant[adapter].unmerge(layer, adapter, merged)  # frees what merge_safe keeps for an unmerge
         else:
             delta = layer.get_delta_weight(adapter).float()
         total = delta if total is None else total + delta

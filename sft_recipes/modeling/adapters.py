@@ -1,4 +1,4 @@
-"""Adapters: PEFT's own config from the config's `adapter`, fitted to one model and to TRL's trainer."""
+"""Adapters: PEFT's config from the config's `adapter`, checked against one model and completed for its new tokens."""
 
 import logging
 import re
@@ -15,6 +15,7 @@ from sft_recipes.errors import ConfigError, did_you_mean
 log = logging.getLogger(__name__)
 PEFT_CONFIGS = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 INITS_FROM_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 def build_quantization_config(adapter: AdapterOptions) -> BitsAndBytesConfig | None:
@@ -41,21 +42,21 @@ def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
     if start in INITS_FROM_DATA:
         raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")
     if adapter.quantization and changes_base_weights(peft):
-        raise ConfigError(f"adapter.{kind}.init_lora_weights={start} takes the base apart, which 4 bits do not allow.")
+        raise ConfigError(f"adapter.{kind}.init_lora_weights={start} changes the base, which 4 bits do not allow.")
     return peft
 
 
 def changes_base_weights(peft: PeftConfig) -> bool:
-    """Whether the adapter starts from parts of the base's weights and leaves the base without them (PiSSA, OLoRA)."""
-    return str(getattr(peft, "init_lora_weights", "")).startswith(("pissa", "olora"))
+    """Whether the adapter's initialization takes parts of the base's weights out of the base (PiSSA, OLoRA)."""
+    return str(getattr(peft, "init_lora_weights", "")).startswith(BASE_CHANGING_INITS)
 
 
 def prepare_peft_config(
     peft: PeftConfig | None, model: PreTrainedModel | PeftModel, new: list[int], revision: str | None = None
 ) -> PeftConfig | None:
-    """The config that TRL gets: every name in it found in the model, and the rows of `new` tokens trained.
+    """The config that TRL gets: every module name in it exists in the model, and the rows of `new` tokens are trained.
 
-    None for full fine-tuning, and for a model that carries the adapter already (`model.id=RUN` of an adapter run).
+    None for full fine-tuning, and for a model that has the adapter already (`model.id=RUN` of an adapter run).
     """
     if isinstance(model, PeftModel):
         check_same_adapter(peft, model.active_peft_config)
@@ -63,19 +64,19 @@ def prepare_peft_config(
     if peft is not None:
         check_module_names(peft, model, new)
         train_new_tokens(peft, model, new)
-        peft.revision = revision  # of the base, without which the adapter would be loaded onto another
+        peft.revision = revision  # of the base, or the adapter would later be loaded onto another one
     return peft
 
 
-def check_same_adapter(peft: PeftConfig | None, carried: PeftConfig) -> None:
-    """Raises ConfigError where the config asks for another adapter than the one that the run to go on with has."""
+def check_same_adapter(peft: PeftConfig | None, loaded: PeftConfig) -> None:
+    """Raises ConfigError where the config's adapter differs from the one `loaded` with the run to train further."""
     merge = "or merge that run first (python -m sft_recipes.merge RUN --out DIR, model.id=DIR)."
-    kind = carried.peft_type.value.lower()
-    if peft is None or peft.peft_type != carried.peft_type:
+    kind = loaded.peft_type.value.lower()
+    if peft is None or peft.peft_type != loaded.peft_type:
         raise ConfigError(f"model.id is an adapter run, which goes on with adapter.type={kind}. Write that, {merge}")
-    if carried.is_prompt_learning:
+    if loaded.is_prompt_learning:
         raise ConfigError(f"model.id is a run of adapter.type={kind}, which PEFT cannot train further.")
-    values, own = peft.to_dict(), carried.to_dict()
+    values, own = peft.to_dict(), loaded.to_dict()
     for field in ("target_modules", "exclude_modules"):
         if values.get(field) == "all-linear":  # the saved config has the names
             values[field] = own[field]
@@ -89,11 +90,11 @@ def check_same_adapter(peft: PeftConfig | None, carried: PeftConfig) -> None:
 
 
 def to_sorted_list(value: Any) -> Any:
-    """Lists and sets alike, without their order."""
+    """A list, tuple or set as a sorted list of texts, to be compared without order; other values as they are."""
     return sorted(map(str, value)) if isinstance(value, list | tuple | set) else value
 
 
-# what PEFT or a run writes into a config by itself
+# fields that PEFT or a run fills in by itself
 BOOKKEEPING_FIELDS = {
     "base_model_name_or_path", "revision", "inference_mode", "trainable_token_indices", "auto_mapping", "peft_version",
     "ensure_weight_tying", "init_lora_weights", "modules_to_tie", "target_modules_to_tie",
@@ -101,9 +102,9 @@ BOOKKEEPING_FIELDS = {
 
 
 def check_module_names(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
-    """Raises ConfigError for a module name that matches nothing, and for adapters where they would not be trained.
+    """Raises ConfigError for a module name that matches nothing, and for an adapter on a layer that would ignore it.
 
-    PEFT passes over a name that matches nothing as long as another one does.
+    PEFT itself says nothing of a name that matches no module as long as another one does.
     """
     where = f"adapter.{peft.peft_type.value.lower()}"
     names = [name for name, _ in model.named_modules() if name]
@@ -117,39 +118,42 @@ def check_module_names(peft: PeftConfig, model: PreTrainedModel, new: list[int])
     targets = getattr(peft, "target_modules", None)
     if targets is None or targets == "all-linear":
         return
-    places = {id(module): name for name, module in model.named_modules()}
-    head, inputs = (places[id(layer)] for layer in (model.get_output_embeddings(), model.get_input_embeddings()))
-    kept = match_module_names(getattr(peft, "exclude_modules", None) or [], names)
-    found = [name for name in match_module_names(targets, names) if name not in kept]
-    if head in found:
+    inputs, head = embedding_names(model)
+    excluded = match_module_names(getattr(peft, "exclude_modules", None) or [], names)
+    targeted = set(match_module_names(targets, names)) - set(excluded)
+    if head in targeted:
         raise ConfigError(
-            f"{where}.target_modules names {head}: the loss is taken on its weight, without an adapter. Write "
-            f"{where}.modules_to_save=[{head}], which trains it whole, or leave it out."
+            f"{where}.target_modules names {head}: the loss uses its weight directly, without an adapter. Write "
+            f"{where}.modules_to_save=[{head}], which trains it in full, or leave it out."
         )
-    if new and inputs in found:
+    if new and inputs in targeted:
         raise ConfigError(
             f"{where}.target_modules names {inputs}, whose rows of new tokens are trained already. Leave it out, or "
-            f"write {where}.modules_to_save=[{inputs}], which trains it whole."
+            f"write {where}.modules_to_save=[{inputs}], which trains it in full."
         )
+
+
+def embedding_names(model: PreTrainedModel) -> tuple[str, str]:
+    """The names of the input embedding and of the LM head."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())]
 
 
 def match_module_names(wanted: str | Iterable[str], names: list[str]) -> list[str]:
-    """The module names that PEFT would take: a text is a pattern for the whole of one, a list has their ends."""
+    """The module names that PEFT would match: a text is a pattern for whole names, a list holds the ends of names."""
     if isinstance(wanted, str):
         return [name for name in names if re.fullmatch(wanted, name)]
     return [name for name in names if any(f".{name}".endswith(f".{end}") for end in wanted)]
 
 
 def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
-    """Lets an adapter train the rows of new tokens, in the input embedding and in an untied output embedding.
+    """Makes an adapter train the embedding rows of new tokens, also in an untied LM head.
 
-    LoRA trains those rows alone. Other methods have no such switch and train both layers whole; where they were tied,
-    each then goes its own way. Raises ConfigError for a method that changes no module (prompt tuning).
+    LoRA trains those rows only. Other methods cannot and train both layers in full; where they were tied, they no
+    longer are. Raises ConfigError for a method that changes no module (prompt tuning), and for a head with a bias.
     """
-    names = {id(module): name for name, module in model.named_modules()}
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = outputs.weight is inputs.weight
-    layers = [names[id(inputs)], names[id(outputs)]]
+    tied, layers = outputs.weight is inputs.weight, list(embedding_names(model))
     whole = match_module_names(getattr(peft, "modules_to_save", None) or [], layers)
     if tied and whole and hasattr(peft, "ensure_weight_tying"):
         peft.ensure_weight_tying, peft.modules_to_tie, peft.target_modules_to_tie = True, None, None
@@ -161,10 +165,15 @@ def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -
         given = given if isinstance(given, dict) else {layers[0]: given}
         rows = {layer: sorted({*given.get(layer, []), *new}) for layer in (layers[:1] if tied else layers)}
         peft.trainable_token_indices = given | {layer: ids for layer, ids in rows.items() if layer not in whole} or None
+        if getattr(outputs, "bias", None) is not None and layers[1] not in whole:  # see workarounds.ensure_lm_head_bias
+            raise ConfigError(
+                f"{layers[1]} has a bias, which PEFT drops where an adapter trains the rows of new tokens. Write "
+                f"adapter.{peft.peft_type.value.lower()}.modules_to_save=[{layers[1]}], which trains it in full."
+            )
     elif hasattr(peft, "modules_to_save") and not peft.is_prompt_learning:
         peft.modules_to_save = list(dict.fromkeys([*(peft.modules_to_save or []), *layers]))
         number = sum(layer.weight.numel() for layer in (inputs, outputs))
-        log.warning("%s trains both embeddings whole, for %d new tokens: %d parameters more.",
+        log.warning("%s trains both embeddings in full, for %d new tokens: %d parameters more.",
                     peft.peft_type.value, len(new), number)  # fmt: skip
     else:
         raise ConfigError(

@@ -23,7 +23,7 @@ from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_l
 
 
 def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
-    """The tokenizer as it is saved and served, the chat template with markers, and the new tokens' ids."""
+    """The tokenizer as it is saved and served, the chat template with its markers, and the ids of new tokens."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(model.id), revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -34,19 +34,19 @@ def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, l
 
 
 def model_folder(id: str) -> str:
-    """`model/` of a finished run's folder; anything else is the id of a model already."""
+    """`model/` in the folder of a finished run; any other id as it is."""
     inside = Path(id) / "model"
     return str(inside) if (inside / "tokenizer_config.json").is_file() else id
 
 
 def load_adapter_config(id: str) -> PeftConfig | None:
-    """The config of the adapter in this folder, which names its base; None where there are weights."""
+    """The config of the adapter in this folder, which names its base; None for a folder or id of full weights."""
     folder = Path(model_folder(id))
     return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
 
 
 def model_not_found(id: str, error: Exception) -> ConfigError:
-    """The line for a model that is neither a folder here nor in the hub's reach."""
+    """The error line for a model that could be loaded neither from a folder nor from the hub."""
     if id.startswith((".", "/", "~")) and not Path(id).exists():
         return ConfigError(f"model.id={id}: there is no such folder.")
     if Path(id).exists():
@@ -59,8 +59,8 @@ def model_not_found(id: str, error: Exception) -> ConfigError:
 
 def load_model_config(options: ModelOptions) -> PretrainedConfig:
     """The config of the weights that `model.id` names (an adapter run's base); raises ConfigError where it has none."""
-    carried = load_adapter_config(options.id)
-    id = carried.base_model_name_or_path if carried else model_folder(options.id)
+    adapter = load_adapter_config(options.id)
+    id = adapter.base_model_name_or_path if adapter else model_folder(options.id)
     more = {"max_position_embeddings": options.max_position_embeddings} if options.max_position_embeddings else {}
     try:
         return AutoConfig.from_pretrained(
@@ -98,17 +98,17 @@ def load_weights(
 ) -> PreTrainedModel | PeftModel:
     """The model of `model.id`, with an embedding for every token.
 
-    Weights are fp32 when they are trained; the base that an adapter leaves `frozen` is bf16 on a GPU that has it.
-    The folder of an adapter run gives that run's base with its adapter on it, ready to be trained on; `dequantize`
-    gives the base the values of its 4-bit weights in full precision before that.
+    Trained weights are fp32; a base that an adapter leaves `frozen` is bf16 on a GPU that has it. The folder of an
+    adapter run gives that run's base with its adapter on it, which can be trained further; `dequantize` first converts
+    the base's 4-bit weights to full precision.
     """
-    folder, carried = model_folder(options.id), load_adapter_config(options.id)
-    id = carried.base_model_name_or_path if carried else folder
+    folder, adapter = model_folder(options.id), load_adapter_config(options.id)
+    id = adapter.base_model_name_or_path if adapter else folder
     rest = {"trust_remote_code": options.trust_remote_code, "attn_implementation": options.attn_implementation}
-    rest |= {"revision": carried.revision if carried else options.revision}
+    rest |= {"revision": adapter.revision if adapter else options.revision}
     if options.max_position_embeddings:
         rest["max_position_embeddings"] = options.max_position_embeddings
-    id = str(Path(id).resolve()) if Path(id).is_dir() else id  # an adapter keeps it, to be loaded from anywhere
+    id = str(Path(id).resolve()) if Path(id).is_dir() else id  # saved in the adapter's config, which may move
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     dtype = options.dtype or ("bfloat16" if frozen and half else "float32")
     try:
@@ -120,7 +120,7 @@ def load_weights(
     disable_bnb_cpu_repacking(model)
     if dequantize:
         model = model.dequantize(getattr(torch, dtype))
-    if carried:
+    if adapter:
         return attach_adapter(model, folder, tokenizer, new)
     add_embedding_rows(model, new)
     return model
@@ -129,9 +129,9 @@ def load_weights(
 def attach_adapter(
     base: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerFast, new: list[int] | None = None
 ) -> PeftModel:
-    """The base with the adapter of `folder` on it, as many rows as its tokenizer has tokens, and its generation config.
+    """The base with the adapter of `folder` on it, an embedding row for every token, and the run's generation config.
 
-    Raises ConfigError for `new` tokens: the adapter has no rows for them.
+    Raises ConfigError for `new` tokens, which the adapter has no rows for.
     """
     if new:
         raise ConfigError(
@@ -141,7 +141,7 @@ def attach_adapter(
     add_embedding_rows(base, list(range(base.get_input_embeddings().num_embeddings, len(tokenizer))))
     if (Path(folder) / "generation_config.json").is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
-    prompts = PeftConfig.from_pretrained(folder).is_prompt_learning  # which PEFT saves as what comes out of them
+    prompts = PeftConfig.from_pretrained(folder).is_prompt_learning  # PEFT saves their final embeddings only
     model = PeftModel.from_pretrained(base, folder, is_trainable=not prompts)
     ensure_lm_head_bias(model)
     return model

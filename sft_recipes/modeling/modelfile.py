@@ -1,4 +1,4 @@
-"""What other tools want beside the weights: a model card, and Ollama's Modelfile with the chat template in it."""
+"""What other tools need besides the weights: a model card, and Ollama's Modelfile with the chat template."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ NO_SPACE_FLAG = "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
 
 
 def build_modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) -> str:
-    """Ollama's Modelfile for the folder it stands in: template and stop tokens are the saved ones."""
+    """Ollama's Modelfile for a model in the same folder, with its chat template and stop tokens."""
     ids = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     stops = [tokenizer.convert_ids_to_tokens(id) for id in ids if id is not None]
     template = ollama_template(tokenizer)
     if template is None:
-        lines = ["# The chat template is not one piece a message: convert to GGUF, which carries the template itself."]
+        lines = ["# The chat template does not render every message by itself: convert to GGUF, which includes it."]
     else:
         lines = [f'TEMPLATE """{template}"""']
     if is_sentencepiece(tokenizer) and not adds_space_after_special(tokenizer):
@@ -28,14 +28,15 @@ def build_modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationCo
 
 
 def adds_space_after_special(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a SentencePiece tokenizer puts a space of its own behind a special token, as it does before a text."""
+    """Whether a SentencePiece tokenizer adds a space after a special token, as it does before a text."""
     return tokenizer.tokenize(f"{tokenizer.eos_token}a")[1] == "▁a"
 
 
 def ollama_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The chat template in Ollama's language, without the BOS that it adds itself; None where messages are not apart.
+    """The chat template in Ollama's language, without the BOS, which Ollama adds; None where a message's text depends
+    on the others.
 
-    Every role's text around a message is found by rendering, and a longer conversation has to come out of those.
+    The text around a message of each role is found by rendering; a longer conversation has to equal their sum.
     """
     texts = {role: role_pieces(tokenizer, role) for role in ("system", "user", "assistant")}
     if None in texts.values() or any("{{" in part or '"""' in part for pair in texts.values() for part in pair):
@@ -44,13 +45,13 @@ def ollama_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
     opening = render_served(tokenizer, question, add_generation_prompt=True).removeprefix(
         render_served(tokenizer, question)
     )
-    talk = [
+    conversation = [
         {"role": role, "content": f"{role} {CONTENT_MARK}"}
         for role in ("system", "user", "assistant", "user", "assistant")
     ]
-    for messages in (talk, talk[1:]):
-        made = "".join(message["content"].join(texts[message["role"]]) for message in messages)
-        if made != render_served(tokenizer, messages):
+    for messages in (conversation, conversation[1:]):
+        joined = "".join(message["content"].join(texts[message["role"]]) for message in messages)
+        if joined != render_served(tokenizer, messages):
             return None
     cases = "{{ else }}".join(
         f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}' for role, (before, after) in texts.items()
@@ -59,13 +60,13 @@ def ollama_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
 
 
 def role_pieces(tokenizer: PreTrainedTokenizerFast, role: str) -> tuple[str, str] | None:
-    """What the template writes before and after a message of this role; None where the message is not in the text."""
+    """The template's text before and after a message of this role; None where the message is left out or changed."""
     order = ["system", "user", "assistant"]
-    talk = [{"role": name, "content": name} for name in order[: order.index(role) + 1]]
+    conversation = [{"role": name, "content": name} for name in order[: order.index(role) + 1]]
     try:
-        shorter = render_served(tokenizer, talk[:-1]) if len(talk) > 1 else ""
-        own = render_served(tokenizer, [*talk[:-1], {"role": role, "content": CONTENT_MARK}])
-    except Exception:  # a template may refuse a conversation, in words of its own
+        shorter = render_served(tokenizer, conversation[:-1]) if len(conversation) > 1 else ""
+        own = render_served(tokenizer, [*conversation[:-1], {"role": role, "content": CONTENT_MARK}])
+    except Exception:  # templates refuse conversations with exceptions of any kind
         return None
     before, mark, after = own.removeprefix(shorter).partition(CONTENT_MARK)
     return (before, after) if mark and own.startswith(shorter) else None
@@ -78,9 +79,9 @@ def render_served(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, s
 
 
 def merged_model_card(run: Path) -> str:
-    """A model card: the base, how the model was made, and how it is asked."""
-    carried, config = load_adapter_config(str(run)), saved_config(run)
-    base = carried.base_model_name_or_path if carried else config["model"].get("id")
+    """The card of a merged model: its base, its training data, and code that asks it a question."""
+    adapter, config = load_adapter_config(str(run)), saved_config(run)
+    base = adapter.base_model_name_or_path if adapter else config["model"].get("id")
     named = base if base and not Path(base).exists() and "$" not in base else None  # the hub knows no local folder
     data = ModelCardData(
         base_model=named, library_name="transformers", pipeline_tag="text-generation", tags=["sft", "trl"]

@@ -1,4 +1,4 @@
-"""A run's model on its way out and back: saved so that it reloads on the untouched base, loaded as it was trained."""
+"""A run's model saved so that it loads on the unchanged base, and loaded again as it was trained."""
 
 import json
 import logging
@@ -31,10 +31,13 @@ log = logging.getLogger(__name__)
 QUANTIZATION_FILE = "quantization_config.json"
 
 
-def save_model(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
+def save_model(
+    trainer: SFTTrainer, folder: Path, encoder: Encoder, initial_adapter: dict[str, torch.Tensor] | None = None
+) -> None:
     """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token.
 
-    Beside an adapter stands how its base was quantized, which PEFT does not keep; it is read back and compared.
+    With an adapter goes how its base was quantized, which PEFT does not save; the saved adapter is read back and
+    compared. `initial_adapter` is the adapter's state before training, where its initialization changed the base.
     """
     trainer.save_model(str(folder))
     trainer.model.generation_config.save_pretrained(folder)
@@ -47,17 +50,17 @@ def save_model(trainer: SFTTrainer, folder: Path, encoder: Encoder) -> None:
     if quantization := getattr(trainer.model.config, "quantization_config", None):
         (folder / QUANTIZATION_FILE).write_text(quantization.to_json_string(), encoding="utf-8")
     check_saved_adapter(trainer.model, folder)
-    if hasattr(trainer, "adapter_at_start"):
-        convert_to_plain_lora(folder, trainer.adapter_at_start)
+    if initial_adapter is not None:
+        convert_to_plain_lora(folder, initial_adapter)
     log_loading_hint(trainer.model, folder)
 
 
 def save_sentencepiece_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
-    """Puts what llama.cpp's converter reads of a SentencePiece tokenizer beside the tokenizer.json in `folder`.
+    """Saves the files that llama.cpp's converter reads of a SentencePiece tokenizer to `folder`.
 
-    transformers 5 writes tokenizer.json alone, which lacks the pieces' scores: without tokenizer.model the converter
-    gives all pieces one score, and most texts become other tokens. It finds added tokens in added_tokens.json alone.
-    Gives back False where a SentencePiece tokenizer came without tokenizer.model.
+    transformers 5 writes tokenizer.json only, which lacks the pieces' scores: without tokenizer.model the converter
+    gives all pieces one score, and most texts become other tokens. It reads added tokens from added_tokens.json only.
+    Returns False for a SentencePiece tokenizer that came without tokenizer.model.
     """
     pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
     if pieces.name != "tokenizer.model" or not pieces.is_file():
@@ -70,23 +73,24 @@ def save_sentencepiece_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -
 
 
 def is_sentencepiece(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a tokenizer was made from SentencePiece's BPE: that one falls back to bytes, others consist of them."""
+    """Whether a tokenizer was converted from SentencePiece's BPE, the one kind of BPE that falls back to bytes."""
     return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
 
 
-def convert_to_plain_lora(folder: Path, start: dict[str, torch.Tensor]) -> None:
-    """Makes a plain LoRA of the adapter in `folder`, which reloads on the untouched base.
+def convert_to_plain_lora(folder: Path, initial: dict[str, torch.Tensor]) -> None:
+    """Rewrites the adapter in `folder` as a plain LoRA, which loads on the unchanged base.
 
-    PiSSA and OLoRA take parts out of the base, so their adapter fits that base alone. The difference between their end
-    and their start is a plain LoRA of twice the rank: AB - A0 B0 = [A | A0] [B | -B0] (arXiv 2404.02948, appendix C).
+    PiSSA and OLoRA take parts out of the base, so their adapter fits the changed base only. The difference between
+    the trained and the initial adapter is a plain LoRA of twice the rank: AB - A0 B0 = [A | A0] [B | -B0]
+    (arXiv 2404.02948, appendix C).
     """
-    end, config = load_file(folder / "adapter_model.safetensors"), folder / "adapter_config.json"
-    for key, value in end.items():  # PEFT's own conversion leaves out the rows of new tokens
+    weights, config = load_file(folder / "adapter_model.safetensors"), folder / "adapter_config.json"
+    for key, value in weights.items():  # PEFT's own conversion leaves out the rows of new tokens
         if "lora_A" in key:
-            end[key] = torch.cat([value, start[key]], dim=0)
+            weights[key] = torch.cat([value, initial[key]], dim=0)
         elif "lora_B" in key:
-            end[key] = torch.cat([value, -start[key]], dim=1)
-    save_file(end, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            weights[key] = torch.cat([value, -initial[key]], dim=1)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     values = json.loads(config.read_text(encoding="utf-8"))
     values |= {"init_lora_weights": True, "r": 2 * values["r"]}
     values["lora_alpha"] *= 2**0.5 if values["use_rslora"] else 2
@@ -95,28 +99,30 @@ def convert_to_plain_lora(folder: Path, start: dict[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def check_saved_adapter(model: PeftModel, folder: Path) -> None:
-    """Reads the adapter back from `folder`; raises ConfigError where it lacks something that was trained.
+    """Reads the adapter back from `folder`; raises ConfigError where the file lacks trained weights.
 
-    Its trained weights are emptied, filled from the file as PEFT does it, and compared; no second model is needed. Of
-    trained prompts PEFT saves only what comes out of them, and nothing is compared.
+    The model's trained weights are set to zero, loaded from the file as PEFT loads them, compared, and restored; no
+    second model is needed. Of trained prompts PEFT saves their final embeddings only, and nothing is compared.
     """
     if model.active_peft_config.is_prompt_learning:
         return
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     trained = {name: value.detach().clone() for name, value in parameters.items()}
-    for value in parameters.values():
-        value.zero_()
-    set_peft_model_state_dict(model, load_peft_weights(str(folder)))
-    lost = [name for name, value in parameters.items() if not torch.equal(value, trained[name])]
-    for name, value in parameters.items():
-        value.copy_(trained[name])
+    try:
+        for value in parameters.values():
+            value.zero_()
+        set_peft_model_state_dict(model, load_peft_weights(str(folder)))
+        lost = [name for name, value in parameters.items() if not torch.equal(value, trained[name])]
+    finally:  # a file that cannot be read must not leave the model empty
+        for name, value in parameters.items():
+            value.copy_(trained[name])
     if lost:
-        raise ConfigError(f"{folder}: {len(lost)} trained weights are not in it, the first is {lost[0]}.")
-    log.info("Read back from %s: all %d trained weights are in it.", folder, len(trained))
+        raise ConfigError(f"{folder} lacks {len(lost)} of {len(trained)} trained tensors, the first is {lost[0]}.")
+    log.info("Saved to %s; all %d trained tensors verified.", folder, len(trained))
 
 
 def log_loading_hint(model: PeftModel, folder: Path) -> None:
-    """Logs how an adapter is loaded whose tokens are more than the rows of its base."""
+    """Logs how to load an adapter whose tokenizer has more tokens than its base has embedding rows."""
     rows = model.get_input_embeddings().weight.shape[0]
     if rows > AutoConfig.from_pretrained(model.active_peft_config.base_model_name_or_path).vocab_size:
         log.warning(
@@ -129,9 +135,9 @@ def log_loading_hint(model: PeftModel, folder: Path) -> None:
 def load_run(
     run: str | Path, dtype: str | None = None, dequantize: bool = False
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
-    """The model of a finished run as it was trained, the adapter on its base in 4 bits or not, and its tokenizer.
+    """The model of a finished run as it was trained, an adapter on its base quantized as then, and its tokenizer.
 
-    Another `dtype` is what it computes in. Raises ConfigError for a folder that is none of a finished run.
+    `dtype` replaces the run's own. Raises ConfigError for a folder that is not of a finished run.
     """
     check_finished_run(run := Path(run))
     folder, config = model_folder(str(run)), saved_config(run)
@@ -147,9 +153,9 @@ def load_run(
 
 
 def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
-    """Uploads `model/` with its card to the hub as `trainer.hub_model_id`, or the run's name; gives back the address.
+    """Uploads `model/` with its card to the hub as `trainer.hub_model_id`, or the run's name; returns the address.
 
-    transformers would push the run's whole folder, with its log and the answers to held-out questions.
+    transformers would push the whole run folder, with its log and the answers to held-out questions.
     """
     private = arguments.hub_private_repo
     repo = create_repo(arguments.hub_model_id or name, private=private, token=arguments.hub_token, exist_ok=True)
@@ -160,7 +166,7 @@ def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
 
 
 def check_finished_run(run: Path) -> None:
-    """Raises ConfigError for a folder that no run has finished in."""
+    """Raises ConfigError for a folder that is not of a finished run."""
     if not (Path(model_folder(str(run))) / "tokenizer_config.json").is_file():
         raise ConfigError(f"{run} is not the folder of a finished run: it has no model/ with a tokenizer.")
 
@@ -172,7 +178,7 @@ def saved_quantization(folder: str) -> BitsAndBytesConfig | None:
 
 
 def saved_config(run: Path) -> dict[str, Any]:
-    """The run's composed config; the folder `model/` alone and a merged one have none."""
+    """The run's composed config, with empty `model` and `data` where there is none (a merged model's folder)."""
     file = next((path for path in (run, run.parent) if (path / ".hydra" / "config.yaml").is_file()), None)
     values = OmegaConf.to_container(OmegaConf.load(file / ".hydra" / "config.yaml")) if file else {}
     return {"model": {}, "data": {}} | values

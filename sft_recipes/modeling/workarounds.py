@@ -1,18 +1,47 @@
-"""Every workaround for a fault of TRL, transformers, PEFT or bitsandbytes, with the condition for its removal."""
+"""Workarounds for faults of our dependencies, each with its source, its versions and the condition for its removal.
+
+tests/modeling/test_workarounds.py shows every fault on the installed versions and fails on the day it is gone. What has
+to be in force before any dependency is imported, the silenced lines that they write about each other, stands in
+sft_recipes/__init__.py; the evaluation loss (https://github.com/huggingface/transformers/issues/39241) is a hook of the
+trainer, training/trainer.py.
+"""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
+# Names of dependencies that begin with an underscore and have no public counterpart, by file, with the reason.
+# A test compares the list with the code.
+PRIVATE_NAMES = {
+    "__main__.py": {"hydra._internal": "Hydra's parser, for what was typed, before Hydra reads it"},
+    "data/sources.py": {"_fingerprint": "the identity of a dataset's rows"},
+    "evaluation/benchmarks.py": {
+        "_yaml_loader": "reads a task's YAML with its includes, without running its functions"
+    },
+    "modeling/packed_attention.py": {"_attn_implementation": "the attention in force"},
+    "training/activation_memory.py": {
+        "torch._subclasses": "FakeTensorMode, which torch documents under this name",
+        "torch.utils._python_dispatch": "TorchDispatchMode, as above",
+        "_CHUNKED_LOGPROB_CHUNK_SIZE": "the tokens that TRL's LM head takes at once on a CPU",
+        "_forward_tile": "the GPU kernel of TRL's LM head, which takes no fake tensors",
+        "_backward_tile": "as _forward_tile",
+    },
+}
+
 
 def disable_bnb_cpu_repacking(model: torch.nn.Module) -> None:
-    """Leaves 4-bit weights as they are: bitsandbytes 0.50 repacks them for a CPU's AVX512 when a model is evaluated.
+    """Leaves 4-bit weights as they are: bitsandbytes repacks them for a CPU's AVX512 when a model is evaluated.
 
     It fails on widths that are no multiple of 64, and DoRA then reads the repacked ones (logits change by 0.3 to 1).
-    Goes when Linear4bit.forward, bitsandbytes/nn/modules.py, leaves `weight` alone.
+    bitsandbytes 0.50, nn/modules.py, Linear4bit.forward; another consequence is
+    https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2078. Goes when forward leaves `self.weight` alone.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -20,36 +49,75 @@ def disable_bnb_cpu_repacking(model: torch.nn.Module) -> None:
 
 
 def cast_trainable_to_fp32(model: torch.nn.Module) -> None:
-    """Trained weights as fp32: TRL casts QLoRA adapters to bf16, where small updates are rounded away.
+    """Casts trained weights to fp32: TRL casts QLoRA's adapters to bf16, where small updates are rounded away.
 
-    A checkpoint that is trained whole gets fp32 weights in the same way, whatever `model.dtype` says. The cast of
-    adapters goes when TRL leaves them alone: SFTTrainer.__init__, "PEFT adapter weights are converted to bf16".
+    A checkpoint that is trained in full gets fp32 weights in the same way, whatever `model.dtype` says. TRL 1.16,
+    trainer/sft_trainer.py, SFTTrainer.__init__ ("the PEFT adapter weights are converted to bf16"); only DoRA's
+    magnitudes are spared (https://github.com/huggingface/trl/issues/7268). The cast of adapters goes when all are.
     """
     number = 0
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             number += parameter.numel()
-    size = 16 * number / 2**20
+    size = 16 * number / 2**20  # weight, gradient and AdamW's two moments, 4 bytes each
     size = f"{size / 1024:.1f} GiB" if size > 1024 else f"{size:.1f} MiB"
     log.info("Trained weights are fp32 and take %s with their gradients and AdamW's two moments, which are fp32, too.",
              size)  # fmt: skip
 
 
-def ensure_lm_head_bias(model: torch.nn.Module) -> None:
-    """No bias, said aloud: TRL's fused LM head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper does not know.
+def ensure_lm_head_bias(model: PreTrainedModel | PeftModel) -> None:
+    """Gives a wrapped LM head the `bias` None: TRL's fused head reads it, and PEFT's TrainableTokensWrapper hides it.
 
-    Goes when PEFT passes `bias` on to the wrapped layer: peft/utils/other.py, TrainableTokensWrapper._hasattr_wrapped.
+    Heads that have a bias never come here, `adapters.train_new_tokens` refuses them, since PEFT's forward drops it
+    (https://github.com/huggingface/peft/issues/3649). PEFT 0.21, utils/other.py, TrainableTokensWrapper: goes when its
+    `_hasattr_wrapped` passes `bias` on to the wrapped layer; the refusal goes with the issue.
     """
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None
 
 
-def complete_reference(model: PeftModel) -> None:
-    """The rows of new tokens in the reference adapter that TRL's DPOTrainer makes: it copies all but those.
+@contextmanager
+def save_adapter_only(model: torch.nn.Module) -> Iterator[None]:
+    """Saves an adapter without two things that PEFT adds to it; transformers' Trainer cannot tell it not to.
 
-    Goes when TRL copies what ends in `.default`, too: trl/trainer/dpo_trainer.py, `model.add_adapter("ref"`.
+    Both whole embeddings, when the vocabulary has grown: the rows of new tokens are in the adapter already, and loading
+    adds them to the base. PEFT 0.21, utils/save_and_load.py, get_peft_model_state_dict; discussed in
+    https://github.com/huggingface/peft/pull/2649. Goes when save_embedding_layers="auto" leaves out embeddings whose
+    new rows are trainable tokens. And a model card without content, in every checkpoint (peft_model.py,
+    create_or_update_model_card). Goes when save_pretrained can be told to write none.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    model.create_or_update_model_card = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.save_pretrained, model.create_or_update_model_card  # the class's own again
+
+
+@contextmanager
+def weights_not_tied_again(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Lets lm-eval take a model in memory: it ties the weights of any, which fails where PEFT wraps a tied embedding.
+
+    lm-eval 0.4.13, models/huggingface.py, HFLM.__init__ (`self.model.tie_weights()`), and transformers 5.23 and 5.24.
+    Goes when HFLM leaves a model that it is given as it is.
+    """
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
+def complete_reference(model: PeftModel) -> None:
+    """Copies the rows of new tokens to the reference adapter that TRL's DPOTrainer makes: it copies all but those.
+
+    TRL 1.16, trainer/dpo_trainer.py, after `model.add_adapter("ref", …)`: names that end in `.default` have no
+    `.default.` in them. Goes when TRL copies those, too.
     """
     parameters = dict(model.named_parameters())
     for name, value in parameters.items():

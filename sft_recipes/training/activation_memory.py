@@ -1,8 +1,8 @@
-"""What a training step's activations take, from the model's config alone: no weights are loaded, nothing is computed.
+"""The memory that a training step's activations take, from the model's config alone: no weights are loaded.
 
-torch's fake tensors go through a forward and a backward, op by op, in a model of three layers and in one of six; a
-layer's share is the difference. Attention is sdpa with a mask of length × length, which padded rows and packed ones
-have; flash attention has none.
+torch's fake tensors, which have shapes but no values, go through a forward and a backward pass op by op, in a model of
+three layers and in one of six; a layer's share is the difference. Attention is sdpa with a mask of length × length, as
+for padded and for packed rows; flash attention makes no such mask and takes less.
 """
 
 import copy
@@ -17,7 +17,6 @@ import torch
 from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.trainer import utils
 
@@ -45,19 +44,19 @@ class StepShape:
 
 
 def peak_bytes(step: StepShape) -> int:
-    """The most bytes that a step holds at once, without parameters and the optimizer's state.
+    """The most bytes that a step holds at once besides parameters and the optimizer's state, gradients included.
 
-    What forward and backward hold grows with the layers in two straight lines, so each is drawn through two points.
+    Forward and backward each grow linearly with the number of layers, so a line through two depths gives any other.
     """
     layers = step.model_config.get_text_config().num_hidden_layers
     few, more = (3, 6) if layers > 6 else (max(layers - 1, 1), layers)
-    least, most = (step_bytes(step, number) for number in (few, more))
-    lines = zip(least, most, strict=True)
-    return max(end + (end - start) * (layers - more) // max(more - few, 1) for start, end in lines)
+    low, high = (step_bytes(step, number) for number in (few, more))
+    slopes = ((end - start, end) for start, end in zip(low, high, strict=True))
+    return max(end + rise * (layers - more) // max(more - few, 1) for rise, end in slopes)
 
 
 def step_bytes(step: StepShape, layers: int) -> tuple[int, int]:
-    """The most bytes that forward and backward hold, those of a step's second batch where gradients are accumulated."""
+    """The most bytes that forward and backward hold; where gradients are accumulated, in a step's second batch."""
     with torch.device("meta"):
         model = build_meta_model(step, layers)
     vocabulary = step.model_config.get_text_config().vocab_size
@@ -77,7 +76,7 @@ def step_bytes(step: StepShape, layers: int) -> tuple[int, int]:
 
 
 def build_meta_model(step: StepShape, layers: int | None = None) -> torch.nn.Module:
-    """The model as a run trains it, of so many layers: dtype, adapter, new tokens, checkpointing and TRL's LM head."""
+    """The model as a run trains it, with so many layers: dtype, adapter, new tokens, checkpointing, TRL's LM head."""
     adapter = build_peft_config(step.adapter)
     dtype = step.model.dtype or ("bfloat16" if adapter and step.gpu else "float32")
     shape = step.model_config if layers is None else shorten_config(step.model_config, layers)
@@ -98,60 +97,64 @@ def build_meta_model(step: StepShape, layers: int | None = None) -> torch.nn.Mod
 
 
 def shorten_config(shape: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """The same architecture with the first so many layers."""
+    """The same architecture with its first so many layers."""
     shape = copy.deepcopy(shape)
     text = shape.get_text_config()
-    whole = text.num_hidden_layers
+    depth = text.num_hidden_layers
     for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == whole:
+        if isinstance(value, list) and len(value) == depth:  # such as layer_types
             setattr(text, name, value[:layers])
     text.num_hidden_layers = layers
     return shape
 
 
 def make_fake_tensors(model: torch.nn.Module) -> None:
-    """Gives every parameter and buffer of a model on the meta device a fake tensor on the CPU; tied ones share it."""
+    """Replaces every parameter and buffer of a model on the meta device by a fake tensor on the CPU; ties remain."""
     fakes: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, old in tensors.items():
-                if old is not None and id(old) not in fakes:
-                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
-                    fakes[id(old)] = (
-                        torch.nn.Parameter(new, old.requires_grad) if tensors is module._parameters else new
-                    )
-                tensors[name] = old if old is None else fakes[id(old)]
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
+        for name, meta in own.items():
+            if id(meta) not in fakes:
+                fake = torch.empty(meta.shape, dtype=meta.dtype, device="cpu")
+                is_parameter = isinstance(meta, torch.nn.Parameter)
+                fakes[id(meta)] = torch.nn.Parameter(fake, meta.requires_grad) if is_parameter else fake
+            setattr(module, name, fakes[id(meta)])
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that ops make, from their first tensor until the last one is gone."""
+    """Counts the bytes of every storage that an op makes, from its first tensor until its last one is freed."""
 
     def __init__(self, known: list[torch.Tensor]):
         super().__init__()
         self.now = self.peak = 0
-        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        # the storages themselves are kept, since the id of one that is freed is given to another
+        self.known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in known}
+        self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = storage.nbytes()
+                if id(storage) not in self.known and id(storage) not in self.sizes:
+                    self.sizes[id(storage)] = storage.nbytes()
                     self.now += storage.nbytes()
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self.freed, storage._cdata)
+                    weakref.finalize(storage, self.free, id(storage))
         return result
 
-    def freed(self, key: int) -> None:
+    def free(self, key: int) -> None:
+        """Takes off a storage's bytes."""
         self.now -= self.sizes.pop(key, 0)
 
 
 @contextmanager
 def lm_head_of_device(gpu: bool, vocabulary: int) -> Iterator[None]:
-    """TRL's LM head as it takes memory: on a GPU one kernel works on a tile of logits in place, on a CPU ops copy it.
+    """TRL's LM head with the memory that it takes: on a GPU a kernel computes a tile of logits in place.
 
-    A CPU's memory is taken when it is written to, so that of a tile wider than the vocabulary only a part is.
+    On a CPU ops copy the tile. Memory is taken there when it is written to, so a tile that is wider than the vocabulary
+    takes a part of its size.
     """
     where = "trl.kernels.chunked_logprob"
     if gpu:

@@ -1,4 +1,4 @@
-"""The config's `trainer` as TRL's own arguments, and what a run is asked to optimise."""
+"""The config's `trainer` as TRL's arguments, and the name of the objective."""
 
 import inspect
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:
-    """TRL's own arguments, checked, and the callbacks; encoding and packing are done before TRL sees the rows."""
+    """TRL's arguments, checked, and the callbacks; rows are encoded and packed before TRL sees them."""
     values, effective = dict(config.trainer.fields), config.trainer.effective_batch_size
     processes = int(os.environ.get("WORLD_SIZE", 1))
     values |= accumulation_steps(effective, values, processes)
@@ -38,11 +38,14 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
         kind = "epoch" if values.get("eval_strategy", "no") == "no" else values["eval_strategy"]
         values |= {"eval_strategy": kind, "save_strategy": kind, "load_best_model_at_end": True}
         metric = values.setdefault("metric_for_best_model", "eval_loss")
-        # transformers takes every name that does not end in "loss" for one to maximise, loss_turn_later too
+        # transformers maximises every metric whose name does not end in "loss", loss_turn_later, too
         values.setdefault("greater_is_better", objective_direction(str(metric).rpartition(".")[2]) == "maximize")
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if "bf16" not in values and "fp16" not in values:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # a loss that is not finite should be seen, and the filter looks at every micro-batch, which waits for the GPU
+    values.setdefault("logging_nan_inf_filter", False)
+    values.setdefault("run_name", f"{config.name} {folder.name}")  # in a tracker
     check_trackers(values.get("report_to"))
     if config.streamed:
         values |= streaming_arguments(values)
@@ -50,25 +53,29 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     arguments = call_validated(SFTConfig, values | own, "trainer")
     check_schedule(arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs or {})
     if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
-        raise ConfigError(f"torchrun started {processes} processes, and no GPU is there. Write trainer.use_cpu=true.")
+        raise ConfigError(f"torchrun started {processes} processes without a GPU. Write trainer.use_cpu=true.")
     if arguments.packing and arguments.max_length is None:
         raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
     arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
+    if (
+        arguments.fp16 and config.mode == "train" and arguments.device.type == "cpu"
+    ):  # accelerate would compute in fp32 without a word
+        raise ConfigError("trainer.fp16=true needs a GPU. Leave it out for fp32, or write trainer.bf16=true.")
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
     return arguments, callbacks
 
 
 def accumulation_steps(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
-    """The accumulation steps that make `effective` rows of so many processes' batches; nothing where it is None.
+    """The accumulation steps with which a step has `effective` rows over all processes; empty where it is None.
 
-    Raises ConfigError for a number of rows that does not divide.
+    Raises ConfigError where the rows cannot be divided among processes and batches.
 
     >>> accumulation_steps(128, {"per_device_train_batch_size": 4}, processes=8)
     {'gradient_accumulation_steps': 4}
     """
     rows = values.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    if effective is None or not matches_type(rows, int):  # the field itself says what is wrong with it
+    if effective is None or not matches_type(rows, int):  # SFTConfig's own check reports a wrong type
         return {}
     steps, rest = divmod(effective, rows * processes)
     if rest:
@@ -84,16 +91,16 @@ def accumulation_steps(effective: int | None, values: Mapping[str, Any], process
 
 
 def streaming_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stream needs of the trainer; raises ConfigError for what it cannot do."""
+    """The arguments that a streamed dataset needs; raises ConfigError for values that it cannot work with."""
     if values.get("max_steps", -1) <= 0:
         raise ConfigError("trainer.max_steps is missing: a stream has no length. Write trainer.max_steps=1000.")
     if values.get("dataloader_num_workers"):
-        raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, or its rows could not be counted.")
-    return {"train_sampling_strategy": "random"}  # the stream shuffles; it has no lengths to group by
+        raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, whose rows are counted as read.")
+    return {"train_sampling_strategy": "random"}  # the stream shuffles, and its lengths are not known
 
 
 def check_schedule(kind: str, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a field that the schedule does not have; transformers would say so when it trains."""
+    """Raises ConfigError for a field that the schedule does not have; transformers would raise when training starts."""
     given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
     fields = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters.keys() - given
     for name in values:
@@ -103,7 +110,7 @@ def check_schedule(kind: str, values: Mapping[str, Any]) -> None:
 
 
 def check_trackers(wanted: str | list[str] | None) -> None:
-    """Raises ConfigError for a tracker that is not installed; transformers would say so after the model is loaded."""
+    """Raises ConfigError for a tracker that is not installed; transformers would raise after the model is loaded."""
     known = get_available_reporting_integrations()
     for name in [wanted] if isinstance(wanted, str) else wanted or []:
         if name not in ("none", "all", *known):
@@ -111,12 +118,12 @@ def check_trackers(wanted: str | list[str] | None) -> None:
 
 
 def resolve_objective(name: str | None, measured: list[str]) -> str:
-    """The entry of metrics.json that goes back to Hydra, known to be there before training starts."""
-    there = ["train_loss", *measured]
+    """The entry of metrics.json that Hydra gets; raises ConfigError for one that this run does not measure."""
+    available = ["train_loss", *measured]
     if name is None:
-        return "eval_loss" if "eval_loss" in there else "train_loss"
-    if name not in there and not ("eval_loss" in there and name.startswith("eval_loss_")):
-        raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, there)}")
+        return "eval_loss" if "eval_loss" in available else "train_loss"
+    if name not in available and not ("eval_loss" in available and name.startswith("eval_loss_")):
+        raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, available)}")
     return name
 
 

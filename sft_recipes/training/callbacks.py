@@ -1,98 +1,187 @@
-"""What is watched and printed while training goes on."""
+"""Callbacks of a run: the checks and logs that it makes while it trains, and the user's own."""
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import isclass
 from pathlib import Path
+from statistics import fmean, pvariance
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+
+from sft_recipes.config.validation import import_function
+from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.modeling.packed_attention import check_no_cross_document_attention
 
 log = logging.getLogger(__name__)
-OVERFITTING_GAP, OVERFITTING_RISE = (
-    0.3,
-    0.01,
-)  # nats between training and held-out loss; share above the best held-out loss
-OVERFITTING_REMEDY = (
-    "Try fewer trainer.num_train_epochs, a lower trainer.learning_rate, adapter=lora with dropout, or more rows."
-)
+RISE = 0.01  # a held-out loss has risen when it is above its lowest value by more than this share
+FLAT = 0.01  # a loss has not moved when it changed by less than this share
 
 
-class OverfittingMonitor(TrainerCallback):
-    """Warns once when held-out loss leaves training loss behind, or rises from its best; `warnings` keeps the line."""
+class NonFiniteLossError(ConfigError):
+    """The loss became NaN or infinite: the learning rate is too high, or the checkpoint broken."""
+
+
+class FiniteLossCheck(TrainerCallback):
+    """Ends training at a loss that is not finite, and names the step; transformers would go on.
+
+    The losses of a step's micro-batches are added up on their device and looked at once, before the weights change,
+    since every look waits for the GPU.
+    """
 
     def __init__(self):
-        self.best, self.warnings = float("inf"), []
+        self.step_loss: torch.Tensor | float = 0.0
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Adds a micro-batch's loss to the step's; NaN and infinity stay in a sum."""
+        self.step_loss = self.step_loss + loss.detach()
+
+    def on_pre_optimizer_step(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        step_loss, self.step_loss = float(self.step_loss), 0.0
+        if not math.isfinite(step_loss):
+            raise NonFiniteLossError(
+                f"The loss is {step_loss} in step {state.global_step + 1}; no model is saved. Try a lower "
+                "trainer.learning_rate, and check the base model with evaluate.raw_text."
+            )
+
+
+class PackedAttentionCheck(TrainerCallback):
+    """Checks packed attention when training starts, for a model that is placed and sharded only then."""
+
+    def on_train_begin(
+        self,
+        args: Arguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        **_: Any,
+    ) -> None:
+        check_no_cross_document_attention(model)
+
+
+class LossMonitor(TrainerCallback):
+    """Warns once, of overfitting or of a learning rate that is too high or too low; `warnings` keeps the line.
+
+    Training and held-out loss are not compared with each other: the training loss may count raw text or be weighted
+    (`loss_type=dft`), and is a mean over few rows. Each is compared with its own past. A held-out loss above its lowest
+    value, that before training included, means overfitting where the training loss fell meanwhile, else a rate that is
+    too high. Where half of all steps have moved neither loss, the model learns nothing.
+    """
+
+    def __init__(self, initial: float | None = None):
+        self.initial, self.warnings = initial, []  # the held-out loss before training
+        self.lowest, self.lowest_step = math.inf if initial is None else initial, 0
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **_: Any
+        self, args: Arguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
         held_out = metrics.get("eval_loss")
         if held_out is None or self.warnings:
             return
-        trained = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), held_out)
-        said = ""
-        if held_out > (1 + OVERFITTING_RISE) * self.best:
-            said = f"is {held_out / self.best - 1:.1%} above its best, {self.best:.3f}"
-        elif held_out - trained > OVERFITTING_GAP:
-            said = f"is {held_out - trained:.2f} above the training loss, {trained:.3f}"
-        self.best = min(self.best, held_out)
-        if said:
-            self.warnings.append(
-                f"Overfitting? In step {state.global_step} held-out loss {held_out:.3f} {said}. {OVERFITTING_REMEDY}"
+        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        losses, text = [loss for _, loss in logged], ""
+        if held_out > (1 + RISE) * self.lowest:
+            # a weighted loss can rise while the model learns: -p log p grows up to p = 1 / e
+            comparable = logged if getattr(args, "loss_type", "nll") == "nll" else []
+            text = describe_rise(held_out, self.lowest, self.lowest_step, comparable)
+        elif (
+            self.initial
+            and abs(held_out / self.initial - 1) < FLAT
+            and 2 * state.global_step >= state.max_steps
+            and len(losses) > 1
+            and not has_moved(losses)
+        ):
+            text = (
+                f"held-out loss is {held_out:.3f} and was {self.initial:.3f} before training; the training loss has "
+                "not moved either, so the model learns nothing. Try a higher trainer.learning_rate or more steps."
             )
+        if text:
+            self.warnings.append(f"In step {state.global_step} the {text}")
             log.warning(self.warnings[0])
+        if held_out < self.lowest:
+            self.lowest, self.lowest_step = held_out, state.global_step
+
+
+def describe_rise(held_out: float, lowest: float, lowest_step: int, logged: Sequence[tuple[int, float]]) -> str:
+    """What a held-out loss above its lowest value means, by the (step, training loss) pairs logged before and after."""
+    since = f"in step {lowest_step}" if lowest_step else "before training"
+    rise = f"held-out loss is {held_out:.3f}, {held_out / lowest - 1:.1%} above {lowest:.3f} {since}"
+    before = [loss for step, loss in logged if step <= lowest_step] or [loss for _, loss in logged[:1]]
+    after = [loss for step, loss in logged if step > lowest_step]
+    if after and fmean(after) < fmean(before[-len(after) :]):
+        return (
+            f"{rise}, while the training loss went on falling: overfitting. Try fewer trainer.num_train_epochs, a "
+            "lower trainer.learning_rate, adapter=lora with dropout, or more rows."
+        )
+    return f"{rise}. Try a lower trainer.learning_rate or fewer trainer.num_train_epochs."
+
+
+def has_moved(losses: Sequence[float]) -> bool:
+    """Whether the means of two halves of the losses differ, by more than the share FLAT and by two standard errors.
+
+    >>> has_moved([2.0, 2.1, 1.9, 2.1, 2.0, 1.9]), has_moved([2.0, 1.9, 1.7, 1.5, 1.4, 1.3])
+    (False, True)
+    """
+    half = len(losses) // 2
+    first, last = losses[:half], losses[-half:]
+    error = math.sqrt((pvariance(first) + pvariance(last)) / half)
+    return abs(fmean(first) - fmean(last)) > max(2 * error, FLAT * fmean(first))
 
 
 class SampleAnswers(TrainerCallback):
-    """Asks the same held-out questions every so many steps, and appends the answers to samples.jsonl."""
+    """Lets the model answer the same held-out questions every so many steps, and appends the answers to a file."""
 
     def __init__(self, ask: Callable[[], list[dict[str, Any]]], every: int, path: Path):
         self.ask, self.every, self.path = ask, every, path
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % self.every:
             return
-        said = self.ask()
+        answers = self.ask()
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                for answer in said:
+                for answer in answers:
                     line = {"step": state.global_step} | answer
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            log.info("step %d, asked %r, says %r", state.global_step, said[0]["prompt"][-60:], said[0]["text"][:60])
+            first = answers[0]
+            log.info("Step %d, question %r, answer %r", state.global_step, first["prompt"][-60:], first["text"][:60])
 
 
 class QuietProgressBar(ProgressCallback):
-    """transformers' progress bar, without its dicts."""
+    """transformers' progress bar without the logs that it prints as dicts; LossLogger logs them."""
 
     def on_log(self, *_: Any, **__: Any) -> None:
-        """Clock says it."""
+        pass
 
 
 class LossLogger(TrainerCallback):
-    """Logs the losses and, once the first steps are done, how long the rest will take."""
+    """Logs the losses and, after the first twentieth of the steps, how long the rest will take."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.start = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         first = min(20, max(2, state.max_steps // 20))
         if state.global_step == first < state.max_steps:
             left = (time.monotonic() - self.start) / first * (state.max_steps - first)
             log.info("%d of %d steps done; about %s left.", first, state.max_steps, format_duration(left))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
+        self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
     ) -> None:
-        wanted = {"loss": ".4f", "eval_loss": ".4f", "learning_rate": ".2e", "grad_norm": ".2f"}
-        said = [f"{key} {float(logs[key]):{form}}" for key, form in wanted.items() if key in (logs or {})]
-        if said and state.is_world_process_zero:
-            log.info("step %d of %d: %s", state.global_step, state.max_steps, ", ".join(said))
+        formats = {"loss": ".4f", "eval_loss": ".4f", "learning_rate": ".2e", "grad_norm": ".2f"}
+        parts = [f"{key} {float(logs[key]):{form}}" for key, form in formats.items() if key in (logs or {})]
+        if parts and state.is_world_process_zero:
+            log.info("step %d of %d: %s", state.global_step, state.max_steps, ", ".join(parts))
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds as hours, minutes and seconds.
 
     >>> format_duration(75), format_duration(7300)
     ('1 min 15 s', '2 h 1 min')
@@ -101,3 +190,20 @@ def format_duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def load_callbacks(names: Sequence[str]) -> list[TrainerCallback]:
+    """The user's own callbacks, each a `module.Class` that is made without arguments.
+
+    Raises ConfigError for a name that cannot be imported, is no `transformers.TrainerCallback` or wants arguments.
+    """
+    callbacks = []
+    for name in names:
+        callback = import_function("callbacks", name)
+        if not (isclass(callback) and issubclass(callback, TrainerCallback)):
+            raise ConfigError(f"callbacks={name} is not a class that inherits from transformers.TrainerCallback.")
+        try:
+            callbacks.append(callback())
+        except TypeError as error:
+            raise ConfigError(f"callbacks={name} cannot be made without arguments: {one_line(error)}.") from error
+    return callbacks

@@ -1,4 +1,4 @@
-"""A learning rate to begin with, from a hundred steps: `python -m sft_recipes +recipe=lima +sweep=lr_find`."""
+"""A learning rate to start from, found in a hundred steps: `python -m sft_recipes +recipe=lima +sweep=lr_find`."""
 
 import json
 import math
@@ -18,32 +18,32 @@ from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.document import Picture, save_pictures, to_html
 from sft_recipes.reporting.figures import COLOURS, draw_legend, styled_subplots
 from sft_recipes.reporting.sweep_table import tidy_value
-from sft_recipes.training.callbacks import LossLogger
+from sft_recipes.training.callbacks import FiniteLossCheck, LossLogger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-SMOOTHING_STEPS = 3  # steps: the standard deviation of the Gaussian that smooths the losses
+SMOOTHING_STEPS = 3  # standard deviation, in steps, of the Gaussian that smooths the losses
 
 
 @dataclass(frozen=True)
 class LRSuggestion:
-    """Where the smoothed loss falls fastest, where it is above its beginning again, and which rate to try."""
+    """The rates where the smoothed loss falls fastest and where it diverges, and the rate to try."""
 
     steepest: float
-    diverges: float | None  # not within the ramp
+    diverges: float | None  # None where it does not within the range
     rate: float
-    clear: bool  # whether the loss fell by more than 1.5 standard deviations of a step's own
+    clear: bool  # whether the smoothed loss fell by more than 1.5 standard deviations of the losses around it
 
     def lines(self) -> list[str]:
-        """The advice in words."""
-        far = "It does not diverge on this ramp. Raise lr_find.end to see where it does."
+        """The suggestion in sentences."""
+        far = "It does not diverge in this range. Raise lr_find.end to see where it does."
         why = "where the loss falls fastest"
         if self.diverges is not None:
             far = f"It diverges at {format_rate(self.diverges)}, a tenth of which is {format_rate(self.diverges / 10)}."
             why = f"{why if self.rate == self.steepest else 'a tenth of where it diverges'}, the lower of the two"
         lines = [f"The smoothed loss falls fastest at a learning rate of {format_rate(self.steepest)}.", far]
         if not self.clear:
-            lines.append("It hardly falls, so this is a guess. Make trainer.max_steps or the batch larger.")
+            lines.append("It hardly falls, so this is a guess. Use more trainer.max_steps or larger batches.")
         return [*lines, f"Try trainer.learning_rate={format_rate(self.rate)} ({why}), and half and twice of it."]
 
 
@@ -57,7 +57,7 @@ def format_rate(value: float) -> str:
 
 
 class StopAtDivergence(TrainerCallback):
-    """Ends training when the loss is no number, or thrice as high as it began."""
+    """Ends training when the loss is NaN, infinite, or three times as high as at the first step."""
 
     first: float | None = None
 
@@ -66,43 +66,44 @@ class StopAtDivergence(TrainerCallback):
     ) -> None:
         if "loss" in (logs or {}):
             self.first = self.first or logs["loss"]
-            control.should_training_stop |= not logs["loss"] <= 3 * self.first  # nan compares false
+            control.should_training_stop |= not logs["loss"] <= 3 * self.first  # NaN compares false
 
 
-def run_lr_range_test(trainer: SFTTrainer, ramp: LRRange, folder: Path) -> float:
-    """The rate to try, after a short training whose rate grows by the same factor every step (Smith, arXiv 1506.01186).
+def run_lr_range_test(trainer: SFTTrainer, limits: LRRange, folder: Path) -> float:
+    """The rate to try, from a short training whose rate grows by one factor every step (Smith, arXiv 1506.01186).
 
-    Writes lr_find.json, lr_find.png and lr_find.html; the weights are left to the caller to forget.
+    Writes lr_find.json, lr_find.png and lr_find.html. The model is trained by it and should not be used any further.
     """
     if trainer.args.max_steps < 10:
-        raise ConfigError(f"trainer.max_steps={trainer.args.max_steps} is too short for a ramp. Write 100.")
-    factor = (ramp.end / ramp.start) ** (1 / (trainer.args.max_steps - 1))
+        raise ConfigError(f"trainer.max_steps={trainer.args.max_steps} is too short for a range test. Write 100.")
+    factor = (limits.end / limits.start) ** (1 / (trainer.args.max_steps - 1))
     trainer.create_optimizer()
-    first = ramp.start / trainer.args.learning_rate
+    first = limits.start / trainer.args.learning_rate
     trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: first * factor**step)
     trainer.add_callback(StopAtDivergence)
-    trainer.pop_callback(LossLogger)  # a line a step
+    trainer.pop_callback(FiniteLossCheck)  # a loss that is not finite ends the test, not the run
+    trainer.pop_callback(LossLogger)  # it would log every step
     with logging_redirect_tqdm():
         trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     rates = [entry["learning_rate"] for entry in history][:-1]
-    losses = [entry["loss"] for entry in history][1:]  # what a step's rate does is seen in the loss of the next one
-    advice = suggest_rate(rates, losses)
+    losses = [entry["loss"] for entry in history][1:]  # the effect of a step's rate is in the next step's loss
+    suggestion = suggest_rate(rates, losses)
     if trainer.is_world_process_zero():
-        write_suggestion(folder, rates, losses, advice)
-    return advice.rate
+        write_suggestion(folder, rates, losses, suggestion)
+    return suggestion.rate
 
 
 def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> LRSuggestion:
-    """The rate where the smoothed loss falls fastest, or a tenth of the one where it diverges, if that is lower."""
+    """The rate where the smoothed loss falls fastest, or a tenth of the rate where it diverges if that is lower."""
     loss = smooth_losses(losses)
     lowest = int(np.argmin(loss))
     slopes = np.gradient(loss, np.log(rates[: len(loss)]))
     steepest = rates[int(np.argmin(slopes[: lowest + 1]))]
     above = [place for place in range(lowest, len(loss)) if loss[place] > loss[0]]
-    above += range(len(loss), len(losses))  # the first that is no number
+    above += range(len(loss), len(losses))  # from the first loss that is not finite
     if losses[len(loss) - 1] > 1.5 * loss[0]:
-        above.append(len(loss) - 1)  # a rise at the end that smoothing hides
+        above.append(len(loss) - 1)  # a rise in the last step, which smoothing hides
     diverges = rates[above[0]] if above else None
     noise = np.std(losses[: lowest + 1] - loss[: lowest + 1])
     clear = bool(loss[0] - loss[lowest] > 1.5 * noise)
@@ -110,43 +111,50 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> LRSuggestio
 
 
 def smooth_losses(losses: Sequence[float]) -> np.ndarray:
-    """The losses up to the first that is no number, each the mean of those around it, weighted by a Gaussian.
+    """The losses before the first that is not finite, each the mean of those around it, weighted by a Gaussian.
 
-    A running mean would lag behind and give rates that are too high.
+    A mean over past steps only would lag behind and give rates that are too high.
     """
     finite = list(losses)[: next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))]
     if len(finite) < 3:
-        raise ConfigError("lr_find: the loss is no number after a few steps. Lower lr_find.start.")
+        raise ConfigError("lr_find: the loss is not finite after a few steps. Lower lr_find.start.")
     places = np.arange(len(finite))
     weights = np.exp(-((places[:, None] - places) ** 2) / (2 * SMOOTHING_STEPS**2))
     return weights @ finite / weights.sum(1)
 
 
-def write_suggestion(folder: Path, rates: Sequence[float], losses: Sequence[float], advice: LRSuggestion) -> None:
-    """Files the losses, the plot and the advice in the run's folder, and prints the advice."""
-    values = {"learning_rate": list(rates), "loss": list(losses), "steepest": advice.steepest}
-    values |= {"diverges": advice.diverges, "suggested": advice.rate}
+def write_suggestion(folder: Path, rates: Sequence[float], losses: Sequence[float], suggestion: LRSuggestion) -> None:
+    """Writes the losses, the plot and the suggestion to the run's folder, and prints the suggestion."""
+    values = {"learning_rate": list(rates), "loss": list(losses), "steepest": suggestion.steepest}
+    values |= {"diverges": suggestion.diverges, "suggested": suggestion.rate}
     (folder / "lr_find.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    picture = Picture(plot_range_test(rates, losses, advice), "lr_find.png", "The loss over a growing learning rate.")
-    sections = {"": [advice.lines(), picture]}
+    picture = Picture(
+        plot_range_test(rates, losses, suggestion), "lr_find.png", "The loss over a growing learning rate."
+    )
+    sections = {"": [suggestion.lines(), picture]}
     save_pictures(folder, sections)
     title = f"Learning rate: {folder.parent.name} · {folder.name}"
     (folder / "lr_find.html").write_text(to_html(title, sections), encoding="utf-8")
-    print("\n".join([*advice.lines(), f"The plot: {folder}/lr_find.html"]))
+    print("\n".join([*suggestion.lines(), f"The plot: {folder}/lr_find.html"]))
 
 
-def plot_range_test(rates: Sequence[float], losses: Sequence[float], advice: LRSuggestion) -> "Figure":
-    """The losses and their smoothed line over the rate, with the points that the advice goes by."""
+def plot_range_test(rates: Sequence[float], losses: Sequence[float], suggestion: LRSuggestion) -> "Figure":
+    """The losses and their smoothed line over the learning rate, with the rates that the suggestion is based on."""
     figure, axes = styled_subplots(height=3.4)
     loss = smooth_losses(losses)
     axes.plot(rates, losses, ".", color=COLOURS["faint"], label="a step's loss")
     axes.plot(rates[: len(loss)], loss, color=COLOURS["blue"], label="smoothed")
     axes.axvline(
-        advice.steepest, color=COLOURS["green"], linestyle="--", label=f"falls fastest, {format_rate(advice.steepest)}"
+        suggestion.steepest,
+        color=COLOURS["green"],
+        linestyle="--",
+        label=f"falls fastest, {format_rate(suggestion.steepest)}",
     )
-    if advice.diverges:
-        axes.axvline(advice.diverges, color=COLOURS["orange"], label=f"diverges, {format_rate(advice.diverges)}")
-        tenth = advice.diverges / 10
+    if suggestion.diverges:
+        axes.axvline(
+            suggestion.diverges, color=COLOURS["orange"], label=f"diverges, {format_rate(suggestion.diverges)}"
+        )
+        tenth = suggestion.diverges / 10
         axes.axvline(tenth, color=COLOURS["orange"], linestyle="--", label=f"a tenth of that, {format_rate(tenth)}")
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="training loss (nats a token)")

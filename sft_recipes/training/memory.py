@@ -1,6 +1,6 @@
-"""What a run will hold in memory at its peak on one device, and what to write where that is more than there is.
+"""The estimated peak memory of a run on one device, and what to change in a config that does not fit.
 
-Parameters, gradients and the optimizer's state are counted on the meta device, activations by `activations`. What
+Parameters, gradients and the optimizer's state are counted on the meta device, activations by `activation_memory`. What
 saving the model takes is not counted. `benchmarks/memory.py` compares the estimate with measured runs.
 """
 
@@ -19,14 +19,14 @@ from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.loading import load_model_config
 from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes
 
-CUDA_CONTEXT_BYTES = 2**29  # what a process holds on a GPU before the first tensor; not measured by us
-# Bytes of state for every trained parameter; names that are not here are taken for AdamW's two fp32 moments
+CUDA_CONTEXT_BYTES = 2**29  # of a GPU, taken before the first tensor; an assumption, not measured
+# Bytes of state for every trained number, by the optimizer's name in transformers; other names count as AdamW's 8
 OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4}
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at the peak on one device; `activations` is what comes on top of weights, gradients and optimizer."""
+    """Bytes at the peak on one device; `activations` is the rest of it, besides weights, gradients and optimizer."""
 
     parameters: int
     trainable: int
@@ -48,9 +48,9 @@ def describe_step(
     gpu: bool | None = None,
     model_config: PretrainedConfig | None = None,
 ) -> StepShape:
-    """The step of a run whose longest row has `length` tokens; on a GPU where there is one, unless `gpu` says.
+    """The step of a run whose longest row has `length` tokens, on a GPU if `gpu` (None: where there is one).
 
-    `model_config` is the model's where it is at hand, else it is read by model.id.
+    `model_config` is the model's config, else read from model.id.
     """
     return StepShape(
         model=config.model,
@@ -78,14 +78,14 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
     optimizer = sum(optimizer_state_bytes(step.optimizer, parameter) for parameter in trained)
     try:
         activations = max(peak_bytes(step) - gradients, 0) + dequantized_bytes(model, step.adapter.quantization)
-    except (RuntimeError, NotImplementedError):  # routing by value, as in mixtures of experts, needs real numbers
+    except (RuntimeError, NotImplementedError):  # mixtures of experts route by values, which fake tensors lack
         activations = None
     parts = (part // step.shards for part in (weights, gradients, optimizer))
     return MemoryEstimate(count_parameters(model), sum(p.numel() for p in trained), *parts, activations)
 
 
 def stored_bytes(model: torch.nn.Module, quantization: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of every parameter as it is held: linear layers in 4 or 8 bits where they are quantized, tied ones once."""
+    """Bytes of every parameter as it is stored: quantized linear layers in 4 or 8 bits, tied parameters once."""
     packed = quantization.get("load_in_4bit") or quantization.get("load_in_8bit")
     each = 1.0 if quantization.get("load_in_8bit") else 0.5
     each += 0.0159 if quantization.get("bnb_4bit_use_double_quant") else 0.0625  # scales of blocks of 64 weights
@@ -97,7 +97,7 @@ def stored_bytes(model: torch.nn.Module, quantization: Mapping[str, Any]) -> dic
 
 
 def frozen_linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """The layers that bitsandbytes would quantize: all linear ones but the head and the adapter's own."""
+    """The layers that bitsandbytes would quantize: all linear ones except the LM head and the adapter's own."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
     linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
@@ -105,12 +105,12 @@ def frozen_linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
 
 
 def dequantized_bytes(model: torch.nn.Module, quantization: Mapping[str, Any] | None) -> int:
-    """Bytes of the largest quantized layer in bf16, as which it is multiplied."""
+    """Bytes of the largest quantized layer in bf16, to which it is converted to be multiplied."""
     return 2 * max((layer.weight.numel() for layer in frozen_linear_layers(model)), default=0) if quantization else 0
 
 
 def optimizer_state_bytes(name: str, parameter: torch.Tensor) -> int:
-    """What an optimizer, by its name in transformers, keeps of a parameter.
+    """Bytes of state that an optimizer, by its name in transformers, keeps for a parameter.
 
     >>> weight = torch.empty(8, 4)
     >>> optimizer_state_bytes("adamw_torch_fused", weight), optimizer_state_bytes("paged_adamw_8bit", weight)
@@ -122,12 +122,12 @@ def optimizer_state_bytes(name: str, parameter: torch.Tensor) -> int:
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """The number of parameters, those of the adapter included."""
+    """The number of parameters, including an adapter's."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def available_memory() -> int:
-    """Bytes that a run can take here: of the GPU where there is one, else of the machine."""
+    """Bytes that a run can use here: of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory - CUDA_CONTEXT_BYTES
     try:
@@ -138,19 +138,20 @@ def available_memory() -> int:
 
 
 def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate:
-    """The estimate; raises ConfigError with advice where `memory`, in bytes, is less (None: what is available)."""
+    """The estimate; raises ConfigError with advice where it exceeds `memory`, in bytes (None: what is available)."""
     memory = available_memory() if memory is None else memory
     estimate = estimate_memory(step)
     if estimate.total > memory:
         raise ConfigError(
-            f"This run needs about {format_bytes(estimate.total)} of memory and {format_bytes(memory)} are available: "
-            f"{describe_parts(estimate)}. {memory_advice(step, memory)} trainer.check_memory=false runs all the same."
+            f"This run needs an estimated {format_bytes(estimate.total)} of memory, of {format_bytes(memory)} "
+            f"available: {describe_parts(estimate)}. {memory_advice(step, memory)} "
+            "Or trainer.check_memory=false, which trains anyway."
         )
     return estimate
 
 
 def memory_advice(step: StepShape, memory: int) -> str:
-    """The first of a few changes with which the run would fit, as what to write."""
+    """What to write for the first of a few changes with which the run would fit."""
     lora = AdapterOptions("lora", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
     qlora = replace(lora, quantization={"load_in_4bit": True, "bnb_4bit_use_double_quant": True})
     batch = ("trainer.per_device_train_batch_size=1", {"rows": 1})
@@ -165,29 +166,27 @@ def memory_advice(step: StepShape, memory: int) -> str:
         tried = replace(step, **{key: value for _, change in some for key, value in change.items()})
         if estimate_memory(tried).total <= memory:
             return f"Write {' '.join(what for what, _ in some)}."
-    return "Take a smaller model or a shorter trainer.max_length, or share it among devices with trainer.fsdp."
+    return "Take a smaller model or a shorter trainer.max_length, or shard the model over devices with trainer.fsdp."
 
 
-def describe_memory(found: MemoryEstimate, memory: int | None = None) -> str:
-    """The estimate as the preview says it."""
-    trained = f", {found.trainable:,} of them trained" if found.trainable < found.parameters else ""
-    there = "" if memory is None else f"; {format_bytes(memory)} are there"
-    peak = format_bytes(found.total)
-    lines = f"{found.parameters:,} parameters{trained}. Memory at the peak, estimated: {peak}{there}.\n"
-    return f"{lines}  {describe_parts(found)}."
+def describe_memory(estimate: MemoryEstimate, memory: int | None = None) -> str:
+    """The estimate in two lines, for the preview."""
+    trained = f", {estimate.trainable:,} of them trained" if estimate.trainable < estimate.parameters else ""
+    available = "" if memory is None else f" of {format_bytes(memory)} available"
+    peak = f"Estimated peak memory {format_bytes(estimate.total)}{available}"
+    return f"{estimate.parameters:,} parameters{trained}. {peak}:\n  {describe_parts(estimate)}."
 
 
-def describe_parts(found: MemoryEstimate) -> str:
-    """What the memory is for."""
-    rest = (
-        "activations not estimated" if found.activations is None else f"activations {format_bytes(found.activations)}"
+def describe_parts(estimate: MemoryEstimate) -> str:
+    """The parts of the estimate, each with its size."""
+    sizes = {name: getattr(estimate, name) for name in ("weights", "gradients", "optimizer", "activations")}
+    return ", ".join(
+        f"{name} {'not estimated' if size is None else format_bytes(size)}" for name, size in sizes.items()
     )
-    held = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer}
-    return ", ".join([*(f"{name} {format_bytes(size)}" for name, size in held.items()), rest])
 
 
 def format_bytes(size: int) -> str:
-    """Bytes as a person says them.
+    """Bytes in MiB or GiB.
 
     >>> format_bytes(3 * 2**29), format_bytes(50 * 2**20), format_bytes(2**19)
     ('1.5 GiB', '50 MiB', '0.5 MiB')

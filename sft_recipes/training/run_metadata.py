@@ -1,4 +1,4 @@
-"""What a run took and where it took place."""
+"""What a run is about to do, what it took, and on which machine."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def training_cost(trainer: SFTTrainer, result: TrainOutput) -> dict[str, Any]:
-    """The entries of metrics.json; `mfu` is None where the hardware's peak is not known to TRL."""
+    """Size, time, speed and memory for metrics.json; `mfu` is None where TRL does not know the hardware's peak."""
     seconds, model = result.metrics["train_runtime"], trainer.model
     tokens = max((entry.get("num_tokens", 0) for entry in trainer.state.log_history), default=0)
     rate, mfu = tokens / seconds, None
@@ -30,9 +30,8 @@ def training_cost(trainer: SFTTrainer, result: TrainOutput) -> dict[str, Any]:
     peak = get_peak_flops(torch.cuda.get_device_name(), dtype) if torch.cuda.is_available() else None
     if peak:
         each = compute_flops_per_token(model.config.get_text_config(), trainer.args.max_length or 2048)
-        each *= (
-            1 if count_trainable(model) > 0.5 * model.num_parameters() else 2 / 3
-        )  # frozen weights need no gradients
+        # of a forward and two backward products, frozen weights need one less
+        each *= 1 if count_trainable(model) > 0.5 * model.num_parameters() else 2 / 3
         mfu = compute_mfu(each, rate, trainer.args.world_size, peak) / 100
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -46,12 +45,12 @@ def training_cost(trainer: SFTTrainer, result: TrainOutput) -> dict[str, Any]:
 
 
 def count_trainable(model: torch.nn.Module) -> int:
-    """The number of parameters that training changes."""
+    """The number of parameters that are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def peak_memory_gib() -> float:
-    """The most memory the run has held so far, in GiB: of the GPU where there is one, else of the process."""
+    """The highest memory use so far, in GiB: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -77,7 +76,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def count_parity_rows(audit: dict[str, dict]) -> int:
-    """In how many rows the prompt of training was compared with that of serving; a difference ends a run."""
+    """The number of rows whose training and inference prompts were compared; a difference ends the run."""
     return sum(part["parity"] for part in audit.values())
 
 
@@ -88,38 +87,44 @@ def was_evaluated_last(trainer: SFTTrainer) -> bool:
 
 
 def measure_padding(rows: Dataset, arguments: SFTConfig) -> float:
-    """The share of padding in what the model will read; packed rows need none."""
+    """The share of padding among the tokens that the model will read; 0 with packing."""
     if arguments.packing:
         return 0.0
     grouped = arguments.train_sampling_strategy == "group_by_length"
     batch, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     share = padding_share(rows, batch, accumulated, grouped, arguments.seed)
-    log.info("%.1f %% of what the model reads is padding; trainer.packing=true needs none.", 100 * share)
+    log.info("%.1f %% of the tokens the model reads are padding; trainer.packing=true needs none.", 100 * share)
     return share
 
 
 def training_summary(trainer: SFTTrainer, audit: dict[str, dict]) -> str:
-    """What is about to be trained, in one line."""
+    """One line on what is about to be trained."""
     total = {key: sum(part[key] for part in audit.values()) for key in ("kept", "tokens", "supervised_tokens")}
-    found = f"{total['tokens']:,} tokens, {total['supervised_tokens']:,} of them supervised"
+    tokens = f"{total['tokens']:,} tokens, {total['supervised_tokens']:,} of them supervised"
     if isinstance(trainer.train_dataset, IterableDataset):
-        rows = f"streamed rows, the first {total['kept']:,} of which have {found}"
+        rows = f"streamed rows, the first {total['kept']:,} of which have {tokens}"
     else:
         packed_rows = f" in {len(trainer.train_dataset):,} packed ones" if trainer.args.packing else ""
-        rows = f"{total['kept']:,} rows{packed_rows}, {found}"
-    batch = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
-    steps = trainer.args.max_steps
-    if steps < 0:
-        steps = math.ceil(len(trainer.train_dataset) / batch) * trainer.args.num_train_epochs
+        rows = f"{plural(total['kept'], 'row')}{packed_rows}, {tokens}"
+    *_, batch, _, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     return (
         f"Training {count_trainable(trainer.model):,} of {parameters:,} parameters on {rows}: "
-        f"{steps:,.0f} steps of {batch} rows."
+        f"{plural(steps, 'step')} of {plural(batch, 'row')}."
     )
 
 
+def plural(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> plural(1, "row"), plural(2000, "step")
+    ('1 row', '2,000 steps')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def smoke_result(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:
-    """The verdict of a +debug=smoke run; raises ConfigError where the loss does not fall or is not finite."""
+    """The result of a +debug=smoke run in a line; raises ConfigError for a loss that is not finite or does not fall."""
     losses = [entry["loss"] for entry in metrics["history"] if "loss" in entry]
     if len(losses) < 2:
         raise ConfigError("Smoke test: too few steps to see the loss fall. Raise trainer.max_steps.")

@@ -1,7 +1,7 @@
-"""The trainer, its evaluation and what is attached to it."""
+"""TRL's trainer with an exact evaluation loss, a stop at a loss that is not finite, and trained weights in fp32."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes.config.options import AdapterOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.suite import (
@@ -34,80 +27,98 @@ from sft_recipes.evaluation.suite import (
 from sft_recipes.evaluation.text_metrics import score_answers
 from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.modeling.adapters import changes_base_weights
-from sft_recipes.modeling.workarounds import cast_trainable_to_fp32, ensure_lm_head_bias
-from sft_recipes.training.callbacks import OverfittingMonitor, QuietProgressBar, SampleAnswers
+from sft_recipes.modeling.inference import eval_mode
+from sft_recipes.modeling.packed_attention import check_no_cross_document_attention, choose_attention
+from sft_recipes.modeling.workarounds import cast_trainable_to_fp32, ensure_lm_head_bias, save_adapter_only
+from sft_recipes.training.callbacks import FiniteLossCheck, PackedAttentionCheck, QuietProgressBar, SampleAnswers
+
+SAMPLE_QUESTIONS = 3  # held-out questions that are asked while training goes on
 
 
-def mend(trainer: SFTTrainer, adapter: AdapterOptions) -> None:
-    """What TRL and PEFT leave open, set right on the built trainer: precision, head, LoRA+ and what is saved."""
-    model = trainer.model
-    cast_trainable_to_fp32(model)
-    if not isinstance(model, PeftModel):
-        return
-    ensure_lm_head_bias(model)
-    # PEFT saves both embeddings whole when there are new rows; those are in the adapter already
-    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    if adapter.loraplus_lr_ratio is not None:
-        trainer.create_optimizer = partial(loraplus, trainer, adapter.loraplus_lr_ratio)
-    if changes_base_weights(model.active_peft_config):
-        trainer.adapter_at_start = {key: value.cpu().clone() for key, value in get_peft_model_state_dict(model).items()}
+class SupervisedTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with documented hooks of `transformers.Trainer` overridden.
 
-
-def loraplus(trainer: SFTTrainer, ratio: float, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-    """The trainer's optimizer with so many times its learning rate on the B matrices (LoRA+, arXiv 2402.12354)."""
-    if trainer.optimizer is None:
-        optimizer, values = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
-        values |= {"loraplus_lr_ratio": ratio, "loraplus_weight_decay": trainer.args.weight_decay}
-        trainer.optimizer = create_loraplus_optimizer(trainer.model, optimizer, **values)
-    return trainer.optimizer
-
-
-class NonFiniteLossError(ConfigError):
-    """The loss became NaN or infinite: a learning rate too high, or a broken checkpoint."""
-
-
-def watch(trainer: SFTTrainer) -> None:
-    """Ends training at a loss that is not finite, naming the step; transformers would log 0.0 and carry on.
-
-    Raises NotFinite (transformers: `logging_nan_inf_filter`).
+    `measure` gives the metrics of the model on a dataset, by names without a prefix; None leaves evaluation to TRL.
+    `loraplus_lr_ratio` is the learning rate of LoRA's B matrices over that of its A matrices.
     """
-    compute_loss = trainer.compute_loss
 
-    def watched(model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        loss = compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if model.training and not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"The loss is {loss.item()} in step {trainer.state.global_step + 1}; no model is saved. Try a lower "
-                "trainer.learning_rate, and check the base model with evaluate.raw_text."
-            )
+    def __init__(
+        self,
+        *arguments: Any,
+        measure: Callable[[PreTrainedModel, Dataset], Mapping[str, float]] | None = None,
+        loraplus_lr_ratio: float | None = None,
+        **options: Any,
+    ):
+        super().__init__(*arguments, **options)
+        self.measure, self.loraplus_lr_ratio = measure, loraplus_lr_ratio
+        # the adapter before training, where its initialization changed the base
+        self.initial_adapter: dict[str, torch.Tensor] | None = None
+        cast_trainable_to_fp32(self.model)
+        if isinstance(self.model, PeftModel):
+            ensure_lm_head_bias(self.model)
+            if changes_base_weights(self.model.active_peft_config):
+                state = get_peft_model_state_dict(self.model)
+                self.initial_adapter = {key: value.cpu().clone() for key, value in state.items()}
+        self.loss_check = FiniteLossCheck()
+        self.add_callback(self.loss_check)
+        for printing in (ProgressCallback, PrinterCallback):  # they print every log as a dict between our lines
+            if self.pop_callback(printing) and printing is ProgressCallback:
+                self.add_callback(QuietProgressBar)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """A micro-batch's loss, which is kept for the check that is made once a step."""
+        loss = super().training_step(*arguments, **options)
+        self.loss_check.add(loss)
         return loss
 
-    trainer.compute_loss = watched
-
-
-def evaluate_with(trainer: SFTTrainer, measure: Callable[[], dict[str, float]]) -> None:
-    """Makes the trainer's evaluation, at its steps and for its best checkpoint, what `measure` gives.
-
-    TRL takes a batch's mean over its tokens and transformers the mean of those over rows, so that one model has another
-    eval_loss at another batch size. Goes when TRL weighs its batches by their tokens
-    (trl/trainer/sft_trainer.py: `compute_loss` in evaluation has no `num_items_in_batch`).
-    """
-
     def evaluate(
-        eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        start, training = time.monotonic(), trainer.model.training
-        trainer.model.eval()  # by which TRL's log tells training from evaluation
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in measure().items()}
-        trainer.log(metrics | {f"{metric_key_prefix}_runtime": round(time.monotonic() - start, 2)})
-        trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
-        trainer.model.train(training)
+        """The metrics of the dataset that is given, else of the trainer's own; those of a dict under its names.
+
+        TRL takes a batch's mean over its tokens and transformers the mean of those over rows, so that a model has
+        another loss at another batch size (https://github.com/huggingface/transformers/issues/39241). `measure` takes
+        the mean over tokens. The override goes when TRL does, in `compute_loss` without `num_items_in_batch`.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        rows = Dataset.from_list(list(rows)) if isinstance(rows, IterableDataset) else rows
+        if self.measure is None or not isinstance(rows, Dataset):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # which takes a dict one by one
+        start = time.monotonic()
+        return self.report_evaluation(self.measure(self.model, rows), metric_key_prefix, start)
+
+    def report_evaluation(
+        self, measured: Mapping[str, float], prefix: str = "eval", start: float | None = None
+    ) -> dict[str, float]:
+        """Logs what an evaluation measured since `start` and tells the callbacks; returns it with the prefix."""
+        metrics = {f"{prefix}_{key}": value for key, value in measured.items()}
+        seconds = 0.0 if start is None else round(time.monotonic() - start, 2)
+        with eval_mode(self.model):  # by which TRL's log tells training from evaluation
+            self.log(metrics | {f"{prefix}_runtime": seconds})
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    trainer.evaluate = evaluate
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer, with LoRA+ where its ratio is set (arXiv 2402.12354)."""
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        optimizer, values = self.get_optimizer_cls_and_kwargs(self.args, model)
+        values |= {"loraplus_lr_ratio": self.loraplus_lr_ratio, "loraplus_weight_decay": self.args.weight_decay}
+        self.optimizer = create_loraplus_optimizer(model, optimizer, **values)
+        return self.optimizer
 
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        """Saves weights or adapter and the tokenizer; an adapter without the base's embeddings and PEFT's card."""
+        with save_adapter_only(self.model):
+            super().save_model(*arguments, **options)
 
-SAMPLE_QUESTIONS = 3  # questions that are asked while training goes on
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Writes none: TRL's names neither base nor data, and the report writes the run's own, in model/."""
 
 
 def build_trainer(
@@ -118,12 +129,14 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerFast,
     peft: PeftConfig | None,
     callbacks: list[TrainerCallback],
-) -> SFTTrainer:
-    """TRL's trainer as it is, with what it and PEFT leave open mended on the built object."""
+    measure: Callable[[PreTrainedModel, Dataset], Mapping[str, float]] | None = None,
+    loraplus_lr_ratio: float | None = None,
+) -> SupervisedTrainer:
+    """The trainer of a run, with the model on its device; raises ConfigError for what TRL or PEFT refuse."""
     if not len(held_out):
         arguments.eval_strategy = IntervalStrategy.NO
     try:
-        trainer = SFTTrainer(
+        return SupervisedTrainer(
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -131,34 +144,45 @@ def build_trainer(
             processing_class=tokenizer,
             peft_config=peft,
             callbacks=callbacks,
+            measure=measure,
+            loraplus_lr_ratio=loraplus_lr_ratio,
         )
     except ValueError as error:
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
-    watch(trainer)
-    for printing in (ProgressCallback, PrinterCallback):  # they print every log as a dict among our tables
-        if trainer.pop_callback(printing) and printing is ProgressCallback:
-            trainer.add_callback(QuietProgressBar)
-    return trainer
 
 
-def attach_callbacks(trainer: SFTTrainer, encoder: Encoder, questions: EvalInputs, folder: Path) -> OverfittingMonitor:
-    """Lets the trainer evaluate as we measure, watch for overfitting, and ask a few questions on the way."""
-    options, wanted = questions.options, trainer.args.metric_for_best_model
-    own = load_custom_metric(wanted)
+def select_packed_attention(trainer: SFTTrainer, chosen: str | None) -> None:
+    """Sets the attention for packed rows unless the user has `chosen` one, and checks that it keeps documents apart.
 
-    def measure() -> dict[str, float]:
-        found = flatten_loss(evaluate_held_out(trainer.model, encoder, questions))
-        if own or (wanted and wanted.removeprefix("eval_") in SCORES):
-            said = generate_eval_answers(trainer.model, encoder, questions)
-            found |= {key: value for key, value in score_answers(said).items() if key in SCORES}
-            found |= {wanted: own(said)} if own else {}
-        return found
+    Only the trainer moves the model to its device, so this comes after it is built. A model that is sharded (FSDP,
+    DeepSpeed) is moved when training starts, and is checked then.
+    """
+    device = trainer.args.device
+    if chosen is None:
+        trainer.model.set_attn_implementation(choose_attention(trainer.model, device))
+    if trainer.model.device.type == device.type:
+        check_no_cross_document_attention(trainer.model)
+    else:
+        trainer.add_callback(PackedAttentionCheck)
 
-    evaluate_with(trainer, measure)
-    overfitting = OverfittingMonitor()
-    trainer.add_callback(overfitting)
-    if options.samples_every and questions.asked:
+
+def measure_held_out(
+    encoder: Encoder, questions: EvalInputs, best_metric: str | None, model: PreTrainedModel, rows: Dataset
+) -> dict[str, float]:
+    """The loss on `rows` and its parts; on the held-out rows also the answers' scores where `best_metric` is one."""
+    measured = flatten_loss(evaluate_held_out(model, encoder, questions, rows))
+    custom = load_custom_metric(best_metric)
+    is_score = custom or (best_metric or "").removeprefix("eval_") in SCORES
+    if is_score and rows is questions.data.held_out:
+        answers = generate_eval_answers(model, encoder, questions)
+        measured |= {key: value for key, value in score_answers(answers).items() if key in SCORES}
+        measured |= {best_metric: custom(answers)} if custom else {}
+    return measured
+
+
+def add_sample_answers(trainer: SFTTrainer, encoder: Encoder, questions: EvalInputs, path: Path) -> None:
+    """Lets the model answer a few held-out questions every `evaluate.samples_every` steps, where that is set."""
+    if questions.options.samples_every and questions.asked:
         some = replace(questions, asked=questions.asked[:SAMPLE_QUESTIONS])
         ask = partial(generate_eval_answers, trainer.model, encoder, some)
-        trainer.add_callback(SampleAnswers(ask, options.samples_every, folder / "samples.jsonl"))
-    return overfitting
+        trainer.add_callback(SampleAnswers(ask, questions.options.samples_every, path))

@@ -2,7 +2,9 @@
 
 import re
 
-from sft_recipes import show_mask
+import pytest
+
+from sft_recipes import DataError, show_mask
 from sft_recipes.data.mask_view import mask_tokens, render_html, render_plain, render_terminal, show_whitespace
 from sft_recipes.encoding.encoder import Encoder
 
@@ -52,3 +54,13 @@ def test_show_mask_renders_a_row_in_a_notebook(chat_tokenizer):
     tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
     shown = show_mask({"instruction": "Add.", "input": "", "output": "2"}, tokenizer)._repr_html_()
     assert re.findall(r'<span class="(\w+)">(.*?)</span>', shown) == [("on", "2"), ("stop", "&lt;|im_end|&gt;")]
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "a\ud83d"}, [{"role": "user", "content": "a\ud83d"}, {"role": "assistant", "content": "b"}]]
+)
+def test_half_of_a_surrogate_pair_gets_a_line(chat_tokenizer, row):
+    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    with pytest.raises(DataError) as raised:
+        show_mask(row, tokenizer, "chatml")
+    assert str(raised.value) == "the text has a lone surrogate, '\\ud83d', half a character. Remove or replace it."

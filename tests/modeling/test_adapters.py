@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -14,6 +14,7 @@ from sft_recipes.config.schema import parse_adapter
 from sft_recipes.modeling.adapters import (
     build_peft_config,
     build_quantization_config,
+    changes_base_weights,
     prepare_peft_config,
     train_new_tokens,
 )
@@ -22,6 +23,7 @@ from sft_recipes.modeling.loading import load_adapter_config, load_model, load_t
 from sft_recipes.modeling.save_load import check_saved_adapter
 from sft_recipes.training.setup import set_up_run
 from support.configs import composed, error_of
+from support.small_models import VOCABULARY, small_llama
 from support.tuned import ADAPTERS, CASES, in_fresh_process, logits, lora, make_base, tune
 
 SAME = ["LoRA", "rsLoRA", "DoRA", "LoRA+", "IA3", "VeRA"]
@@ -149,11 +151,11 @@ def llama(tmp_path_factory):
         ({"target_modules": "all-linear", "exclude_modules": ["mlp.up_prj"]},
          "adapter.lora.exclude_modules: no module of this model is called 'mlp.up_prj'. Did you mean up_proj?"),
         ({"target_modules": ["q_proj", "lm_head"]},
-         "adapter.lora.target_modules names lm_head: the loss is taken on its weight, without an adapter. Write "
-         "adapter.lora.modules_to_save=[lm_head], which trains it whole, or leave it out."),
+         "adapter.lora.target_modules names lm_head: the loss uses its weight directly, without an adapter. Write "
+         "adapter.lora.modules_to_save=[lm_head], which trains it in full, or leave it out."),
         ({"target_modules": ["embed_tokens"]},
          "adapter.lora.target_modules names model.embed_tokens, whose rows of new tokens are trained already. Leave it "
-         "out, or write adapter.lora.modules_to_save=[model.embed_tokens], which trains it whole."),
+         "out, or write adapter.lora.modules_to_save=[model.embed_tokens], which trains it in full."),
     ],
 )  # fmt: skip
 def test_a_name_that_would_be_passed_over_gets_a_line(llama, fields, line):
@@ -227,7 +229,7 @@ def test_trained_prompts_refuse_packing_and_new_tokens(llama, kind, tmp_path):
         ({"type": "vera", "vera": {"rank": 8}}, "adapter.vera.rank is not a field of VeraConfig. Write adapter.lora.r."),
         (lora(init_lora_weights="eva"), "adapter.lora.init_lora_weights=eva needs a pass over data first, which no run makes."),
         (lora(init_lora_weights="pissa") | {"quantization": {"load_in_4bit": True}},
-         "adapter.lora.init_lora_weights=pissa takes the base apart, which 4 bits do not allow."),
+         "adapter.lora.init_lora_weights=pissa changes the base, which 4 bits do not allow."),
     ],
 )  # fmt: skip
 def test_an_adapter_that_there_is_not_gets_a_line(adapter, line):
@@ -277,7 +279,9 @@ def test_other_methods_train_both_embeddings_whole(llama, caplog):
     with caplog.at_level(logging.WARNING, logger="sft_recipes"):
         train_new_tokens(peft, *llama)
     assert peft.modules_to_save == ["model.embed_tokens", "lm_head"]
-    assert caplog.messages == [f"IA3 trains both embeddings whole, for 2 new tokens: {2 * 464 * 128} parameters more."]
+    assert caplog.messages == [
+        f"IA3 trains both embeddings in full, for 2 new tokens: {2 * 464 * 128} parameters more."
+    ]
 
 
 def test_a_folder_that_lacks_what_was_trained_is_refused(tuned):
@@ -290,5 +294,41 @@ def test_a_folder_that_lacks_what_was_trained_is_refused(tuned):
     line = error_of(check_saved_adapter, made.trainer.model, made.run / "model")
     save_file(whole, file)
     lost = [name for name in whole if "layers.1" in name]
-    assert line.startswith(f"{made.run / 'model'}: {len(lost)} trained weights are not in it, the first is base_model.")
+    assert line.startswith(
+        f"{made.run / 'model'} lacks {len(lost)} of {len(whole)} trained tensors, the first is base_model."
+    )
     check_saved_adapter(made.trainer.model, made.run / "model")  # and the model is what it was
+
+
+def test_an_adapter_that_cannot_be_read_back_leaves_the_model_as_it_was(tuned, tmp_path):
+    model = tuned("Qwen3, untied", "LoRA").trainer.model
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pytest.raises(ValueError):
+        check_saved_adapter(model, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("start", [True, "gaussian", "orthogonal", "mica", "pissa", "pissa_niter_2", "olora"])
+def test_the_inits_that_are_listed_are_those_that_change_the_base(start):
+    model = small_llama()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    peft = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=start)
+    base = get_peft_model(model, peft).get_base_model()
+    changed = not torch.equal(
+        base.model.layers[0].self_attn.q_proj.base_layer.weight, before["model.layers.0.self_attn.q_proj.weight"]
+    )
+    assert changes_base_weights(peft) == changed
+
+
+def test_a_head_with_a_bias_whose_rows_peft_would_train_without_it_is_refused():
+    """https://github.com/huggingface/peft/issues/3649"""
+    model = small_llama()
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(VOCABULARY))
+    peft = build_peft_config(AdapterOptions("lora", {"target_modules": ["q_proj"]}))
+    assert error_of(train_new_tokens, peft, model, [95, 96]) == (
+        "lm_head has a bias, which PEFT drops where an adapter trains the rows of new tokens. Write "
+        "adapter.lora.modules_to_save=[lm_head], which trains it in full."
+    )
+    peft = build_peft_config(AdapterOptions("lora", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}))
+    train_new_tokens(peft, model, [95, 96])
+    assert peft.trainable_token_indices == {"model.embed_tokens": [95, 96]}

@@ -23,10 +23,9 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
-    PrinterCallback,
     Qwen3Config,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.config.schema import parse_adapter
@@ -36,7 +35,7 @@ from sft_recipes.modeling.adapters import build_peft_config, build_quantization_
 from sft_recipes.modeling.loading import load_model, load_tokenizer
 from sft_recipes.modeling.save_load import save_model
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking
-from sft_recipes.training.trainer import mend
+from sft_recipes.training.trainer import SupervisedTrainer
 
 ROOT = Path(__file__).parents[2]  # not from support.paths: this file is a script, too
 TINY = ROOT / "sft_recipes" / "tiny" / "model"
@@ -116,7 +115,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def tune(
     base: Path | str, adapter: dict, run: Path, template: str | None = "chatml", dtype: str | None = None, **settings
-) -> SFTTrainer:
+) -> SupervisedTrainer:
     """A trainer that has learnt one short answer, 60 steps at 2e-3 unless `settings` say otherwise, and was saved."""
     tokenizer, marked, new = load_tokenizer(ModelOptions(str(base), template))
     encoder = Encoder(tokenizer, marked)
@@ -133,13 +132,14 @@ def tune(
         output_dir=str(run), per_device_train_batch_size=1, logging_steps=1, save_strategy="no", disable_tqdm=True,
         bf16=False, dataset_kwargs={"skip_prepare_dataset": True}, seed=0, **values,
     )  # fmt: skip
-    trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=peft)
-    mend(trainer, options)
-    trainer.pop_callback(PrinterCallback)
+    trainer = SupervisedTrainer(
+        model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=peft,
+        loraplus_lr_ratio=options.loraplus_lr_ratio,
+    )  # fmt: skip
     trainer.new_tokens, trainer.stop_id = new, tokenizer.convert_tokens_to_ids(encoder.stop)
     trainer.at_start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
-    save_model(trainer, run / "model", encoder)
+    save_model(trainer, run / "model", encoder, trainer.initial_adapter)
     ids = rows[0]["input_ids"]
     save_file({"ids": torch.tensor([ids]), "logits": logits(trainer.model, ids)}, run / "expected.safetensors")
     (run / "adapter.json").write_text(json.dumps(adapter))

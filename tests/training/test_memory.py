@@ -119,10 +119,10 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_write(tmp_path):
     step = recipe_step("alpaca_7b", tmp_path)
     line = error_of(check_memory, step, 24 * GIB)
     assert (
-        line.startswith("This run needs about 1")
-        and " GiB of memory and 24.0 GiB are available: weights 25.1 GiB, " in line
+        line.startswith("This run needs an estimated 1")
+        and " GiB of memory, of 24.0 GiB available: weights 25.1 GiB, " in line
     )
-    assert line.endswith("Write adapter=lora. trainer.check_memory=false runs all the same.")
+    assert line.endswith("Write adapter=lora. Or trainer.check_memory=false, which trains anyway.")
     tight = error_of(check_memory, step, GIB)
     assert "Take a smaller model or a shorter trainer.max_length" in tight
 
