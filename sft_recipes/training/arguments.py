@@ -17,7 +17,7 @@ from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, matches_type, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean
-from sft_recipes.training.callbacks import LossLogger
+from sft_recipes.training.callbacks import LossLogger, load_callbacks
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     if effective:
         steps = values.get("gradient_accumulation_steps")
         log.info("Effective batch of %d rows on %d process(es): %s accumulated.", effective, processes, steps)
-    callbacks: list[TrainerCallback] = [LossLogger()]
+    callbacks = [LossLogger(), *load_callbacks(config.callbacks)]
     stopping = config.trainer.early_stopping()
     if stopping:
         callbacks.append(EarlyStoppingCallback(**stopping))
@@ -57,9 +57,8 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     if arguments.packing and arguments.max_length is None:
         raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
     arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
-    if (
-        arguments.fp16 and config.mode == "train" and arguments.device.type == "cpu"
-    ):  # accelerate would compute in fp32 without a word
+    # accelerate computes in fp32 then, and does not say so
+    if arguments.fp16 and config.mode == "train" and arguments.device.type == "cpu":
         raise ConfigError("trainer.fp16=true needs a GPU. Leave it out for fp32, or write trainer.bf16=true.")
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)

@@ -248,3 +248,14 @@ def test_a_loss_that_is_not_finite_ends_a_range_test_and_not_the_run(documents, 
     found = json.loads((tmp_path / "lr_find.json").read_text())
     assert run.state.global_step == 9 and len(found["loss"]) == 8
     assert found["diverges"] == found["learning_rate"][7]
+
+
+def test_a_callback_of_the_user_s_own_sees_every_step(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "counting_steps.py").write_text(
+        "from transformers import TrainerCallback\n\nclass Count(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, **_):\n"
+        "        open('steps.txt', 'a').write(f'{state.global_step} ')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, _ = tiny_run(*SHORT_TINY_RUN, "callbacks=[counting_steps.Count]", "trainer.max_steps=2", "evaluate.rows=0")
+    assert code == 0 and (tmp_path / "steps.txt").read_text() == "1 2 "
