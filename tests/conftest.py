@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from functools import cache
 from types import SimpleNamespace
 
@@ -124,3 +125,11 @@ def judge_server(monkeypatch):
         judge.waits = []
         monkeypatch.setattr("time.sleep", judge.waits.append)
         yield judge
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line on how many tests were skipped, and why."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    listed = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    terminalreporter.write_line(f"Skipped tests: {listed or 'none'}.")
