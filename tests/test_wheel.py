@@ -22,11 +22,13 @@ def run(*command: str, where: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """A copy of every file that is tracked or not ignored."""
+    """A copy of every file that is tracked, and of the package's that are new and not ignored."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout")
     folder = tmp_path_factory.mktemp("wheel") / "sources"
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", where=ROOT)
+    listed = run("git", "ls-files", "-z", where=ROOT)
+    new = ["--others", "--exclude-standard", "sft_recipes", "conf", "recipes"]
+    listed += run("git", "ls-files", "-z", *new, where=ROOT)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
