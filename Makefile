@@ -17,9 +17,10 @@ compare: .venv/installed  ## train every recipe on the tiny model and show them 
 test: .venv/installed-test  ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: .venv/installed-test  ## check style and format
+lint: .venv/installed-test  ## check style, format, and which way imports point
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 tiny: .venv/installed  ## build the embedded tiny model again, in about ten minutes
 	$(BIN)/python tools/tiny/build.py
