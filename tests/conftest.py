@@ -12,6 +12,7 @@ import pytest
 import torch
 from absl import logging as absl_logging
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 
 from sft_recipes.__main__ import main
 from sft_recipes.config.options import ModelOptions
@@ -28,6 +29,10 @@ absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # and other processes
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The suite tries the same few examples of a property on every machine; `pytest --hypothesis-profile=search` tries new ones
+settings.register_profile("suite", derandomize=True, max_examples=60, deadline=None)
+settings.register_profile("search", max_examples=3000, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sft_recipes.data.packing import pack_lengths, pack_rows, padding_share
 from sft_recipes.data.token_rows import to_dataset
@@ -28,6 +30,15 @@ def test_it_is_best_fit_decreasing(seed):
     assert sorted(np.concatenate(found).tolist()) == list(range(300))
     assert max(lengths[row].sum() for row in found) <= 64
     assert len(found) == slow_best_fit_decreasing(lengths.tolist(), 64)
+
+
+@given(st.integers(1, 40).flatmap(lambda most: st.tuples(st.just(most), st.lists(st.integers(1, most), max_size=60))))
+def test_any_documents_are_packed_whole_once_and_as_tightly(case):
+    max_length, lengths = case
+    found = pack_lengths(lengths, max_length)
+    assert sorted(index for row in found for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= max_length for row in found)
+    assert len(found) == slow_best_fit_decreasing(lengths, max_length)
 
 
 def test_a_document_that_fits_no_row_is_an_error():
