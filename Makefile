@@ -2,49 +2,48 @@
 # make test   the whole test suite
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-BIN    := .venv/bin
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+# the oldest releases that pyproject.toml allows of the libraries whose fields and hooks we use
+OLDEST  = $(shell sed -nE 's/^ *"(trl|transformers|peft|datasets)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
 
 .PHONY: help demo compare test test-oldest lint tiny clean
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: .venv/installed  ## train the embedded tiny model and show what became of it
+demo: $(VENV)/installed  ## train the embedded tiny model and show what became of it
 	$(BIN)/python -m sft_recipes
 
-compare: .venv/installed  ## train every recipe on the tiny model and show them side by side, in under ten minutes
+compare: $(VENV)/installed  ## train every recipe on the tiny model and show them side by side, in under ten minutes
 	$(BIN)/python benchmarks/compare.py
 
-test: .venv/installed-test  ## run the test suite
+test: $(VENV)/installed-test  ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# In an environment of its own, in .venv/oldest, which pip fills anew each time
-OLDEST = $(shell grep -oE '(trl|transformers|peft|datasets)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
-test-oldest: .venv/torch  ## run the test suite on the oldest TRL, transformers, PEFT and datasets that are supported
-	$(PYTHON) -m venv .venv/oldest
-	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(OLDEST)
-	.venv/oldest/bin/python -m pytest -n auto --dist loadfile
+test-oldest:  ## run it in a second environment, on the oldest trl, transformers, peft and datasets that are allowed
+	$(MAKE) test VENV=.venv-oldest PINS='$(OLDEST)'
 
-lint: .venv/installed-test  ## check style and format
+lint: $(VENV)/installed-test  ## check style, format, and which way imports point
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
-tiny: .venv/installed  ## build the embedded tiny model again, in about ten minutes
+tiny: $(VENV)/installed  ## build the embedded tiny model again, in about ten minutes
 	$(BIN)/python tools/tiny/build.py
 
-clean:  ## remove the environment
-	rm -rf .venv
+clean:  ## remove the environments
+	rm -rf .venv .venv-oldest
 
 # torch first and pinned: a bare torch may bring gigabytes of another build
-.venv/torch:
-	$(PYTHON) -m venv .venv
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	touch $@
 
-.venv/installed: .venv/torch pyproject.toml
+$(VENV)/installed: $(VENV)/torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(PINS)
 	touch $@

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from functools import cache
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from absl import logging as absl_logging
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 
 from sft_recipes.__main__ import main
 from sft_recipes.config.options import ModelOptions
@@ -27,6 +29,10 @@ absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # and other processes
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The suite tries the same few examples of a property on every machine; `pytest --hypothesis-profile=search` tries new ones
+settings.register_profile("suite", derandomize=True, max_examples=60, deadline=None)
+settings.register_profile("search", max_examples=3000, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +130,11 @@ def judge_server(monkeypatch):
         judge.waits = []
         monkeypatch.setattr("time.sleep", judge.waits.append)
         yield judge
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line on how many tests were skipped, and why."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    listed = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    terminalreporter.write_line(f"Skipped tests: {listed or 'none'}.")

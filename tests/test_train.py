@@ -43,6 +43,7 @@ def test_full_fine_tuning_lowers_the_loss_and_saves_weights_that_load(tiny_run, 
                               "trainer.max_steps=12", "trainer.train_sampling_strategy=random")  # fmt: skip
     losses = [entry["loss"] for entry in read_metrics(folder)["history"] if "loss" in entry]
     assert code == 0 and losses[-1] < losses[0]
+    assert (read_metrics(folder)["padding"] > 0) is (packing == "false")
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert model.dtype == torch.float32
     assert model.get_input_embeddings().num_embeddings >= len(AutoTokenizer.from_pretrained(folder / "model"))

@@ -1,9 +1,11 @@
 """The package as it is installed: a wheel, built from what git would track, and the editable install."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ def run(*command: str, where: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """A copy of every file that is tracked or not ignored."""
+    """A copy of every file that is tracked, and of the package's that are new and not ignored."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout")
     folder = tmp_path_factory.mktemp("wheel") / "sources"
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", where=ROOT)
+    listed = run("git", "ls-files", "-z", where=ROOT)
+    new = ["--others", "--exclude-standard", "sft_recipes", "conf", "recipes"]
+    listed += run("git", "ls-files", "-z", *new, where=ROOT)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,3 +96,10 @@ def test_the_editable_install_composes_a_recipe_in_a_foreign_folder(tmp_path):
     lima = run(sys.executable, "-m", "sft_recipes", "+recipe=lima", "--cfg", "job", where=tmp_path)
     script = run(str(Path(sys.executable).parent / "sft-recipes"), "+recipe=lima", "--cfg", "job", where=tmp_path)
     assert "\nname: lima\n" in lima and script == lima
+
+
+def test_the_oldest_releases_that_are_tested_are_those_that_are_allowed():
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    bounds = dict(re.fullmatch(r"([\w-]+)>=([\d.]+).*", line).groups() for line in allowed if ">=" in line)
+    pins = [f"{name}=={bounds[name]}" for name in ("trl", "transformers", "peft", "datasets")]
+    assert f"VENV=.venv-oldest PINS='{' '.join(pins)}'" in run("make", "-n", "test-oldest", where=ROOT)

@@ -115,12 +115,9 @@ class Encoder:
 
     def method(self, before: str, marked: bool) -> str:
         """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, with typed ones."""
-        if not before:
-            return "marked start" if marked else "start"
-        if marked:
-            return "marked"
         anchor = self.stop if before.endswith(self.stop) else next(filter(before.endswith, self.special), "")
-        return f"after {anchor}" if anchor else "inside"
+        place = "start" if not before else f"after {anchor}" if anchor else "inside"
+        return f"marked {place}" if marked else place
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text, and the character spans that the template marks as the assistant's."""
@@ -146,23 +143,38 @@ class Encoder:
         """The ids of texts that stand in one kind of place."""
         tokenizer, (method, _, anchor) = self.tokenizer, method.partition(" ")
         if method == "inside":
-            return encode_batch(self.inner, texts)
+            return self.encode_inside(texts)
         if method == "after":  # as serving does, which encodes a special token and what follows it together
             return [ids[1:] for ids in encode_batch(tokenizer.backend_tokenizer, [anchor + text for text in texts])]
         if method == "marked":
-            return [self.with_typed_tokens(text, start=anchor == "start") for text in texts]
+            return [self.with_typed_tokens(text, place=anchor) for text in texts]
         if method == "raw":
             rows = encode_batch(tokenizer.backend_tokenizer, texts, add_special_tokens=True, encode_special_tokens=True)
             return [ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id] for ids in rows]
         return encode_batch(tokenizer.backend_tokenizer, texts)
 
-    def with_typed_tokens(self, text: str, start: bool) -> list[int]:
+    def encode_inside(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts from the middle of a longer one, in front of which a dummy prefix has no place.
+
+        Some SentencePiece tokenizers put one behind every special token, too: that one is serving's, and stays.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        if self.inner is backend:
+            return encode_batch(backend, texts)
+        cuts = [found.start() if (found := self.typed.search(text)) else len(text) for text in texts]
+        heads = encode_batch(self.inner, [text[:cut] for text, cut in zip(texts, cuts, strict=True)])
+        tails = encode_batch(backend, [text[cut:] for text, cut in zip(texts, cuts, strict=True)])
+        return [head + tail for head, tail in zip(heads, tails, strict=True)]
+
+    def with_typed_tokens(self, text: str, place: str) -> list[int]:
         """The ids of a text in which special tokens that a row spells out stand between transformers' markers."""
         ids: list[int] = []
-        for place, part in enumerate(re.split(f"{TOKEN_START}(.*?){TOKEN_END}", text)):
-            if part:
-                backend = self.tokenizer.backend_tokenizer if start and not ids else self.inner
-                ids += encode_batch(backend, [part], encode_special_tokens=place % 2 == 1)[0]
+        for number, part in enumerate(re.split(f"{TOKEN_START}(.*?){TOKEN_END}", text)):
+            if part and number % 2:
+                ids += encode_batch(self.inner, [part], encode_special_tokens=True)[0]
+            elif part:
+                ids += self.encode_as(place, [part])[0]
+            place = "inside" if part else place
         return ids
 
 

@@ -19,7 +19,7 @@ from sft_recipes.data.formatters import (
 )
 from sft_recipes.errors import DataError
 from support.paths import ROOT
-from support.rows import real_rows
+from support.rows import rows_of
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 HELLO_SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
@@ -561,14 +561,21 @@ def test_dataset_map_mixes_rows_with_and_without_tools():
     ]
 
 
-# real rows
+# whole files
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("alpaca_en_demo.json", 999), ("gpteacher_roleplay.json", 3146), ("gsm8k_train.json", 7473)]
+    ("name", "count"),
+    [
+        ("alpaca.jsonl", 3),
+        ("CodeAlpaca-20k.jsonl", 3),
+        ("alpaca_en_demo.json", 999),
+        ("gpteacher_roleplay.json", 3146),
+        ("gsm8k_train.json", 7473),
+    ],
 )
-def test_real_alpaca_rows_come_through_whole(name, count):
-    rows = real_rows(name)
+def test_alpaca_rows_come_through_whole(name, count):
+    rows = rows_of(name)
     assert len(rows) == count
     for row in rows:
         # these files have no row whose input is blank but not empty
@@ -577,10 +584,14 @@ def test_real_alpaca_rows_come_through_whole(name, count):
         assert said == [("user", question), ("assistant", row["output"])]
 
 
-def test_real_tool_calling_rows_come_through_whole():
-    rows = real_rows("glaive_toolcall_en_demo.json")
+TOOL_CALLS = [("tool_calls.jsonl", 3), ("glaive_toolcall_en_demo.json", 300)]
+
+
+@pytest.mark.parametrize(("name", "count"), TOOL_CALLS)
+def test_tool_calling_rows_come_through_whole(name, count):
+    rows = rows_of(name)
     roles = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-    assert len(rows) == 300
+    assert len(rows) == count
     for row in rows:
         expected = []
         for turn in row["conversations"]:
@@ -592,8 +603,9 @@ def test_real_tool_calling_rows_come_through_whole():
         assert sharegpt(row) == {"messages": expected, "tools": json.loads(row["tools"])}
 
 
-def test_real_tool_calling_rows_survive_a_dataset():
-    rows = real_rows("glaive_toolcall_en_demo.json")
+@pytest.mark.parametrize(("name", "count"), TOOL_CALLS)
+def test_tool_calling_rows_survive_a_dataset(name, count):
+    rows = rows_of(name)
     mapped = Dataset.from_list(rows).map(sharegpt, remove_columns=["conversations"])
     # Arrow gives every tool the parameters of all tools, null; reading the rows again removes them
     assert [chatml(row) for row in mapped] == [drop_nulls(sharegpt(row)) for row in rows]

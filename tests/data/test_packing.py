@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sft_recipes.data.packing import pack_lengths, pack_rows, padding_share
 from sft_recipes.data.token_rows import to_dataset
-from support.rows import real_rows
+from support.rows import rows_of
 
 
 def slow_best_fit_decreasing(lengths: list[int], max_length: int) -> int:
@@ -30,6 +32,15 @@ def test_it_is_best_fit_decreasing(seed):
     assert len(found) == slow_best_fit_decreasing(lengths.tolist(), 64)
 
 
+@given(st.integers(1, 40).flatmap(lambda most: st.tuples(st.just(most), st.lists(st.integers(1, most), max_size=60))))
+def test_any_documents_are_packed_whole_once_and_as_tightly(case):
+    max_length, lengths = case
+    found = pack_lengths(lengths, max_length)
+    assert sorted(index for row in found for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= max_length for row in found)
+    assert len(found) == slow_best_fit_decreasing(lengths, max_length)
+
+
 def test_a_document_that_fits_no_row_is_an_error():
     with pytest.raises(ValueError, match="from 1 to 8, found 3 to 9"):
         pack_lengths([3, 9], 8)
@@ -50,15 +61,17 @@ def test_packed_rows_hold_whole_documents_side_by_side():
     assert found["labels"] == found["input_ids"]
 
 
+def test_many_documents_of_all_lengths_are_packed_to_99_5_percent():
+    lengths = np.random.default_rng(0).lognormal(5, 1, size=52_000).astype(int).clip(1, 2048)
+    assert lengths.sum() / len(pack_lengths(lengths, 2048)) / 2048 >= 0.995
+
+
 def test_real_lengths_are_packed_to_99_5_percent():
-    texts = [row["instruction"] + row["output"] for name in REAL for row in real_rows(name)]
+    names = ("gsm8k_train.json", "gpteacher_roleplay.json", "alpaca_en_demo.json")
+    texts = [row["instruction"] + row["output"] for name in names for row in rows_of(name)]
     lengths = np.array([min(len(text) // 4 + 12, 2048) for text in texts])
     lengths = np.concatenate([lengths] * 5)[:52_000]
-    found = pack_lengths(lengths, 2048)
-    assert lengths.sum() / len(found) / 2048 >= 0.995
-
-
-REAL = ("gsm8k_train.json", "gpteacher_roleplay.json", "alpaca_en_demo.json")
+    assert lengths.sum() / len(pack_lengths(lengths, 2048)) / 2048 >= 0.995
 
 
 def test_rows_grouped_by_length_are_padded_less():

@@ -55,7 +55,7 @@ def test_the_text_is_the_published_one(chat_tokenizer, template):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("kind", ["tiny", "llama2", "llama3"])
+@pytest.mark.parametrize("kind", ["tiny", "llama2", "llama3", "real llama2"])
 def test_the_saved_tokenizer_has_the_same_text_without_markers(chat_tokenizer, tmp_path, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
     tokenizer.save_pretrained(tmp_path)

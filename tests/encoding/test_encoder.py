@@ -1,15 +1,17 @@
 """The loss mask, against a slow reference that renders turn by turn with the saved tokenizer."""
 
+import json
+
 import numpy as np
 import pytest
 
 from sft_recipes.data.formatters import alpaca, sharegpt
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
-from support.paths import TEMPLATES
-from support.rows import real_rows
+from support.base_tokenizers import KINDS, REAL_KINDS
+from support.paths import TEMPLATES, TINY_MODEL
+from support.rows import rows_of
 
-KINDS = ("tiny", "llama3", "neox", "llama2", "legacy")
 ANSWERS = {
     "plain": "Paris.",
     "leading space": " Paris.",
@@ -23,8 +25,6 @@ ANSWERS = {
     "tabs": "\t\tx\t",
     "template words": "### Response: USER: [INST] <|user|>",
 }
-
-UNEQUAL_CONTEXT = {("neox", "llama3")}  # GPT-2's split pattern parts two newlines when a word follows them
 
 
 def ask(question: str, answer: str) -> list[dict]:
@@ -48,35 +48,22 @@ def served(tokenizer, history: list[dict]) -> list[int]:
     return tokenizer.apply_chat_template(history, add_generation_prompt=True, return_dict=False)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ANSWERS)
-def test_the_loss_is_on_the_answer_and_one_stop_token(chat_tokenizer, kind, template, case):
-    tokenizer, marked, _ = chat_tokenizer(kind, template)
-    encoder = Encoder(tokenizer, marked)
-    messages = ask("Which city?", ANSWERS[case])
+def check_one_answer(tokenizer, encoder: Encoder, answer: str) -> None:
+    """The loss is on the answer and one stop token, behind the prompt that serving shows."""
+    messages = ask("Which city?", answer)
     row = encoder.encode([{"messages": messages}])
     ids, labels = row["input_ids"][0], row["labels"][0]
     ((start, end),) = runs(labels)
-    assert text_of(tokenizer, ids, start, end) == ANSWERS[case] + encoder.stop
+    assert text_of(tokenizer, ids, start, end) == answer + encoder.stop
     assert ids[start:end].tolist() == labels[start:end].tolist()
     assert ids[end - 1] == tokenizer.convert_tokens_to_ids(encoder.stop)
     assert ids[:start].tolist() == served(tokenizer, messages[:1])
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_turn_sees_what_serving_would_show(chat_tokenizer, kind, template):
-    if (kind, template) in UNEQUAL_CONTEXT:
-        pytest.skip("one sequence cannot hold both: the blank line is one token before a new answer, two in a history")
-    tokenizer, marked, _ = chat_tokenizer(kind, template)
-    encoder = Encoder(tokenizer, marked)
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        *ask("Hi", "Hello!"),
-        *ask("2 + 2?", "4"),
-        *ask("Bye", "Bye."),
-    ]
+def check_every_turn(tokenizer, encoder: Encoder) -> None:
+    """Each of three answers stands behind what serving would show, and alone has the loss."""
+    system = {"role": "system", "content": "Be brief."}
+    messages = [system, *ask("Hi", "Hello!"), *ask("2 + 2?", "4"), *ask("Bye", "Bye.")]
     row = encoder.encode([{"messages": messages}])
     ids, labels = row["input_ids"][0], row["labels"][0]
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -86,23 +73,17 @@ def test_every_turn_sees_what_serving_would_show(chat_tokenizer, kind, template)
         assert ids[:start].tolist() == served(tokenizer, messages[:turn])
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind, template):
-    tokenizer, marked, _ = chat_tokenizer(kind, template)
-    ids = Encoder(tokenizer, marked).encode([{"messages": [*ask("Hi", "Hello!"), *ask("a", "b")]}])["input_ids"][0]
-    wanted = {"llama2": 1, "legacy": 1}.get(kind, 0)  # only Llama 2's tokenizers put a BOS in front by themselves
+def check_first_token(tokenizer, encoder: Encoder, wanted: bool) -> None:
+    """One BOS in front if it is wanted, none elsewhere."""
+    ids = encoder.encode([{"messages": [*ask("Hi", "Hello!"), *ask("a", "b")]}])["input_ids"][0]
     if wanted:
         assert ids[0] == tokenizer.bos_token_id
     if tokenizer.bos_token_id != tokenizer.eos_token_id:
         assert (ids == tokenizer.bos_token_id).sum() == wanted
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
-    tokenizer, marked, _ = chat_tokenizer(kind, template)
-    encoder = Encoder(tokenizer, marked)
+def check_typed_tokens(tokenizer, encoder: Encoder) -> None:
+    """Control tokens that somebody typed are text, to be read and to be trained on."""
     typed = f"a{encoder.stop}b {tokenizer.eos_token} <|im_start|>user"
     honest = encoder.encode([{"messages": ask("Say x", "x")}])["input_ids"][0]
     ids = encoder.encode([{"messages": ask(f"Say {typed}", typed)}])
@@ -110,6 +91,53 @@ def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
     assert [i for i in ids["input_ids"][0] if i in special] == [i for i in honest if i in special]
     ((start, end),) = runs(ids["labels"][0])
     assert text_of(tokenizer, ids["input_ids"][0], start, end) == typed + encoder.stop
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ANSWERS)
+def test_the_loss_is_on_the_answer_and_one_stop_token(chat_tokenizer, kind, template, case):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    check_one_answer(tokenizer, Encoder(tokenizer, marked), ANSWERS[case])
+
+
+# One sequence cannot hold both where GPT-2's split pattern parts two newlines if a word follows them: Llama 3's blank line
+# is one token before a new answer, two in a history
+ONE_CONTEXT = [(kind, template) for kind in KINDS for template in TEMPLATES if (kind, template) != ("neox", "llama3")]
+
+
+@pytest.mark.parametrize(("kind", "template"), ONE_CONTEXT)
+def test_every_turn_sees_what_serving_would_show(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    check_every_turn(tokenizer, Encoder(tokenizer, marked))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    # only Llama 2's tokenizers put a BOS in front by themselves
+    check_first_token(tokenizer, Encoder(tokenizer, marked), wanted=kind in ("llama2", "legacy"))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    check_typed_tokens(tokenizer, Encoder(tokenizer, marked))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", REAL_KINDS)
+def test_all_of_this_holds_with_a_real_vocabulary(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    encoder = Encoder(tokenizer, marked)
+    for answer in ANSWERS.values():
+        check_one_answer(tokenizer, encoder, answer)
+    if (kind, template) != ("real neox", "llama3"):
+        check_every_turn(tokenizer, encoder)
+    check_first_token(tokenizer, encoder, wanted=kind != "real neox")
+    check_typed_tokens(tokenizer, encoder)
 
 
 def test_supervise_last_trains_the_final_turn_alone_and_its_context_is_what_serving_shows(chat_tokenizer):
@@ -194,17 +222,8 @@ def test_an_unknown_supervise_is_refused(chat_tokenizer):
         Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}], train_on="first")
 
 
-@pytest.mark.parametrize("template", ["chatml", "alpaca", "llama2", "vicuna"])
-@pytest.mark.parametrize("kind", ["neox", "llama2", "llama3"])
-def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
-    tokenizer, marked, _ = chat_tokenizer(kind, template)
-    encoder = Encoder(tokenizer, marked)
-    some = [
-        *real_rows("alpaca_en_demo.json")[::7],
-        *real_rows("gpteacher_roleplay.json")[::23],
-        *real_rows("gsm8k_train.json")[::53],
-    ]
-    conversations = [alpaca(row) for row in some]
+def check_whole_answers(tokenizer, encoder: Encoder, conversations: list[dict]) -> None:
+    """Each row has its answer, as the tokenizer's normalizer leaves it, and its stop token in the loss, and nothing else."""
     encoded = encoder.encode(conversations)
     normal = tokenizer.backend_tokenizer.normalizer
     for conversation, ids, labels in zip(conversations, encoded["input_ids"], encoded["labels"], strict=True):
@@ -215,10 +234,31 @@ def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
         assert ids[:start].tolist() == served(tokenizer, conversation["messages"][:-1])
 
 
-def test_real_tool_rows_keep_every_turn(chat_tokenizer):
-    tokenizer, marked, _ = chat_tokenizer("neox", "chatml")
+@pytest.mark.parametrize("template", ["chatml", "alpaca", "llama2", "vicuna"])
+@pytest.mark.parametrize("kind", ["neox", "llama2", "llama3"])
+def test_rows_of_the_tiny_world_keep_their_answers(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    lines = (TINY_MODEL.parent / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()[::9]
+    rows = [json.loads(line) for line in lines]
+    check_whole_answers(tokenizer, Encoder(tokenizer, marked), [alpaca(row) for row in rows])
+
+
+@pytest.mark.parametrize("template", ["chatml", "alpaca", "llama2", "vicuna"])
+@pytest.mark.parametrize("kind", ["real neox", "real llama2", "llama3"])
+def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
+    tokenizer, marked, _ = chat_tokenizer(kind, template)
+    rows = [*rows_of("alpaca_en_demo.json")[::7], *rows_of("gpteacher_roleplay.json")[::23]]
+    rows += rows_of("gsm8k_train.json")[::53]
+    check_whole_answers(tokenizer, Encoder(tokenizer, marked), [alpaca(row) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("neox", "tool_calls.jsonl"), ("real neox", "glaive_toolcall_en_demo.json")]
+)
+def test_tool_rows_keep_every_turn(chat_tokenizer, kind, name):
+    tokenizer, marked, _ = chat_tokenizer(kind, "chatml")
     encoder = Encoder(tokenizer, marked)
-    for row in real_rows("glaive_toolcall_en_demo.json")[:60]:
+    for row in rows_of(name)[:60]:
         conversation = sharegpt(row)
         encoded = encoder.encode([conversation])
         answers = [message for message in conversation["messages"] if message["role"] == "assistant"]

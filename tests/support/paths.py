@@ -4,5 +4,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
+NEEDS_SHARED = "needs the real rows and tokenizers of ../shared/data"
 TINY_MODEL = ROOT / "sft_recipes" / "tiny" / "model"
 TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "encoding" / "templates").glob("*.jinja"))

@@ -1,11 +1,11 @@
-"""Rows to train on: made here, or real ones from ../shared/data."""
+"""Rows to train on: made here, of tests/rows, or real ones of ../shared/data."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from support.paths import SHARED
+from support.paths import NEEDS_SHARED, ROOT, SHARED
 
 
 def question_rows(number: int, first: int = 0, answer: str = "Yes.") -> list[dict]:
@@ -19,8 +19,11 @@ def write_jsonl(path: Path, rows: list[dict], blank_lines: int = 0) -> str:
     return str(path)
 
 
-def real_rows(name: str) -> list[dict]:
-    """The rows of one real file, or a skipped test."""
+def rows_of(name: str) -> list[dict]:
+    """The rows of a .jsonl of tests/rows or, where ../shared is there, of a .json of real ones; else the test is skipped."""
+    if name.endswith(".jsonl"):
+        lines = (ROOT / "tests" / "rows" / name).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared/data")
+        pytest.skip(NEEDS_SHARED)
     return json.loads((SHARED / name).read_text(encoding="utf-8"))

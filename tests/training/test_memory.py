@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, Trainer, TrainingArguments
 
 from sft_recipes.config.options import AdapterOptions, ModelOptions
 from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes, shorten_config, step_bytes
 from sft_recipes.training.arguments import build_arguments
-from sft_recipes.training.memory import check_memory, count_parameters, describe_step, estimate_memory, format_bytes
+from sft_recipes.training.memory import (
+    check_memory,
+    count_parameters,
+    describe_step,
+    estimate_memory,
+    format_bytes,
+    optimizer_state_bytes,
+)
 from support.configs import composed, error_of
 from support.paths import ROOT
 
@@ -84,6 +91,23 @@ def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_activations():
     found = estimate_memory(small())
     assert found.weights + found.gradients + found.optimizer == 16 * found.parameters
     assert found.total == 16 * found.parameters + found.activations
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "lion_32bit", "rmsprop", "adagrad", "adafactor", "sgd"],
+)
+def test_an_optimizer_s_state_is_what_the_optimizer_itself_holds_after_a_step(name, tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), optim=name, use_cpu=True, report_to="none")
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    layer = torch.nn.Linear(256, 128, bias=False)
+    optimizer = optimizer_class(layer.parameters(), **options)
+    layer(torch.ones(1, 256)).sum().backward()
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    tables = {"qmap1", "qmap2"} if "8bit" in name else set()  # 256 codes, whatever the layer's size
+    held = sum(state.numel() * state.element_size() for state in states if state.numel() > 1) - 1024 * len(tables)
+    assert optimizer_state_bytes(name, layer.weight) == pytest.approx(held, rel=0.04)  # 8 bits have a scale a block
 
 
 def test_a_layer_of_llama_keeps_ten_hidden_and_four_intermediate_states_of_every_token():
