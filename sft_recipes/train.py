@@ -50,6 +50,7 @@ def main(config: Config, folder: Path) -> float:
     """Trains, or looks for a learning rate; gives back the objective's value for Hydra's sweepers."""
     if config.lr_find:
         setup = set_up_run(config, folder)
+        write_audit(setup, folder)
         return run_lr_range_test(start_trainer(setup), config.lr_find, folder)
     run = train(config, folder)
     return run.metrics[run.objective]
@@ -68,11 +69,7 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
     setup = set_up_run(config, folder)
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
     objective = resolve_objective(config.objective, measured_metrics(inputs))
-    audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), config.composed)
-    audit |= {"padding": measure_padding(setup.data.train, arguments), "parity": count_parity_rows(setup.data.audit)}
-    if arguments.process_index == 0:
-        write_json(folder / "supervision.json", audit)
-        print("\n".join(audit_table(setup.data.audit)))
+    audit = write_audit(setup, folder)
     trainer = start_trainer(setup)
     add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
     log.info(training_summary(trainer, setup.data.audit))
@@ -104,6 +101,17 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
         log.info(smoke_result(metrics, answers))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
+
+
+def write_audit(setup: RunSetup, folder: Path) -> dict[str, Any]:
+    """What the data checks found and the digest of every token, written to supervision.json and printed as a table."""
+    audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
+    audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
+    audit |= {"parity": count_parity_rows(setup.data.audit)}
+    if setup.arguments.process_index == 0:
+        write_json(folder / "supervision.json", audit)
+        print("\n".join(audit_table(setup.data.audit)))
+    return audit
 
 
 def start_trainer(setup: RunSetup) -> SupervisedTrainer:

@@ -245,7 +245,7 @@ def test_a_failed_job_lets_go_of_its_model_before_the_next(command, monkeypatch)
     def fails(model):
         raise RuntimeError("CUDA out of memory")
 
-    def job(_):
+    def job(*_):
         seen.append([model() is not None for model in alive])
         model = Model()
         model.itself = model  # as a trainer and its callbacks name each other

@@ -59,7 +59,9 @@ BLOCKS = {
 @given(text=TEXT)
 def test_in_html_a_text_is_text(kind, text):
     found, plain = (Page(to_html("t", {"h": [BLOCKS[kind](words)]})) for words in (text, "x"))
-    assert [tag for tag in found.tags if "number" not in tag] == [tag for tag in plain.tags if "number" not in tag]
+    cells = ("th", "td")  # which are aligned by what stands in them
+    names = [[tag if tag in cells else (tag, *attributes) for tag, attributes in page.tags] for page in (found, plain)]
+    assert names[0] == names[1]
     assert shown(text).rstrip() in "".join(found.texts)
 
 

@@ -42,6 +42,6 @@ def test_the_ramp_grows_by_one_factor_and_saves_no_model(command, tmp_path):
 
 
 def test_a_ramp_downwards_gets_a_line(command):
-    line = "lr_find.start=0.1 should be above 0 and below lr_find.end=0.01.\n"
+    line = "lr_find.end=0.01 should be above lr_find.start=0.1.\n"
     code, _, said = command(*SHORT_ROWS_RUN, "+sweep=lr_find", "lr_find.start=0.1", "lr_find.end=0.01")
     assert code == 2 and said.endswith(line)
