@@ -16,6 +16,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 INLINE = re.findall(r"`(python -m sft_recipes[^`\n]*)`", README)
 COMMANDS = [line.partition("   #")[0] for block in BLOCKS for line in block.splitlines()] + INLINE
+COMMANDS.sort(key=lambda line: bool(re.match(r"python -m sft_recipes\.(chat|merge|report)", line)))  # they need a run
+OTHERS = ["model=tiny", "data.held_out=0", "trainer.bf16=false"]  # for a recipe whose model is on the hub
 SHORT = ["trainer.max_steps=2", "evaluate.rows=2", "evaluate.raw_text=null"]  # what a test adds, to be quick
 
 
@@ -43,7 +45,7 @@ def test_every_command_runs(command, folder, monkeypatch):
         subprocess.run(command, shell=True, check=True)
     elif command.startswith("python -m sft_recipes.recipes"):
         subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
-    elif command.startswith("python -m sft_recipes."):  # what is done with a finished run
+    elif command.startswith("python -m sft_recipes."):
         runs = sorted((folder / "outputs" / "tiny").iterdir())
         finished = next(run for run in runs if (run / "metrics.json").is_file())
         sweep = next((folder / "multirun" / "tiny").glob("*"), "none yet")
@@ -53,6 +55,7 @@ def test_every_command_runs(command, folder, monkeypatch):
     else:
         arguments = shlex.split(command)[3:]
         quick = [] if {"--cfg", "--help"} & set(arguments) else SHORT
+        quick = [*quick, *OTHERS] if "+recipe=single_gpu_24gb" in arguments else quick
         quick = [*quick, "trainer.max_steps=10"] if "+sweep=lr_find" in arguments else quick  # its shortest ramp
         monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments, *quick])
         GlobalHydra.instance().clear()
@@ -64,11 +67,12 @@ def test_every_command_runs(command, folder, monkeypatch):
 
 def test_the_notebook_lines_run(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    (folder / "my.jsonl").write_text('{"instruction": "Say hi.", "input": "", "output": "Hi!"}\n')
+    (folder / "rows.jsonl").write_text('{"instruction": "Say hi.", "input": "", "output": "Hi!"}\n')
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     names = {"tokenizer": AutoTokenizer.from_pretrained(ROOT / "sft_recipes" / "tiny" / "model")}
     exec(code, names)
     assert names["rows"][0]["messages"][-1] == {"role": "assistant", "content": "Hi!"}
+    assert names["run"].metrics["steps"] == 2
     assert names["collate"]([names["rows"][0]])["labels"].shape[0] == 1
 
 
@@ -85,5 +89,5 @@ def test_the_mask_shown_is_the_preview_s(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["sft_recipes", "mode=preview"])
     GlobalHydra.instance().clear()
     main()
-    shown = re.search(r"```\n(first row:.*?)\n```", README, re.DOTALL)[1]
-    assert capsys.readouterr().out.startswith(shown)
+    shown = re.search(r"```\n(tokens, with loss.*?)\n```", README, re.DOTALL)[1]
+    assert shown in capsys.readouterr().out
