@@ -1,6 +1,7 @@
 """A finished run and its base, measured alike: `python -m sft_recipes +recipe=lima mode=evaluate evaluate.run=RUN`."""
 
 import logging
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ log = logging.getLogger(__name__)
 
 
 def main(config: Config, folder: Path) -> float:
-    """Compares a finished run with its base; gives back the objective's value."""
+    """Compares a finished run with its base; gives back the objective's value, NaN where only benchmarks were run."""
     run = evaluate(config, folder)
-    return run.metrics[run.objective]
+    return run.metrics[run.objective] if run.objective else math.nan
 
 
 def evaluate(config: Config, folder: str | Path | None = None) -> Run:

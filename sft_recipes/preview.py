@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from markupsafe import Markup
 
 from sft_recipes.config.schema import Config
-from sft_recipes.data.mask_view import MASK_STYLE, Token, mask_tokens, render_html, render_terminal
+from sft_recipes.data.mask_view import MASK_LEGEND, MASK_STYLE, Token, mask_tokens, render_html, render_terminal
 from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.sources import find_formatter, load_rows
 from sft_recipes.data.token_rows import row_lengths
 from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
     available_memory,
@@ -60,7 +62,7 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
     encoder, rows = setup.encoder, setup.data.train
     width = shutil.get_terminal_size().columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    page = [f"<!doctype html><meta charset=utf-8><title>{escape(config.name)}: preview</title>{MASK_STYLE}"]
+    page = [MASK_STYLE, MASK_LEGEND]
     lines = []
     for why, index in select_rows(rows, config.preview.rows, config.seed):
         shown = row_steps(config, encoder, rows[index])
@@ -74,10 +76,11 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
         page.append(html_section(title, shown, mask))
     summary = f"{describe_counts(setup)}\n{describe_memory_need(setup)}"
     page.append(f"<pre>{escape(summary)}</pre>")
-    (folder / "preview.html").write_text("\n".join(page), encoding="utf-8")
+    html = "\n".join(page)
+    (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
     shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     lines += [summary, f"\n{shown_folder / 'preview.html'} shows the same in a browser."]
-    return Preview("\n".join(lines), "\n".join(page))
+    return Preview("\n".join(lines), html)
 
 
 def select_rows(rows: Dataset, drawn: int, seed: int) -> list[tuple[str, int]]:

@@ -10,26 +10,31 @@ from sft_recipes.reporting.sweep_report import is_sweep, write_sweep_report
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Writes the report of a run's folder again and prints its table; two folders are compared."""
+    """Writes the report of a run's or sweep's folder again and prints its table; two runs are compared."""
     parser = argparse.ArgumentParser(prog="python -m sft_recipes.report", description=main.__doc__)
     parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
     parser.add_argument("--price-per-hour", type=float, help="of the machine: the report says what the training cost")
     options = parser.parse_args(arguments)
-    if len(options.folder) == 1 and is_sweep(*options.folder):
-        print(write_sweep_report(*options.folder))
-        return
-    if len(options.folder) > 2:
-        sys.exit("One folder is reported, two are compared; more are not.")
     try:
-        print(
-            write_report(*options.folder, options.price_per_hour)
-            if len(options.folder) == 1
-            else compare_runs(*options.folder)
-        )
+        print(report_folders(options.folder, options.price_per_hour))
     except ConfigError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def report_folders(folders: list[Path], price_per_hour: float | None = None) -> str:
+    """The text for the terminal; raises ConfigError for folders that cannot be reported."""
+    if len(folders) > 2:
+        raise ConfigError("One folder is reported, two are compared; more are not.")
+    try:
+        if len(folders) == 2:
+            return compare_runs(*folders)
+        return write_sweep_report(*folders) if is_sweep(*folders) else write_report(*folders, price_per_hour)
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # values that no run writes
-        sys.exit(f"{options.folder[0]}: its files do not hold what a run writes: {type(error).__name__}, {error}.")
+        if isinstance(error, ConfigError):
+            raise
+        kind = type(error).__name__
+        raise ConfigError(f"{folders[0]}: its files do not hold what a run writes: {kind}, {error}.") from error
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
         torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process
     setup = set_up_run(config, folder)
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
-    objective = resolve_objective(config.objective, measured_metrics(inputs))
+    objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
     audit = write_audit(setup, folder)
     trainer = start_trainer(setup)
     add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")

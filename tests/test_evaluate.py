@@ -58,6 +58,12 @@ def test_evaluating_a_fully_tuned_run_gives_what_training_wrote(fully_tuned, tmp
     assert lines(tmp_path / "answers.jsonl") == lines(fully_tuned / "answers.jsonl")
 
 
+def test_evaluating_has_no_training_loss_to_be_its_objective(trained, tmp_path):
+    code, _ = run_command(tmp_path, "mode=evaluate", f"evaluate.run={trained}", "evaluate.rows=0", "objective=train_loss")
+    assert code == 2 and "objective=train_loss is not measured in this run." in log(tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_evaluate_without_a_run_says_what_to_write(tmp_path):
     assert run_command(tmp_path, "mode=evaluate")[0] == 2
     assert "evaluate.run is missing. Write evaluate.run=outputs/NAME/DATE" in log(tmp_path)

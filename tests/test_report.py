@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from sft_recipes.report import main
-from sft_recipes.reporting.document import to_markdown
-from sft_recipes.reporting.result_sections import build_sections, loss_rows
+from sft_recipes.reporting.provenance import TRAINER_DEFAULTS
+from sft_recipes.reporting.result_tables import history_table
 from sft_recipes.reporting.run_folder import read_run
 from sft_recipes.reporting.run_report import audit_table, compare_runs, write_report
 from sft_recipes.reporting.setup_sections import rerun_command
@@ -87,9 +87,18 @@ def test_two_runs_on_other_tokens_are_told_apart(run):
     ]
 
 
-def test_a_folder_that_is_no_run_gets_a_line(tmp_path):
-    with pytest.raises(SystemExit, match="is not the folder of a finished run"):
-        main([str(tmp_path)])
+@pytest.fixture
+def refused(capsys):
+    """`refused(folder, …)` is the only line that `report` has for these arguments; it exits with 2."""
+
+    def run(*arguments) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed, line = capsys.readouterr()
+        assert (stop.value.code, printed, line.count("\n")) == (2, "", 1)
+        return line
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -97,26 +106,34 @@ def test_a_folder_that_is_no_run_gets_a_line(tmp_path):
     [
         ({}, "it has no metrics.json"),
         ({".hydra/config.yaml": "seed: 1"}, "the run has not finished"),
-        ({"error.txt": "Out of memory.\n"}, "it failed. Out of memory."),
+        ({"error.txt": "Out of memory.\n"}, "it failed: Out of memory."),
         ({"metrics.json": '{"steps": 1'}, "cannot be read as JSON"),
-        ({"metrics.json": "[1]"}, "should hold a mapping, not list"),
-        ({"metrics.json": "{}", "answers.jsonl": "{}\n3\n"}, "line 2, cannot be read as a row"),
+        ({"metrics.json": "[1]"}, "should hold an object, not list"),
+        ({"metrics.json": "{}", "answers.jsonl": "{}\n3\n"}, "cannot be read as JSON lines: line 2: "),
         ({"metrics.json": "{}", ".hydra/config.yaml": "a: [1"}, "cannot be read as YAML"),
         ({"metrics.json": '{"history": 3}'}, "do not hold what a run writes"),
     ],
 )
-def test_a_folder_that_is_no_finished_run_gets_a_line(tmp_path, files, line):
+def test_a_folder_that_is_no_finished_run_gets_a_line(tmp_path, refused, files, line):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path)])
-    assert line in stop.value.code and "\n" not in stop.value.code
+    assert line in refused(tmp_path)
 
 
-def test_two_folders_of_which_one_is_no_run_get_a_line(run, tmp_path):
-    with pytest.raises(SystemExit, match="it has no digest in supervision.json"):
-        main([str(run("a")), str(tmp_path)])
+def test_two_folders_of_which_one_is_no_run_get_a_line(run, refused, tmp_path):
+    assert "it has no digest in supervision.json" in refused(run("a"), tmp_path)
+
+
+def test_three_folders_are_one_too_many(refused, tmp_path):
+    assert refused(tmp_path, tmp_path, tmp_path) == "One folder is reported, two are compared; more are not.\n"
+
+
+def test_a_sweep_s_job_whose_file_is_cut_off_gets_a_line(refused, tmp_path):
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=1")
+    (tmp_path / "0" / "metrics.json").write_text('{"train_loss": ')
+    assert "0/metrics.json cannot be read as JSON" in refused(tmp_path)
 
 
 def test_a_run_that_left_metrics_alone_has_a_report(tmp_path):
@@ -176,11 +193,12 @@ def full(folder):
     config = {
         "name": "mine", "model": {"id": "Qwen/Qwen3-0.6B-Base", "chat_template": "chatml"}, "adapter": {"type": "none"},
         "data": {"lima": {"path": "GAIR/lima", "formatter": "sharegpt"}, "held_out": 0.02},
-        "trainer": {"learning_rate": 2e-5, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "max_length": 2048},
+        "trainer": {"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "max_length": 2048},
         "provenance": {
             "source": "arXiv 2305.11206",
             "values": {"trainer.learning_rate": "2e-5", "effective_batch_size": 64, "trainer.num_train_epochs": 15, "trainer.weight_decay": 0.1, "model.id": "LLaMA-65B"},
             "departures": {"model.id": "not on the hub", "mask": "the paper does not state it"},
+            "unknown": ["the batch size"],
         },
     }  # fmt: skip
     supervision = json.loads((folder / "supervision.json").read_text()) | {"config": config, "parity": {"rows": 96}}
@@ -208,19 +226,21 @@ def page(tmp_path_factory, request):
     "said",
     [
         "Model: Qwen/Qwen3-0.6B-Base, every weight, 25.00% of 4,000 parameters; chat template chatml.",
-        "Recipe: +recipe=lima; on top of it seed=1.",
-        "The prompt of training is the prompt of serving, the saved tokenizer's own template, as 96 rows showed",
+        "Training: learning rate 2e-05, cosine schedule, warmup over 3% of the steps; 3 epochs; "
+        "effective batch of 64 rows; rows of at most 2,048 tokens, not packed.",  # 4 × 8 in 2 processes
+        "Recipe: +recipe=lima; overrides: seed=1.",
+        "Training and inference prompts match, by the saved tokenizer's own template (96 rows checked).",
         "lima GAIR/lima sharegpt ffffffffffffffff",
         "Source: arXiv 2305.11206",
         "effective_batch_size 64 64 ",  # 4 × 8 in 2 processes
-        "tokens a step, at most 131,072 ",  # 64 × 2048
-        "tokens a step, the mean 7,319 ",  # 51,234 in 7 steps
+        "tokens per step, at most 131,072 ",  # 64 × 2048
+        "mean tokens per step 7,319 ",  # 51,234 in 7 steps
         "trainer.num_train_epochs 15 3 departs, without a reason given",
         "trainer.weight_decay 0.1 not in the config",
         "model.id LLaMA-65B Qwen/Qwen3-0.6B-Base departs: not on the hub",
         "mask departs: the paper does not state it",
         "lima duplicate 1 drop",
-        "16.0% of what the model reads is padding.",
+        "16.0% of the tokens that the model reads are padding.",
         "answers rows exact match ROUGE-L chrF stops by itself",
         "all, greedy 8 25.0% → 75.0% 26.0% → 76.0% 27.0% → 77.0% 28.0% → 78.0%",
         "short references 4 25.0% → 75.0% 26.0% → 76.0% 27.0% → 77.0% 28.0% → 78.0%",
@@ -232,14 +252,16 @@ def page(tmp_path_factory, request):
         "rows of 8 to 24 tokens 8.0000 8.2500",
         "new, measure 7 7",
         "Verdict: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
-        "a lower trainer.learning_rate (now 2e-05) and fewer trainer.num_train_epochs (now 3); adapter=lora; 2 to 10 % raw text",
-        "'data=[mine,prose]' data.prose.share=0.05",
+        "A lower learning rate than 2e-05: trainer.learning_rate=6e-06",
+        "2 to 10 % raw text in the mixture: 'data=[lima,prose]' data.prose.share=0.05",
+        "Not said by the source:",
+        "the batch size",
         "mmlu 30.0% 80.0% +50.0",
         "tuned is better 12",
         "most in layer 0 mlp, 2.00%",
         "7 said in 7",
         "training time 2:00:00",
-        "tokens a second 4,000",
+        "tokens per second 4,000",
         "model FLOPs utilization (MFU) 41.0%",
         "commit 53f5a44",
         "trl 1.16.0",
@@ -272,14 +294,17 @@ def test_the_terminal_s_table_fits_and_uses_the_width(run, monkeypatch, width):
     assert width - 3 < max(widths) <= width
 
 
-def test_the_terminal_names_warnings_verdicts_and_defences_below_the_table(run):
+def test_the_terminal_names_warnings_verdicts_and_advice_below_the_table(run):
     below = write_report(full(run("a"))).split("\n\n")[1:-1]
     assert [" ".join(part.split()) for part in below] == [
         "Held-out loss is above its best in step 40.",
         "Forgetting: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
         "Benchmarks: warning. The worst changed by -3.5 points.",
-        "Three defences: a lower trainer.learning_rate (now 2e-05) and fewer trainer.num_train_epochs (now 3); adapter=lora; "
-        "2 to 10 % raw text in the mix: 'data=[mine,prose]' data.prose.share=0.05.",
+        "What reduces forgetting: "
+        "- A lower learning rate than 2e-05: trainer.learning_rate=6e-06 "
+        "- Fewer epochs than 3: trainer.num_train_epochs=1 "
+        "- LoRA, which keeps the weights of the base model as they are: adapter=lora "
+        "- 2 to 10 % raw text in the mixture: 'data=[lima,prose]' data.prose.share=0.05",
     ]
 
 
@@ -311,18 +336,93 @@ def test_the_ledger_fits_80_columns_with_a_million_rows():
     assert max(map(len, audit_table({"a_source_with_a_long_name": part, "other": part | {"problems": {}}}))) <= 80
 
 
+def change(folder, file: str, path: str, value) -> None:
+    """Sets one value, at a dotted path, in one of the run's files."""
+    values = json.loads((folder / file).read_text())
+    *parents, last = path.split(".")
+    place = values
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    (folder / file).write_text(json.dumps(values))
+
+
+def markdown(folder) -> str:
+    """The run's report as Markdown."""
+    write_report(folder)
+    return (folder / "report.md").read_text()
+
+
 def test_a_passed_run_has_no_advice(run):
     folder = full(run("a"))
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["forgetting"]["verdict"] = "passed"
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    assert "defences" not in write_report(folder)
-    assert "defences" not in (folder / "report.md").read_text()
+    change(folder, "metrics.json", "forgetting.verdict", "passed")
+    assert "reduces forgetting" not in write_report(folder) + markdown(folder)
+
+
+def test_a_run_with_raw_text_in_it_is_not_told_to_mix_some_in(run):
+    folder = full(run("a"))
+    part = {"rows": 9, "kept": 9, "tokens": 90, "supervised_tokens": 90}
+    change(folder, "supervision.json", "sources.books", part)
+    change(folder, "supervision.json", "config.data.books", {"path": "books", "share": 0.15})
+    for text in (write_report(folder), markdown(folder)):
+        assert "A lower learning rate than 2e-05" in text and "raw text in the mixture" not in text
+
+
+def test_answers_that_are_trained_on_whole_are_no_raw_text(run):
+    folder = full(run("a"))
+    change(folder, "supervision.json", "sources.lima.supervised_tokens", 90)
+    change(folder, "supervision.json", "config.data.lima.train_on", "all")
+    assert "raw text in the mixture" in write_report(folder)
+
+
+def test_a_run_that_does_what_is_advised_is_told_to_lower_its_rate_alone(run):
+    folder = full(run("a"))
+    change(folder, "supervision.json", "sources.lima.supervised_tokens", 90)
+    change(folder, "supervision.json", "config.adapter.type", "lora")
+    change(folder, "supervision.json", "config.trainer.max_steps", 100)
+    advice = write_report(folder).partition("What reduces forgetting:\n")[2].partition("\n\n")[0]
+    assert advice == "- A lower learning rate than 2e-05: trainer.learning_rate=6e-06"
+
+
+def test_a_packed_run_of_a_number_of_steps_is_said_to_be(run):
+    folder = full(run("a"))
+    for key, value in {
+        "packing": True,
+        "max_steps": 1000,
+        "warmup_steps": 50,
+        "lr_scheduler_type": "constant_with_warmup",
+    }.items():
+        change(folder, "supervision.json", f"config.trainer.{key}", value)
+    assert (
+        "constant with warmup schedule, warmup over 50 steps; 1,000 steps; effective batch of 64 rows; packed into rows "
+        "of 2,048 tokens."
+    ) in markdown(folder)
+
+
+def test_trainer_defaults_are_trl_s():
+    from trl import SFTConfig
+
+    fields = SFTConfig.__dataclass_fields__
+    assert {name: fields[name].default for name in TRAINER_DEFAULTS} == TRAINER_DEFAULTS
+
+
+def test_paper_and_run_are_not_compared_where_the_recipe_is_ours(run):
+    folder = full(run("a"))
+    assert "## Paper and this run" in markdown(folder)
+    change(folder, "supervision.json", "config.provenance.source", "ours")
+    assert "Paper and this run" not in markdown(folder)
+
+
+def test_a_run_shorter_than_logging_steps_has_no_chart(run):
+    folder = run("a")
+    change(folder, "metrics.json", "history", [{"step": 7, "eval_loss": 0.25}, {"step": 7, "train_runtime": 3.0}])
+    assert "loss.png" not in markdown(folder) and "<svg" not in (folder / "report.html").read_text()
+    assert "| 7    |       | 0.2500        |" in markdown(folder)
 
 
 def test_the_loss_table_is_thinned_but_keeps_held_out_losses_and_the_end():
     history = [{"step": step, "loss": 1.0} for step in range(1, 101)] + [{"step": 50, "eval_loss": 0.5}]
-    steps = [int(row[0]) for row in loss_rows(history, most=10)[1:]]
+    steps = [int(row[0]) for row in history_table({"history": history}, most=10)[1:]]
     assert steps == [1, 11, 21, 31, 41, 50, 51, 61, 71, 81, 91, 100]
 
 
@@ -334,10 +434,9 @@ def test_a_key_of_the_metrics_that_is_empty_or_not_there_is_left_out(run, key, v
     folder = full(run("a"))
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(metrics | {key: value}))
-    with_nothing = build_sections(read_run(folder))
+    with_nothing = markdown(folder)
     (folder / "metrics.json").write_text(json.dumps({name: metrics[name] for name in metrics if name != key}))
-    assert list(with_nothing) == list(build_sections(read_run(folder)))
-    assert to_markdown("t", with_nothing) == to_markdown("t", build_sections(read_run(folder)))
+    assert with_nothing == markdown(folder)
 
 
 def test_a_departure_that_an_override_took_back_is_none(run):
@@ -345,7 +444,7 @@ def test_a_departure_that_an_override_took_back_is_none(run):
     supervision = json.loads((folder / "supervision.json").read_text())
     supervision["config"]["provenance"]["departures"]["trainer.learning_rate"] = "ours is smaller"
     (folder / "supervision.json").write_text(json.dumps(supervision))
-    assert "ours is smaller" not in to_markdown("t", build_sections(read_run(folder)))
+    assert "ours is smaller" not in markdown(folder)
 
 
 def test_the_command_is_made_from_what_was_typed_where_the_run_does_not_say_it(run):

@@ -139,6 +139,15 @@ def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(tiny_run):
     assert counts["tiny"]["supervised_tokens"] < counts["tiny"]["tokens"]
 
 
+def test_the_preview_s_page_is_dark_where_the_system_is_and_has_a_legend(tiny_run):
+    code, _, folder = tiny_run("mode=preview", "preview.rows=0", "name=<b>mine</b>")
+    page = (folder / "preview.html").read_text(encoding="utf-8")
+    assert code == 0 and page.count("@media screen and (prefers-color-scheme: dark)") == 2  # the page and the mask
+    assert '<meta name="color-scheme" content="light dark">' in page and "<b>mine</b>" not in page
+    legend = page.partition("<h2>")[0]
+    assert '<span class="on">with loss</span>' in legend and '<span class="stop">stop token, with loss</span>' in legend
+
+
 def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
 
     trained = {}

@@ -1,6 +1,5 @@
 """Where the YAML lives: the search path, the open groups and our resolvers."""
 
-import re
 import textwrap
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+
+from sft_recipes.config.metrics import is_lower_better
 
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
 
@@ -33,13 +34,12 @@ def list_choices() -> str:
 
 
 def objective_direction(objective: str | None) -> Literal["minimize", "maximize"]:
-    """Where a sweep looks for the best objective: losses and bits are the better the lower, shares the higher.
+    """Where a sweep looks for the best objective; without a name that is a loss.
 
     >>> objective_direction(None), objective_direction("eval_loss"), objective_direction("exact_match")
     ('minimize', 'minimize', 'maximize')
     """
-    lower = objective is None or re.search(r"loss|bits_per_byte|perplexity|entropy|seconds|memory", objective)
-    return "minimize" if lower else "maximize"
+    return "minimize" if objective is None or is_lower_better(objective) else "maximize"
 
 
 class RecipesSearchPath(SearchPathPlugin):

@@ -21,8 +21,18 @@ MASK_STYLE = """<style>
 .sft-mask .on {background: #b7ebc0; color: #073b12; box-shadow: inset 0 0 0 1px #7cc98b}
 .sft-mask .stop {background: #ffe08a; color: #4a3800; box-shadow: inset 0 0 0 1px #d9b440}
 .sft-mask i {opacity: .55; font-style: normal}
+@media screen and (prefers-color-scheme: dark) {
+  .sft-mask {background: #0d1117; color: #9198a1}
+  .sft-mask span {box-shadow: inset 0 0 0 1px #30363d}
+  .sft-mask .on {background: #12492a; color: #d3f9dc; box-shadow: inset 0 0 0 1px #2f7d4c}
+  .sft-mask .stop {background: #6b5300; color: #ffedb3; box-shadow: inset 0 0 0 1px #a8861c}
+}
 </style>
 """
+MASK_LEGEND = (
+    '<div class="sft-mask"><span class="on">with loss</span> <span class="stop">stop token, with loss</span> '
+    "<span>without loss</span>   · a space   → a tab   ⏎ a line break</div>"
+)
 
 
 class MaskHTML(str):

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from sft_recipes.config.metrics import METRICS, get_path, metrics_on
 from sft_recipes.config.options import EvaluateOptions
 from sft_recipes.config.validation import import_function
 from sft_recipes.data.prepare import TrainingData
@@ -50,15 +51,20 @@ def check_evaluation(options: EvaluateOptions) -> None:
         load_documents(options.raw_text)
 
 
-SCORES = ("exact_match", "stops", "rouge_l", "chrf")
+SCORES = tuple(metric.name for metric in metrics_on("answers"))
 
 
-def measured_metrics(questions: EvalInputs) -> list[str]:
-    """What `measure_model` will find, by the names that `objective` can have."""
-    found = [*SCORES] if questions.asked else []
-    found += ["eval_loss"] if len(questions.data.held_out) else []
-    found += ["p_stop"] if questions.data.questions else []  # raw text has no answers that end
-    return found + (["raw_text_loss", "bits_per_byte"] if questions.texts else [])
+def measured_metrics(questions: EvalInputs, training: bool = False) -> list[str]:
+    """The names that `objective` can have: the metrics that `measure_model` and, with `training`, a training give."""
+    available = {
+        "answers": questions.asked,
+        "held_out": len(questions.data.held_out),
+        "stop_tokens": questions.data.questions,  # raw text has no answers that end
+        "raw_text": questions.texts,
+        "training": training,
+        "cost": training,
+    }
+    return [metric.name for metric in METRICS.values() if available.get(metric.measured_on)]
 
 
 def measure_model(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs) -> dict[str, Any]:
@@ -114,28 +120,28 @@ def check_best_model_metric(name: str | None, questions: EvalInputs) -> None:
     """Raises ConfigError for a metric that no evaluation gives, and for a user's own that cannot be imported."""
     if name is None or load_custom_metric(name):
         return
-    name, there = name.removeprefix("eval_"), {key.removeprefix("eval_") for key in measured_metrics(questions)}
-    there -= {"raw_text_loss", "bits_per_byte"}
-    if name not in there and not (there and name.startswith("loss_")):
+    on_the_way = {metric.name for metric in metrics_on("answers", "held_out", "stop_tokens")}
+    available = {key.removeprefix("eval_") for key in on_the_way.intersection(measured_metrics(questions))}
+    name = name.removeprefix("eval_")
+    if name not in available and not (available and name.startswith("loss_")):
         raise ConfigError(
-            f"trainer.metric_for_best_model={name} is not measured while training.{did_you_mean(name, there)} Or write "
-            "module.function, which is given the answers."
+            f"trainer.metric_for_best_model={name} is not measured while training.{did_you_mean(name, available)} "
+            "Or write module.function, which is given the answers."
         )
 
 
 def compare_measurements(
     before: dict[str, Any], after: dict[str, Any], questions: EvalInputs
 ) -> tuple[dict[str, Any], list[dict]]:
-    """What metrics.json holds of both measurements, and the lines of answers.jsonl, which leave them."""
+    """The entries of metrics.json for both measurements, and the lines of answers.jsonl, taken out of them."""
     options, found = questions.options, {"before": before, "after": after}
     lines = [pair_answers(*pair) for pair in zip(before.pop("answers", []), after.pop("answers", []), strict=True)]
-    found |= {key: after[key] for key in ("exact_match", "stops", "rouge_l", "chrf") if key in after}
+    values = {name: get_path(after, metric.path) for name, metric in METRICS.items()}
+    found |= {name: value for name, value in values.items() if value is not None}  # a loss that is NaN, too
     if "held_out" in after:
         found |= {f"eval_{key}": value for key, value in flatten_loss(after["held_out"]).items()}
-        found |= {"p_stop": after["held_out"]["p_stop"]} if "p_stop" in after["held_out"] else {}
     if "raw_text" in after:
         change = after["raw_text"]["loss"] / before["raw_text"]["loss"] - 1
-        found |= {"raw_text_loss": after["raw_text"]["loss"], "bits_per_byte": after["raw_text"]["bits_per_byte"]}
         limits = {"warn_above": options.warn_above, "fail_above": options.fail_above}
         found["forgetting"] = {"change": change, "verdict": classify_regression(change, **limits)} | limits
     if "lm_eval" in after:

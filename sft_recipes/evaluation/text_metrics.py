@@ -8,29 +8,43 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_chrf
 
+from sft_recipes.config.metrics import metrics_on
 
-def score_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`rows`, `exact_match`, `stops`, `rouge_l` and `chrf` of answers with `text`, `reference` and `stops`.
+Answers = Sequence[Mapping[str, Any]]  # each with `text`, `reference` and `stops`
 
-    ROUGE-L (Lin 2004) is the mean F-measure by rouge-score, which knows words of Latin letters and digits alone; chrF
-    (Popović 2015) is sacrebleu's of the whole corpus, and serves every script.
+
+def score_answers(answers: Answers) -> dict[str, float]:
+    """The number of `rows`, and for every metric on answers in METRICS the value of the function here with its name.
 
     >>> score_answers([{"text": "a cat", "reference": "a cat", "stops": True}])["exact_match"]
     1.0
     """
-    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score says which tokenizer it takes, every time
+    return {"rows": len(answers)} | {metric.name: globals()[metric.name](answers) for metric in metrics_on("answers")}
+
+
+def exact_match(answers: Answers) -> float:
+    """The share of answers that equal their reference."""
+    return fmean(answer["text"] == answer["reference"] for answer in answers)
+
+
+def stops(answers: Answers) -> float:
+    """The share of answers that end with a stop token before evaluate.max_new_tokens."""
+    return fmean(answer["stops"] for answer in answers)
+
+
+def rouge_l(answers: Answers) -> float:
+    """ROUGE-L (Lin 2004), the mean F-measure by rouge-score, whose words are Latin letters and digits only."""
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score logs which tokenizer it uses, every time
     scorer = RougeScorer(["rougeL"])
-    texts, references = [[answer[key] for answer in answers] for key in ("text", "reference")]
-    return {
-        "rows": len(answers),
-        "exact_match": fmean(text == reference for text, reference in zip(texts, references, strict=True)),
-        "stops": fmean(answer["stops"] for answer in answers),
-        "rouge_l": fmean(map(lambda said, true: scorer.score(true, said)["rougeL"].fmeasure, texts, references)),
-        "chrf": corpus_chrf(texts, [references]).score / 100,
-    }
+    return fmean(scorer.score(answer["reference"], answer["text"])["rougeL"].fmeasure for answer in answers)
 
 
-def score_by_length(answers: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def chrf(answers: Answers) -> float:
+    """chrF (Popović 2015), sacrebleu's score of the whole corpus, which works for every script."""
+    return corpus_chrf([a["text"] for a in answers], [[a["reference"] for a in answers]]).score / 100
+
+
+def score_by_length(answers: Answers) -> dict[str, dict[str, float]]:
     """The scores of the `short` and of the `long` half, where the references are of more than one length."""
     middle = median(len(answer["reference"]) for answer in answers)
     halves = {

@@ -1,180 +1,125 @@
-"""Sections of text, tables, code and figures as Markdown and as one HTML file that needs no other."""
+"""The templates of `templates/` as Markdown and as one HTML file that loads nothing.
+
+A template of a page calls the blocks of `page`, which are macros of the same names in markdown.jinja and html.jinja:
+title, heading, text, points, note, table, prose, code, picture, folded. In text, `code` is code.
+"""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from sft_recipes.reporting.figures import save_figure, to_svg
-from sft_recipes.reporting.text import escape_html, escape_markdown, fit_cell, render_table
+from sft_recipes.reporting.text import escape_markdown, fit_cell, render_table, show_control_characters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLESHEET = Path(__file__).with_name("page.css")
 NUMBER_PATTERN = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?%?")  # 1,054, 98.9%, 2.00e-05
-LONG_CELL = 280  # characters of a cell that an HTML table shows before it folds the rest away
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells, the first row the head; Markdown cuts its cells at `width`, HTML folds long ones."""
-
-    rows: Sequence[Sequence[str]]
-    width: int = 200
-    prose: bool = False  # cells that are read, not compared: on a phone each row becomes a block of its own
+LONG_CELL = 280  # characters; an HTML table shows the beginning of longer cells, which opens
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of `plots`; beside Markdown it lies as `file`, what it shows is said in `label`."""
+    """A figure, the name of its file beside the Markdown, and what it shows in words."""
 
     figure: "Figure"
     file: str
     label: str
 
 
-@dataclass(frozen=True)
-class Code:
-    """Lines as they are."""
-
-    text: str
-    language: str = ""
+def save_pictures(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Writes the figures that the Markdown in this folder shows."""
+    for picture in pictures:
+        save_figure(picture.figure, folder / picture.file)
 
 
-@dataclass(frozen=True)
-class Note:
-    """A paragraph that should not be overlooked."""
-
-    text: str
+def render_markdown(template: str, **values: Any) -> str:
+    """The template as Markdown; `save_pictures` writes the figures that it shows."""
+    return render_template(template, "markdown.jinja", values).strip() + "\n"
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Blocks behind a line that opens them."""
-
-    summary: str
-    blocks: Sequence["Block"] = field(default_factory=list)
+def render_html(template: str, title: str, **values: Any) -> str:
+    """The template as one HTML file without scripts or anything to load; all values are escaped."""
+    return wrap_html(title, Markup(render_template(template, "html.jinja", {"title": title, **values})))
 
 
-# A string is a paragraph in which `code` is code and a line break is one; a list of strings has a point for each.
-Block = str | list[str] | Table | Picture | Code | Note | Folded
-Sections = Mapping[str, Sequence[Block]]  # heading → blocks; an empty heading has none
+def wrap_html(title: str, body: Markup) -> str:
+    """A page with this body, in light or dark as the reader's system is."""
+    environment = load_environment(escaping=True)
+    style = Markup(environment.loader.get_source(environment, "page.css")[0])
+    return environment.get_template("page.jinja").render(title=title, style=style, body=body)
 
 
-def to_markdown(title: str, sections: Sections) -> str:
-    """The page as Markdown; `save_pictures` writes the files that it shows."""
-    parts = [f"# {escape_markdown(title)}"]
-    for heading, blocks in sections.items():
-        parts += [f"## {escape_markdown(heading)}"] if heading else []
-        parts += [block_to_markdown(block) for block in blocks]
-    return "\n\n".join(parts) + "\n"
+def render_template(template: str, blocks: str, values: dict[str, Any]) -> str:
+    """The template with the blocks of one of the two languages."""
+    environment = load_environment(escaping=blocks == "html.jinja")
+    return environment.get_template(template).render(page=environment.get_template(blocks).module, **values)
 
 
-def save_pictures(folder: Path, sections: Sections) -> None:
-    """Writes every figure of the sections into the folder, under its file's name."""
-    for block in iterate_pictures(block for blocks in sections.values() for block in blocks):
-        save_figure(block.figure, folder / block.file)
+@cache
+def load_environment(escaping: bool) -> Environment:
+    """The templates, with HTML escaping or without, and the filters that their blocks use."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=escaping,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=show_controls if escaping else None,
+    )
+    filters = (escape_markdown, markdown_text, markdown_table, fence, html_text, number_columns, cell_start, svg)
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment
 
 
-def iterate_pictures(blocks: Iterable[Block]) -> Iterator[Picture]:
-    """The pictures among these blocks, folded ones too."""
-    for block in blocks:
-        if isinstance(block, Picture):
-            yield block
-        elif isinstance(block, Folded):
-            yield from iterate_pictures(block.blocks)
+def show_controls(value: Any) -> Any:
+    """A value that is put into HTML, its control characters made visible."""
+    return show_control_characters(value) if type(value) is str else value
 
 
-def block_to_markdown(block: Block) -> str:
-    """One block as Markdown."""
-    if isinstance(block, Table):
-        return "\n".join(
-            render_table([[escape_markdown(fit_cell(cell, block.width)) for cell in row] for row in block.rows])
-        )
-    if isinstance(block, Picture):
-        return f"![{escape_markdown(block.label)}]({block.file})"
-    if isinstance(block, Code):
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
-        return f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}"
-    if isinstance(block, Note):
-        return f"> {markdown_paragraph(block.text)}"
-    if isinstance(block, Folded):
-        inside = "\n\n".join(block_to_markdown(part) for part in block.blocks)
-        return f"<details><summary>{escape(block.summary)}</summary>\n\n{inside}\n\n</details>"
-    if isinstance(block, list):
-        return "\n".join(f"- {markdown_paragraph(point)}" for point in block)
-    return markdown_paragraph(block)
-
-
-def markdown_paragraph(text: str) -> str:
-    """A paragraph for Markdown, with what could be HTML outside of `code` written out."""
+def markdown_text(text: str) -> str:
+    """A paragraph of Markdown: `code` as it is, and elsewhere what could be HTML escaped."""
     pieces = re.split(r"(`[^`\n]+`)", text)
-    return "".join(piece if index % 2 else re.sub(r"[<&]", r"\\\g<0>", piece) for index, piece in enumerate(pieces))
+    return "".join(piece if place % 2 else re.sub(r"[<&]", r"\\\g<0>", piece) for place, piece in enumerate(pieces))
 
 
-def to_html(title: str, sections: Sections, home: str = "") -> str:
-    """The page as one HTML file without scripts or anything to load; `home` is the line above the title."""
-    parts = [f"<p class=home>{escape_html(home)}</p>" if home else "", f"<h1>{escape_html(title)}</h1>"]
-    for heading, blocks in sections.items():
-        inside = "\n".join(block_to_html(block) for block in blocks)
-        parts.append(f"<section>{f'<h2>{escape_html(heading)}</h2>' if heading else ''}\n{inside}\n</section>")
-    style = STYLESHEET.read_text(encoding="utf-8")
-    head = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape_html(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<style>{style}</style></head>
-<body>"""
-    return "\n".join([head, *parts, "</body></html>\n"])
+def markdown_table(rows: Sequence[Sequence[str]], width: int) -> str:
+    """A table of Markdown, its cells cut at `width` columns."""
+    return "\n".join(render_table([[escape_markdown(fit_cell(cell, width)) for cell in row] for row in rows]))
 
 
-def block_to_html(block: Block) -> str:
-    """One block as HTML."""
-    if isinstance(block, Table):
-        return html_table(block)
-    if isinstance(block, Picture):
-        return f"<figure>{to_svg(block.figure, block.label)}</figure>"
-    if isinstance(block, Code):
-        return f"<pre><code>{escape_html(block.text.rstrip())}</code></pre>"
-    if isinstance(block, Note):
-        return f"<p class=note>{inline_html(block.text)}</p>"
-    if isinstance(block, Folded):
-        inside = "\n".join(block_to_html(part) for part in block.blocks)
-        return f"<details><summary>{escape_html(block.summary)}</summary>\n{inside}\n</details>"
-    if isinstance(block, list):
-        return "<ul>" + "".join(f"<li>{inline_html(point)}</li>" for point in block) + "</ul>"
-    return f"<p>{inline_html(block)}</p>"
+def fence(text: str) -> str:
+    """More backticks than stand together anywhere in the text, at least three."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def html_table(block: Table) -> str:
-    """A table whose columns of numbers stand to the right and whose long cells are folded."""
-    head, *body = block.rows
-    numbers = [
-        all(NUMBER_PATTERN.fullmatch(row[place]) for row in body if row[place]) and not (block.prose and place)
-        for place in range(len(head))
-    ]
-    kinds = [' class="number"' if number else "" for number in numbers]
-    top = "".join(f"<th{kind}>{escape_html(cell)}</th>" for kind, cell in zip(kinds, head, strict=True))
-    top = f"<thead><tr>{top}</tr></thead>\n" if any(head) else ""
-    labels = [f' data-head="{escape_html(label)}"' if block.prose else "" for label in head]
-    rows = ""
-    for row in body:
-        cells = zip(kinds, labels, row, strict=True)
-        rows += f"<tr>{''.join(f'<td{kind}{label}>{fold_cell(cell)}</td>' for kind, label, cell in cells)}</tr>\n"
-    name = "table prose" if block.prose else "table"
-    return f'<div class="{name}"><table>{top}<tbody>{rows}</tbody></table></div>'
+def html_text(text: str) -> Markup:
+    """A paragraph of HTML, escaped: `code` is code, a line break is one."""
+    escaped = str(escape(show_control_characters(text)))
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escaped).replace("\n", "<br>\n"))
 
 
-def fold_cell(text: str) -> str:
-    """A cell; of a long one the beginning, which opens."""
-    if len(text) <= LONG_CELL and text.count("\n") < 8:
-        return escape_html(text)
-    start = fit_cell(text, LONG_CELL // 2)
-    return f"<details><summary><span>{escape_html(start)}</span></summary>{escape_html(text)}</details>"
+def number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold nothing but numbers below their head; they are aligned to the right.
+
+    >>> number_columns([["a", "b"], ["x", "1,054"], ["y", "98.9%"], ["z", ""]])
+    [False, True]
+    """
+    _, *body = rows
+    return [all(NUMBER_PATTERN.fullmatch(cell) for cell in column if cell) for column in zip(*body, strict=True)]
 
 
-def inline_html(text: str) -> str:
-    """A paragraph's text: `code` is code, a line break is one, everything else is written out."""
-    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escape_html(text)).replace("\n", "<br>\n")
+def cell_start(text: str) -> str:
+    """The beginning of a long cell; empty for a cell that is shown whole."""
+    return "" if len(text) <= LONG_CELL and text.count("\n") < 8 else fit_cell(text, LONG_CELL // 2)
+
+
+def svg(picture: Picture) -> Markup:
+    """The figure as an element of the page."""
+    return Markup(to_svg(picture.figure, picture.label))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.reporting.text import escape_html
+from markupsafe import escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,18 +25,18 @@ COLOURS = {
 SERIES = [COLOURS[name] for name in ("blue", "orange", "green", "purple")]
 
 
-def styled_subplots(rows: int = 1, columns: int = 1, height: float = 3.0, width: float = 7.0, **options: Any) -> tuple:
+def styled_subplots(rows: int = 1, columns: int = 1, height: float = 3.0, width: float = 6.0, **options: Any) -> tuple:
     """A figure of so many inches and its axes, as `matplotlib.pyplot.subplots` gives them, in our style.
 
     Colours should come from COLOURS or SERIES (the default cycle), or `to_svg` cannot adapt them to a dark page. A
-    legend is drawn by `draw_legend`.
+    phone shows six inches at 85 %, so that the text stays legible. A legend is drawn by `draw_legend`.
     """
     import matplotlib
     from matplotlib.figure import Figure  # no pyplot: it keeps every figure and chooses a screen
 
     ink, faint = COLOURS["ink"], COLOURS["faint"]
     style = {
-        "font.size": 10, "axes.titlesize": 10, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
+        "font.size": 11, "axes.titlesize": 11, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
         "ytick.color": ink, "axes.edgecolor": faint, "axes.grid": True, "grid.color": faint, "grid.linewidth": 0.6,
         "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
         "axes.prop_cycle": matplotlib.cycler(color=SERIES), "lines.linewidth": 1.6, "axes.titlelocation": "left",
@@ -68,7 +68,7 @@ def to_svg(figure: "Figure", label: str = "") -> str:
     text = text.replace("#000000", COLOURS["ink"])  # matplotlib's own default
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name}, {colour})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape_html(label)}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
@@ -76,11 +76,22 @@ def save_figure(figure: "Figure", path: Path) -> None:
     figure.savefig(path, dpi=150, facecolor="white")
 
 
+def has_curve(history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether there is something to plot: a training loss, or two held-out losses.
+
+    A run shorter than `trainer.logging_steps` logs its held-out loss at the end and nothing else.
+    """
+    return bool(history_column(history, "loss")[0]) or len(history_column(history, "eval_loss")[0]) > 1
+
+
 def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
-    """The training loss, the held-out loss and the learning rate, over the steps."""
+    """The training loss, the held-out loss and, where it is logged, the learning rate, over the steps."""
     from matplotlib.ticker import LogLocator
 
-    figure, (upper, lower) = styled_subplots(2, height=3.8, sharex=True, height_ratios=(3, 1))
+    rates = history_column(history, "learning_rate")
+    panels = {"rows": 2, "height": 3.8, "height_ratios": (3, 1)} if rates[0] else {}
+    figure, panels = styled_subplots(**panels, sharex=True, squeeze=False)
+    upper, lower = panels[0][0], panels[-1][0]
     drawn = []
     for key, label, marker in (("loss", "training", ""), ("eval_loss", "held-out", "o")):
         steps, values = history_column(history, key)
@@ -94,8 +105,10 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
         for place in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
             place("{x:g}")
     draw_legend(upper)
-    lower.plot(*history_column(history, "learning_rate"), color=COLOURS["green"])
-    lower.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    if rates[0]:
+        lower.plot(*rates, color=COLOURS["green"])
+        lower.set(ylabel="learning rate", ylim=(0, None))
+    lower.set_xlabel("step")
     figure.align_ylabels()
     return figure
 

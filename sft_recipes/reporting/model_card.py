@@ -3,34 +3,25 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.reporting.document import Code, Folded, Sections, iterate_pictures, to_markdown
-from sft_recipes.reporting.result_tables import MEASURES, first_number
-from sft_recipes.reporting.run_folder import RunFiles, as_mapping, finite_number, get_number, get_path, iterate_leaves
-from sft_recipes.reporting.setup_sections import rerun_command
-
-OMITTED_SECTIONS = ("Config", "Environment")  # they describe this machine more than the model
+from sft_recipes.config.metrics import as_mapping, finite_number, get_path, metrics_on
+from sft_recipes.reporting.document import Picture, render_markdown
+from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
 
 
-def write_model_card(run: RunFiles, sections: Sections) -> None:
-    """Writes the card and copies of the report's pictures into the run's `model/`, if there is one."""
+def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
+    """Writes the card from the report's values, and copies its pictures, into the run's `model/`, if there is one."""
     folder = run.folder / "model"
     if not folder.is_dir():
         return
     from huggingface_hub import ModelCard
 
-    found = {heading: blocks for heading, blocks in sections.items() if heading not in OMITTED_SECTIONS}
-    if re.search(r"(?<![\w.])/", rerun_command(run)):  # a path of this machine
-        found.pop("To run it again", None)
-    found["Answers"] = [block for block in found.get("Answers", []) if not isinstance(block, Folded)]
-    found = {"": found.pop("", []), "How to use it": usage_snippet(run), **found}
-    found = {heading: blocks for heading, blocks in found.items() if blocks}
-    text = f"---\n{card_metadata(run).to_yaml()}\n---\n\n{to_markdown(run.name, found)}"
-    ModelCard(text).save(folder / "README.md")
-    for picture in iterate_pictures(block for blocks in found.values() for block in blocks):
+    page = render_markdown("report.jinja", **{**values, "card": True, "usage": usage_snippet(run)})
+    ModelCard(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}").save(folder / "README.md")
+    for picture in pictures:
         shutil.copyfile(run.folder / picture.file, folder / picture.file)
 
 
@@ -78,36 +69,30 @@ def base_licence(base: Any) -> str | None:
 
 
 def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
-    """The tuned model's measures as the hub's evaluation results."""
+    """The tuned model's metrics as the hub's evaluation results."""
     from huggingface_hub import EvalResult
 
     def result(dataset: str, name: str, metric: str, label: str, value: float) -> EvalResult:
         return EvalResult("text-generation", dataset, name, metric, round(value, 4), metric_name=label)
 
-    after = as_mapping(metrics.get("after"))
-    found = []
-    for label, places, _ in MEASURES:
-        value = first_number(after, places)
-        value = get_number(metrics, "eval_loss") if label == "held-out loss" and value is None else value
-        if value is not None:
-            raw = places[0].startswith("raw_text")
-            names = ("raw_text", "raw text") if raw else ("held_out", "held-out rows")
-            metric = places[0].split(".")[-1]
-            found.append(result(*names, "rouge" if metric == "rouge_l" else metric, label, value))
-    for task, value in iterate_leaves(as_mapping(after.get("lm_eval"))):
+    results = []
+    for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text"):
+        if (value := metric.tuned_value(metrics)) is not None:
+            names = ("raw_text", "raw text") if metric.measured_on == "raw_text" else ("held_out", "held-out rows")
+            results.append(result(*names, metric.hub_type or metric.path.rpartition(".")[2], metric.label, value))
+    for task, value in iterate_leaves(as_mapping(get_path(metrics, "after.lm_eval"))):
         if finite_number(value) is not None:
-            found.append(result(task, task, "score", "score", value))
-    return found
+            results.append(result(task, task, "score", "score", value))
+    return results
 
 
-def usage_snippet(run: RunFiles) -> list[Code]:
-    """The lines that load the model and ask it something; an adapter's base brings neither template nor stop token."""
+def usage_snippet(run: RunFiles) -> str:
+    """The lines that load the model and ask it a question; an adapter's base has neither template nor stop token."""
     question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
-    lines = f"""from transformers import GenerationConfig, pipeline
+    return f"""from transformers import GenerationConfig, pipeline
 
 folder = "path/to/this/folder"
 chat = pipeline("text-generation", folder, tokenizer=folder)
 config = GenerationConfig.from_pretrained(folder, max_new_tokens=256)
 messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]
 print(chat(messages, generation_config=config)[0]["generated_text"][-1]["content"])"""
-    return [Code(lines, "python")]

@@ -4,6 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# Of trl.SFTConfig, whose import takes seconds and torch; a test compares them.
+TRAINER_DEFAULTS = {
+    "learning_rate": 2e-5, "lr_scheduler_type": "linear", "warmup_steps": 0, "num_train_epochs": 3, "max_steps": -1,
+    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_length": 1024, "packing": False,
+}  # fmt: skip
+
 
 def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[list[str]]:
     """A row a value under a head: its key, the source's, this run's, and where they differ why.
@@ -24,7 +30,7 @@ def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[l
     if length:
         sizes = [values.get(key) for key in ("effective_batch_size", "trainer.max_length")]
         theirs = f"{math.prod(sizes):,}" if None not in sizes else ""
-        rows.append(["tokens a step, at most", theirs, f"{batch * length:,}", ""])
+        rows.append(["tokens per step, at most", theirs, f"{batch * length:,}", ""])
     return rows
 
 
@@ -57,7 +63,8 @@ def effective_batch_size(trainer: Mapping[str, Any], processes: int = 1) -> int:
     """
     if trainer.get("effective_batch_size"):
         return trainer["effective_batch_size"]
-    return trainer.get("per_device_train_batch_size", 8) * trainer.get("gradient_accumulation_steps", 1) * processes
+    values = TRAINER_DEFAULTS | trainer
+    return values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * processes
 
 
 def is_same_value(one: Any, other: Any) -> bool:

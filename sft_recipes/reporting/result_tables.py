@@ -1,124 +1,191 @@
-"""What was measured of the base and of the tuned model, as tables: first the few figures, then all of them."""
+"""The measurements of a run as tables: the few that it is judged by, then all of them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_recipes.reporting.run_folder import as_mapping, finite_number, get_number, get_path, iterate_leaves
+from sft_recipes.config.metrics import METRICS, as_mapping, finite_number, get_number, get_path, metrics_on
+from sft_recipes.reporting.run_folder import iterate_leaves
+from sft_recipes.reporting.text import format_value
 
-# label, where it stands in what was measured (a run of an earlier version wrote the second), form
-MEASURES = (
-    ("exact match", ("exact_match",), ".1%"),
-    ("ROUGE-L", ("rouge_l",), ".1%"),
-    ("chrF", ("chrf",), ".1%"),
-    ("stops by itself", ("stops",), ".1%"),
-    ("p(stop)", ("held_out.p_stop",), ".1%"),
-    ("held-out loss", ("held_out.loss",), ".3f"),
-    ("loss on raw text", ("raw_text.loss", "raw_text_loss"), ".3f"),
-    ("bits per byte", ("raw_text.bits_per_byte",), ".3f"),
-)
-ANSWER_MEASURES = MEASURES[:4]
+Rows = list[list[str]]  # of a table, its head first; empty where there is nothing to show
 ANSWER_PARTS = {"": "all, greedy", "short": "short references", "long": "long references", "sampled": "sampled"}
-PART_LABELS = {"stop": "stop tokens", "other": "other tokens", "first": "first answers", "later": "later answers"}
+LOSS_PARTS = {"source": "source {}", "turn": "{} answers", "position": "{} tokens", "length": "rows of {}"}
+HISTORY_COLUMNS = {
+    "loss": ("training loss", ".4f"),
+    "eval_loss": ("held-out loss", ".4f"),
+    "eval_p_stop": ("p(stop)", ".1%"),
+    "learning_rate": ("learning rate", ".2e"),
+    "grad_norm": ("gradient norm", ".2f"),
+}
 
 
-def result_table(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The few figures that a run is judged by; base and tuned model, measured alike, or the one that was measured."""
-    before, after = as_mapping(metrics.get("before")), as_mapping(metrics.get("after"))
+def result_table(metrics: Mapping[str, Any]) -> Rows:
+    """Every metric of base and tuned model, or of the one that was measured."""
+    before = as_mapping(metrics.get("before"))
     rows = [["", "base", "model" if metrics.get("mode") == "evaluate" and not before else "tuned"]]
-    for label, places, form in MEASURES:
-        old, new = (first_number(values, places) for values in (before, after))
-        if label == "held-out loss" and new is None:
-            new = get_number(metrics, "eval_loss")
-        if old is None and new is None:
-            continue
-        cells = ["" if value is None else f"{value:{form}}" for value in (old, new)]
-        if places[0].startswith("raw_text") and old and new:
-            verdict = get_path(metrics, "forgetting.verdict") if label == "loss on raw text" else None
+    for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text", "training"):
+        old, new = metric.value_in(before), metric.tuned_value(metrics)
+        cells = [format_value(value, metric.format) for value in (old, new)]
+        if metric.measured_on == "raw_text" and old and new:
+            verdict = get_path(metrics, "forgetting.verdict") if metric.name == "raw_text_loss" else None
             cells[1] += f" ({new / old - 1:+.1%}{f', {verdict}' if verdict else ''})"
-        rows.append([label, *cells])
-    if get_number(metrics, "train_loss") is not None:
-        rows.append(["training loss", "", f"{metrics['train_loss']:.3f}"])
-    return rows if any(row[1] for row in rows[1:]) else [[label, new] for label, _, new in rows]
+        rows += [[metric.label, *cells]] if any(cells) else []
+    return with_body(rows if any(row[1] for row in rows[1:]) else [[label, new] for label, _, new in rows])
 
 
-def first_number(values: Mapping[str, Any], places: Sequence[str]) -> float | None:
-    """The first number that stands under one of these paths."""
-    return next((found for place in places if (found := get_number(values, place)) is not None), None)
+def with_body(rows: Rows) -> Rows:
+    """The table, or no rows where it is nothing but a head."""
+    return rows if len(rows) > 1 else []
 
 
-def answer_table(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The answers' measures as base → tuned: all of them, by the reference's length, and sampled ones."""
+def answer_table(metrics: Mapping[str, Any]) -> Rows:
+    """The metrics of answers as base → tuned: of all, by the length of the reference, and of sampled answers."""
     before, after = as_mapping(metrics.get("before")), as_mapping(metrics.get("after"))
-    used = [(label, places[0], form) for label, places, form in ANSWER_MEASURES if places[0] in {**before, **after}]
-    rows = [["answers", "rows", *(label for label, _, _ in used)]]
+    used = [metric for metric in metrics_on("answers") if metric.path in {**before, **after}]
+    rows = [["answers", "rows", *(metric.label for metric in used)]]
     for part, label in ANSWER_PARTS.items():
         old, new = (as_mapping(values.get(part)) if part else values for values in (before, after))
-        cells = [change_arrow(get_number(old, key), get_number(new, key), form) for _, key, form in used]
+        pairs = [[format_value(metric.value_in(values), metric.format) for values in (old, new)] for metric in used]
+        cells = ["\u00a0→\u00a0".join(filter(None, pair)) for pair in pairs]
         if any(cells):
             how = [f"{key.replace('_', ' ')} {new[key]:g}" for key in ("temperature", "top_p") if get_number(new, key)]
             count = get_number(new if part in ("short", "long") else after, "rows")
-            rows.append([", ".join([label, *how]), "" if count is None else f"{count:,}", *cells])
-    return rows
+            rows.append([", ".join([label, *how]), format_value(count, ","), *cells])
+    return with_body(rows)
 
 
-def change_arrow(old: float | None, new: float | None, form: str) -> str:
-    """From the base's number to the tuned model's; one alone where only one was measured."""
-    return "\u00a0→\u00a0".join(f"{value:{form}}" for value in (old, new) if value is not None)
-
-
-def held_out_table(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The held-out loss, nats a supervised token: of all rows, then by source, turn, position and length."""
+def held_out_table(metrics: Mapping[str, Any]) -> Rows:
+    """The held-out loss in nats per supervised token: of all rows, then by source, turn, position and length."""
     before, after = (as_mapping(get_path(metrics, f"{when}.held_out")) for when in ("before", "after"))
-    rows = [["held-out loss", "base", "tuned"]]
-    listed = [("all tokens", before.get("loss"), after.get("loss"))]
-    for group in ("source", "turn", "position", "length"):
+    losses = [("all tokens", before.get("loss"), after.get("loss"))]
+    for group, label in LOSS_PARTS.items():
         old, new = as_mapping(before.get(group)), as_mapping(after.get(group))
-        named = {"source": "source {}", "length": "rows of {}"}.get(group, "{}")
-        listed += [(named.format(PART_LABELS.get(key, key)), old.get(key), new.get(key)) for key in {**old, **new}]
-    for label, *values in listed:
-        cells = ["" if finite_number(value) is None else f"{value:.4f}" for value in values]
-        rows += [[label, *cells]] if any(cells) else []
-    counts = [(get_number(values, "rows"), get_number(values, "tokens")) for values in (before, after)]
-    for place, label in enumerate(("rows", "supervised tokens")):
-        cells = ["" if count[place] is None else f"{count[place]:,}" for count in counts]
-        rows += [[label, *cells]] if any(cells) else []
-    return rows
+        losses += [(label.format(key), old.get(key), new.get(key)) for key in {**old, **new}]
+    counts = [(label, before.get(key), after.get(key)) for key, label in COUNTS.items()]
+    return with_body([["held-out loss", "base", "tuned"], *number_rows(losses, ".4f"), *number_rows(counts, ",")])
 
 
-def benchmark_table(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """lm-eval's tasks, base beside tuned, and the change in points."""
+COUNTS = {"rows": "rows", "tokens": "supervised tokens"}
+
+
+def number_rows(listed: Sequence[tuple[str, Any, Any]], form: str) -> Rows:
+    """A row for each label with its two numbers; none for a label without any."""
+    rows = [[label, *(format_value(finite_number(value), form) for value in values)] for label, *values in listed]
+    return [row for row in rows if any(row[1:])]
+
+
+def raw_text_table(metrics: Mapping[str, Any]) -> Rows:
+    """The loss on raw text, base and tuned, and on how much text it was measured."""
+    before, after = (as_mapping(get_path(metrics, f"{when}.raw_text")) for when in ("before", "after"))
+    forms = {"loss": ".4f", "bits_per_byte": ".4f", "tokens": ",", "bytes": ","}
+    listed = [([(key.replace("_", " "), before.get(key), after.get(key))], form) for key, form in forms.items()]
+    return with_body([["raw text", "base", "tuned"], *(row for each in listed for row in number_rows(*each))])
+
+
+def benchmark_table(metrics: Mapping[str, Any]) -> Rows:
+    """The tasks of lm-eval, base beside tuned, and the change in points."""
     before, after = (
         dict(iterate_leaves(as_mapping(get_path(metrics, f"{when}.lm_eval")))) for when in ("before", "after")
     )
     rows = [["task", "base", "tuned", "points"]]
     for task in {**before, **after}:
         old, new = (finite_number(values.get(task)) for values in (before, after))
-        points = "" if None in (old, new) else f"{100 * (new - old):+.1f}"
-        rows.append([task, *("" if value is None else f"{value:.1%}" for value in (old, new)), points])
-    return rows
+        points = None if None in (old, new) else 100 * (new - old)
+        rows.append([task, format_value(old, ".1%"), format_value(new, ".1%"), format_value(points, "+.1f")])
+    return with_body(rows)
 
 
-def other_metrics(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """What was measured and stands in none of the other tables."""
-    found = [
-        {
-            path: value
-            for path, value in iterate_leaves(as_mapping(metrics.get(when)))
-            if not SHOWN_ELSEWHERE.fullmatch(path)
-        }
+def other_metrics(metrics: Mapping[str, Any]) -> Rows:
+    """What was measured and is in none of the other tables."""
+    before, after = (
+        {path: value for path, value in iterate_leaves(as_mapping(metrics.get(when))) if not is_shown_elsewhere(path)}
         for when in ("before", "after")
-    ]
+    )
     rows = [["measure", "base", "tuned"]]
-    for path in found[0] | found[1]:
-        cells = [values.get(path, "") for values in found]
+    for path in before | after:
+        cells = [values.get(path, "") for values in (before, after)]
         texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
         rows.append([path.replace("_", " ").replace(".", ", "), *texts])
+    return with_body(rows)
+
+
+def is_shown_elsewhere(path: str) -> bool:
+    """Whether an entry of `before` or `after` is in another table."""
+    known = {"rows", *METRICS, *(metric.path for metric in METRICS.values())}
+    groups = r"lm_eval\..*|sampled\.(temperature|top_p)|held_out\.(rows|tokens|(source|turn|position|length)\..*)"
+    own = re.sub(r"^(short|long|sampled)\.", "", path) in known
+    return own or bool(re.fullmatch(rf"{groups}|raw_text\.(tokens|bytes|source)", path))
+
+
+def judge_table(metrics: Mapping[str, Any]) -> Rows:
+    """How often a judge preferred which model, and how it was asked."""
+    names = {"wins": "tuned is better", "losses": "base is better"}
+    found = iterate_leaves(as_mapping(metrics.get("judge")))
+    return with_body([["", ""], *([names.get(key, key.replace("_", " ")), str(value)] for key, value in found)])
+
+
+def loss_history(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The log of the training, step by step."""
+    return [entry for entry in metrics.get("history") or [] if isinstance(entry, dict) and "step" in entry]
+
+
+def history_table(metrics: Mapping[str, Any], most: int = 12) -> Rows:
+    """The losses on the way, a row a step: evenly thinned, but with all held-out losses and the last step."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in loss_history(metrics):
+        if get_number(entry, "loss") is not None or get_number(entry, "eval_loss") is not None:
+            steps.setdefault(entry["step"], {}).update(entry)
+    every, last = max(1, math.ceil(len(steps) / most)), len(steps) - 1
+    kept = [
+        entry
+        for place, entry in enumerate(steps.values())
+        if place % every == 0 or "eval_loss" in entry or place == last
+    ]
+    used = {key: column for key, column in HISTORY_COLUMNS.items() if any(get_number(e, key) is not None for e in kept)}
+    rows = [["step", "epoch", *(head for head, _ in used.values())]]
+    for entry in kept:
+        cells = [format_value(get_number(entry, key), form) for key, (_, form) in used.items()]
+        rows.append([f"{entry['step']}", format_value(get_number(entry, "epoch"), ".2f"), *cells])
+    return with_body(rows)
+
+
+def sample_table(samples: Sequence[Mapping[str, Any]], prompts: int = 3, steps: int = 12) -> Rows:
+    """The answers to the same few questions during training, a row a step."""
+    questions = list(dict.fromkeys(str(sample.get("prompt", "")) for sample in samples))[:prompts]
+    taken = list(dict.fromkeys(sample.get("step") for sample in samples))
+    taken = taken[:: math.ceil(len(taken) / steps)] + taken[-1:] if taken else []
+    found = {(sample.get("step"), str(sample.get("prompt", ""))): sample for sample in samples}
+    rows = [["step", *questions]]
+    for step in dict.fromkeys(taken):
+        answers = [found.get((step, question), {}) for question in questions]
+        rows.append([str(step), *(mark_unstopped(answer.get("text", ""), answer.get("stops")) for answer in answers)])
+    return with_body(rows)
+
+
+def answer_tables(answers: Sequence[Mapping[str, Any]], shown: int = 30, open: int = 10) -> dict[str, Rows]:
+    """Held-out questions with the answers of both models, spread over the whole list: `open`, `more` and `sampled`."""
+    some = answers[:: max(1, math.ceil(len(answers) / shown))]
+    head, *rows = answer_rows(some, ("base", "tuned"))
+    sampled = answer_rows(some, ("base_sampled", "tuned_sampled"))
+    return {
+        "open": with_body([head, *rows[:open]]),
+        "more": with_body([head, *rows[open:]]),
+        "sampled": with_body(sampled) if len(sampled[0]) > 2 else [],
+    }
+
+
+def answer_rows(answers: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Rows:
+    """A row a question: its reference and these answers."""
+    keys = [key for key in keys if any(key in answer for answer in answers)]
+    rows = [["question", "reference", *(key.replace("_", ", ") for key in keys)]]
+    for answer in answers:
+        texts = [mark_unstopped(answer.get(key, ""), answer.get(f"{key}_stops")) for key in keys]
+        rows.append([str(answer.get("prompt", "")), str(answer.get("reference", "")), *texts])
     return rows
 
 
-SHOWN_ELSEWHERE = re.compile(
-    r"((short|long|sampled)\.)?(rows|exact_match|stops|rouge_l|chrf)|sampled\.(temperature|top_p)|lm_eval\..*"
-    r"|held_out\.(loss|p_stop|rows|tokens|(source|turn|position|length)\..*)"
-    r"|raw_text_loss|raw_text\.(loss|bits_per_byte|tokens|bytes|source)"
-)
+def mark_unstopped(text: Any, stops: bool | None) -> str:
+    """An answer's text, with a mark where it did not stop by itself."""
+    return f"{text} [did not stop]" if stops is False else str(text)

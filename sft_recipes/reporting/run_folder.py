@@ -1,53 +1,56 @@
-"""What a finished run left in its folder, read without torch."""
+"""The files of a finished run, read without torch."""
 
 import json
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sft_recipes.errors import ConfigError
+from sft_recipes.config.metrics import as_mapping
+from sft_recipes.errors import ConfigError, one_line
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One run's files; what a run has not written is empty."""
+    """One run's files; what the run did not write is empty."""
 
     folder: Path
-    metrics: dict[str, Any]
-    supervision: dict[str, Any]
-    config: dict[str, Any]  # resolved where the run says so
-    config_text: str
-    overrides: list[str]
-    answers: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    supervision: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # resolved, where the run has supervision.json
+    config_text: str = ""
+    overrides: list[str] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """The config's name and the folder's, which is a date."""
+        """The config's name and that of the folder, which is a date."""
         folder = self.folder.resolve()
         return f"{self.metrics.get('name') or self.config.get('name') or folder.parent.name} · {folder.name}"
 
 
 def read_run(folder: Path) -> RunFiles:
-    """The run in this folder; raises ConfigError where none has finished there."""
+    """The run in this folder; raises ConfigError where none has finished."""
     if not (folder / "metrics.json").is_file():
-        if (folder / "error.txt").is_file():
-            reason = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
-            raise ConfigError(f"{folder} is not the folder of a finished run: it failed. {reason}")
         why = "the run has not finished" if (folder / ".hydra").is_dir() else "it has no metrics.json"
-        raise ConfigError(f"{folder} is not the folder of a finished run: {why}.")
-    supervision = read_json(folder / "supervision.json")
-    text = (folder / ".hydra" / "config.yaml").read_text("utf-8") if (folder / ".hydra/config.yaml").is_file() else ""
+        if (folder / "error.txt").is_file():
+            why = f"it failed: {(folder / 'error.txt').read_text(encoding='utf-8', errors='replace').strip()}"
+        raise ConfigError(f"{folder} is not the folder of a finished run: {why.removesuffix('.')}.")
+    return read_files(folder)
+
+
+def read_files(folder: Path) -> RunFiles:
+    """What a run's folder holds, finished or not."""
+    supervision, config = read_json(folder / "supervision.json"), folder / ".hydra" / "config.yaml"
     return RunFiles(
         folder=folder,
         metrics=read_json(folder / "metrics.json"),
         supervision=supervision,
-        config=(read_yaml(folder / ".hydra" / "config.yaml") or {}) | as_mapping(supervision.get("config")),
-        config_text=text,
+        config=(read_yaml(config) or {}) | as_mapping(supervision.get("config")),
+        config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
         overrides=[str(override) for override in read_yaml(folder / ".hydra" / "overrides.yaml") or []],
         answers=read_jsonl(folder / "answers.jsonl"),
         samples=read_jsonl(folder / "samples.jsonl"),
@@ -55,67 +58,43 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping, empty where there is no file; raises ConfigError for what is none."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} should hold a mapping, not {type(values).__name__}.")
-    return values
+    """A JSON file's object, empty where there is no file; raises ConfigError for anything else."""
+    values = parse_file(path, json.loads, "JSON")
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"{path} should hold an object, not {type(values).__name__}.")
+    return values or {}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl file, none where there is no file; raises ConfigError for a line that is none."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n") if path.is_file() else [], start=1):
-        if line.strip():
+    """The rows of a .jsonl file, none where there is no file; raises ConfigError for a line that is no object."""
+
+    def parse_lines(text: str) -> list[dict[str, Any]]:
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
             try:
-                rows.append(dict(json.loads(line)))
+                rows += [dict(json.loads(line))] if line.strip() else []
             except (ValueError, TypeError) as error:
-                raise ConfigError(f"{path}, line {number}, cannot be read as a row: {error}.") from error
-    return rows
+                raise ValueError(f"line {number}: {error}") from error
+        return rows
+
+    return parse_file(path, parse_lines, "JSON lines") or []
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file's value, None where there is no file; raises ConfigError for what is no YAML."""
+    """A YAML file's value, None where there is no file; raises ConfigError where it is no YAML."""
+    return parse_file(path, yaml.safe_load, "YAML")
+
+
+def parse_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    """The parsed file, None where there is no file; raises ConfigError where it cannot be parsed."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} cannot be read as YAML.") from error
-
-
-def as_mapping(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def get_path(values: Any, path: str) -> Any:
-    """What stands under a dotted path, or None.
-
-    >>> get_path({"a": {"b": 1}}, "a.b"), get_path({"a": 1}, "a.b")
-    (1, None)
-    """
-    for key in path.split("."):
-        values = as_mapping(values).get(key)
-    return values
-
-
-def get_number(values: Any, path: str) -> float | None:
-    """The number under a dotted path, or None where there is none or it is not finite."""
-    return finite_number(get_path(values, path))
-
-
-def finite_number(value: Any) -> float | None:
-    """The value if it is a finite number, else None."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if real and math.isfinite(value) else None
+        return parse(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as {kind}: {one_line(error)}.") from error
 
 
 def iterate_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value in a nest of mappings with its dotted path.
+    """Every value in nested mappings with its dotted path.
 
     >>> list(iterate_leaves({"a": {"b": 1}}, "x"))
     [('x.a.b', 1)]
@@ -128,7 +107,7 @@ def iterate_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes metrics.json or supervision.json, from which every table and plot can be made again."""
+    """Writes metrics.json or supervision.json, from which every table and figure can be made again."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

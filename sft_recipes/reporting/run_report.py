@@ -6,35 +6,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.config.metrics import as_mapping, get_path
 from sft_recipes.errors import ConfigError
-from sft_recipes.reporting.document import save_pictures, to_html, to_markdown
+from sft_recipes.reporting import result_notes, result_tables, setup_sections
+from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
+from sft_recipes.reporting.figures import has_curve, plot_losses, plot_weight_change
 from sft_recipes.reporting.model_card import write_model_card
-from sft_recipes.reporting.result_sections import build_sections, forgetting_advice, run_warnings
-from sft_recipes.reporting.result_tables import result_table
-from sft_recipes.reporting.run_folder import RunFiles, as_mapping, get_path, iterate_leaves, read_json, read_run
-from sft_recipes.reporting.setup_sections import audit_rows
+from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves, read_json, read_run
 from sft_recipes.reporting.text import fit_cell, render_table
 
 
 def write_report(folder: Path, price_per_hour: float | None = None) -> str:
-    """Writes `report.md`, `report.html` and the model's card from the run's files; gives back the terminal's table.
+    """Writes `report.md`, `report.html` and the model card from the run's files; gives back the terminal's table.
 
     Raises ConfigError for a folder where no run has finished, and for files that cannot be read.
     """
     run = read_run(folder)
-    found = build_sections(run, price_per_hour)
-    (folder / "report.md").write_text(to_markdown(run.name, found), encoding="utf-8")
-    (folder / "report.html").write_text(to_html(run.name, found, home="sft_recipes"), encoding="utf-8")
-    save_pictures(folder, found)
-    write_model_card(run, found)
+    values = report_values(run, price_per_hour)
+    pictures = [values[name] for name in ("curves", "weight_curves") if values[name]]
+    save_pictures(folder, pictures)
+    (folder / "report.md").write_text(render_markdown("report.jinja", **values), encoding="utf-8")
+    (folder / "report.html").write_text(render_html("report.jinja", run.name, **values), encoding="utf-8")
+    write_model_card(run, values, pictures)
     return terminal_report(run, shutil.get_terminal_size().columns)
 
 
+def report_values(run: RunFiles, price_per_hour: float | None = None) -> dict[str, Any]:
+    """What templates/report.jinja is given: the run, its figures, and the modules whose functions it calls."""
+    values = {"run": run, "price_per_hour": price_per_hour, "card": False, "curves": None, "weight_curves": None}
+    if has_curve(result_tables.loss_history(run.metrics)):
+        figure = plot_losses(result_tables.loss_history(run.metrics))
+        values["curves"] = Picture(figure, "loss.png", "Training loss, held-out loss and learning rate")
+    if changes := result_notes.weight_changes(run.metrics):
+        figure = plot_weight_change(changes)
+        values["weight_curves"] = Picture(figure, "weight_change.png", "Relative change of the weights")
+    return values | {"notes": result_notes, "setup": setup_sections, "tables": result_tables}
+
+
 def terminal_report(run: RunFiles, width: int) -> str:
-    """What came of the run in so many columns: the figures, what there is to worry about, three examples."""
-    lines = render_table(result_table(run.metrics))
-    for concern in [*run_warnings(run), *forgetting_advice(run)]:
-        lines += ["", *textwrap.wrap(fit_cell(concern.replace("`", ""), 10_000), width)]
+    """The result in so many columns: the metrics, the warnings, what reduces forgetting, three examples."""
+    results = result_tables.result_table(run.metrics)
+    lines = render_table(results) if results else []
+    for warning in result_notes.run_warnings(run.metrics):
+        lines += ["", *textwrap.wrap(fit_cell(warning, 10_000), width)]
+    if advice := result_notes.forgetting_advice(run):
+        lines += ["", "What reduces forgetting:"]
+        for line in advice:
+            lines += textwrap.wrap(f"- {line.replace('`', '')}", width, subsequent_indent="  ")
     cell = max(20, (width - 10) // 3)
     return "\n".join([*lines, "", *example_answers(run.answers, cell)]).rstrip()
 
@@ -55,32 +73,33 @@ def terminal_cell(text: str, width: int) -> str:
     return fit_cell(str(text).replace("|", "\\|"), width)
 
 
-def audit_table(ledger: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What every source gave, and the problems that were found in it, as two tables that fit 80 columns."""
-    rows, problems = audit_rows(ledger)
-    rows, problems = ([[terminal_cell(name, 15), *rest] for name, *rest in some] for some in (rows, problems))
-    return [*render_table(rows), "", *(render_table(problems) if problems else ["No problem was found in the rows."])]
+def audit_table(audit: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What every source gave, and the issues in its rows, as two tables that fit 80 columns."""
+    rows, issues = (
+        [[terminal_cell(name, 15), *rest] for name, *rest in table] for table in setup_sections.audit_tables(audit)
+    )
+    return [*render_table(rows), "", *(render_table(issues) if issues else ["No issue was found in the rows."])]
 
 
 def compare_runs(first: Path, second: Path) -> str:
-    """Whether two runs trained on the same tokens and, if not, where they part and what differs in their making."""
-    a, b = (read_json(folder / "supervision.json") for folder in (first, second))
-    for folder, values in ((first, a), (second, b)):
+    """Whether two runs trained on the same tokens; if not, from which row on they differ, and in what else.
+
+    Raises ConfigError for a folder without a digest.
+    """
+    runs = [read_json(folder / "supervision.json") for folder in (first, second)]
+    for folder, values in zip((first, second), runs, strict=True):
         if not get_path(values, "digest.sha256"):
             raise ConfigError(f"{folder} is not the folder of a finished run: it has no digest in supervision.json.")
-    if a["digest"]["sha256"] == b["digest"]["sha256"]:
-        same = f"{a['digest']['rows']:,} rows, {a['digest']['sha256'][:16]}"
-        return f"Both trained on the same tokens, labels and packing: {same}."
-    same = 0
-    for one, other in zip(a["digest"]["chunks"], b["digest"]["chunks"], strict=False):
-        same += one == other
-    chunk = a["digest"]["chunk"]
+    a, b = (values["digest"] for values in runs)
+    if a["sha256"] == b["sha256"]:
+        return f"Both trained on the same tokens, labels and packing: {a['rows']:,} rows, {a['sha256'][:16]}."
+    same = sum(one == other for one, other in zip(a["chunks"], b["chunks"], strict=False))
     lines = [
-        f"They trained on different tokens: {a['digest']['rows']:,} and {b['digest']['rows']:,} rows, which part "
-        f"between row {same * chunk:,} and {(same + 1) * chunk:,} of the training order."
+        f"They trained on different tokens: {a['rows']:,} and {b['rows']:,} rows, which part between row "
+        f"{same * a['chunk']:,} and {(same + 1) * a['chunk']:,} of the training order."
     ]
     for part in ("sources", "versions", "config"):
-        old, new = (dict(iterate_leaves(as_mapping(values.get(part)), part)) for values in (a, b))
+        old, new = (dict(iterate_leaves(as_mapping(values.get(part)), part)) for values in runs)
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 lines.append(f"{key}: {old.get(key, 'not there')} and {new.get(key, 'not there')}")

@@ -1,37 +1,95 @@
-"""How a run was made, as sections of a report: model, data, recipe, supervision, cost, environment, command."""
+"""How a run was made, as lines and tables of a report: model, data, recipe, data checks, cost, environment, command."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.reporting.document import Block, Table
-from sft_recipes.reporting.provenance import compare_with_source, other_departures
-from sft_recipes.reporting.run_folder import RunFiles, as_mapping, get_number, get_path, iterate_leaves
+from sft_recipes.config.metrics import as_mapping, get_number, get_path, metrics_on
+from sft_recipes.reporting.provenance import (
+    TRAINER_DEFAULTS,
+    compare_with_source,
+    effective_batch_size,
+    other_departures,
+)
+from sft_recipes.reporting.result_tables import Rows, with_body
+from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
+from sft_recipes.reporting.text import format_value
 
 
-def training_setup(run: RunFiles) -> list[Block]:
-    """Model, data with their fingerprints, recipe with what was typed on top of it, and the parity line."""
+def describe_setup(run: RunFiles) -> list[str]:
+    """A line each on the model, the training, the recipe, and on training's and serving's prompt."""
     if not run.config.get("model"):
         return []
+    lines = [describe_model(run)]
+    if run.metrics.get("mode") != "evaluate":
+        lines.append(describe_training(as_mapping(run.config.get("trainer")), count_processes(run)))
+    lines.append(describe_recipe(run.overrides))
+    return lines + ([describe_parity(run.supervision.get("parity"))] if run.supervision else [])
+
+
+def describe_model(run: RunFiles) -> str:
+    """The model, what of it is trained, and its chat template."""
     model = as_mapping(run.config.get("model"))
-    kind = {"lora": "LoRA"}.get(get_path(run.config, "adapter.type"), "every weight")
+    kind = get_path(run.config, "adapter.type") or "none"
+    kind = {"lora": "LoRA", "none": "every weight"}.get(kind, kind)
     kind = "QLoRA" if get_path(run.config, "adapter.quantization") else kind
     sizes = [get_number(run.metrics, key) for key in ("trainable_parameters", "parameters")]
     share = "" if None in sizes else f", {sizes[0] / max(sizes[1], 1):.2%} of {sizes[1]:,} parameters"
-    name = shorten_path(model.get("id", "not named"))
-    lines = [f"Model: `{name}`, {kind}{share}; chat template {describe_template(model)}."]
-    lines.append(describe_recipe(run.overrides))
-    if run.supervision:
-        lines.append(describe_parity(run.supervision.get("parity")))
-    rows = data_rows(run)
-    digest = get_path(run.supervision, "digest.sha256")
-    said = [f"Digest of every token, label and length that was trained on: `{digest}`."] if digest else []
-    return [lines, *([Table(rows)] if len(rows) > 1 else []), *said]
+    template = model.get("chat_template")
+    template = f"`{shorten_path(template)}`" if template else "of the tokenizer's own"
+    return f"Model: `{shorten_path(model.get('id', 'not named'))}`, {kind}{share}; chat template {template}."
 
 
-def data_rows(run: RunFiles) -> list[list[str]]:
+def describe_training(trainer: Mapping[str, Any], processes: int = 1) -> str:
+    """Learning rate, schedule, epochs, effective batch, length and packing in words.
+
+    >>> describe_training({"learning_rate": 1e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "max_length": 2048})
+    'Training: learning rate 1e-05, cosine schedule, warmup over 3% of the steps; 3 epochs; effective batch of 8 rows; rows of at most 2,048 tokens, not packed.'
+    """  # noqa: E501
+    values = TRAINER_DEFAULTS | trainer
+    warmup, steps, length = values["warmup_steps"], values["max_steps"], values["max_length"]
+    schedule = f"{values['lr_scheduler_type']} schedule".replace("_", " ")
+    if warmup:
+        schedule += f", warmup over {f'{warmup:.3g} steps' if warmup >= 1 else f'{warmup:.2%} of the steps'}"
+        schedule = schedule.replace(".00%", "%")
+    duration = f"{steps:,} steps" if steps > 0 else f"{values['num_train_epochs']:g} epochs"
+    batch = f"effective batch of {effective_batch_size(values, processes):,} rows"
+    rows = f"rows of at most {length:,} tokens" if length else "rows of any length"
+    rows = f"packed into rows of {length:,} tokens" if values["packing"] and length else f"{rows}, not packed"
+    return f"Training: learning rate {values['learning_rate']:g}, {schedule}; {duration}; {batch}; {rows}."
+
+
+def count_processes(run: RunFiles) -> int:
+    """The number of processes that trained together."""
+    return get_number(run.metrics, "environment.processes") or 1
+
+
+def describe_recipe(overrides: Sequence[str]) -> str:
+    """The recipe, and what was typed on top of it.
+
+    >>> describe_recipe(["+recipe=lima", "seed=1"]), describe_recipe(["seed=1"])
+    ('Recipe: `+recipe=lima`; overrides: `seed=1`.', 'Overrides: `seed=1`.')
+    """
+    recipe, typed = (
+        ", ".join(f"`{override}`" for override in overrides if override.startswith("+") == added)
+        for added in (True, False)
+    )
+    if recipe:
+        return f"Recipe: {recipe}" + (f"; overrides: {typed}." if typed else ", unchanged.")
+    return f"Overrides: {typed}." if typed else "No recipe, no overrides."
+
+
+def describe_parity(found: Any) -> str:
+    """That training and inference prompts match: where they do not, a run ends before training."""
+    rows = found if isinstance(found, int) else get_number(found, "rows")
+    count = f" ({rows:,} rows checked)" if rows else ""
+    return f"Training and inference prompts match, by the saved tokenizer's own template{count}."
+
+
+def source_table(run: RunFiles) -> Rows:
     """A row for every source: where it was read from and how, and the fingerprint of what was read."""
     rows = [["source", "read from", "formatter", "share", "fingerprint"]]
     for name, source in as_mapping(run.config.get("data")).items():
@@ -41,29 +99,7 @@ def data_rows(run: RunFiles) -> list[list[str]]:
             fingerprint = as_mapping(get_path(run.supervision, "sources")).get(name, {}).get("fingerprint", "")
             share = source.get("share", "")
             rows.append([name, describe_origin(source), str(formatter), str(share), str(fingerprint)[:16]])
-    return rows
-
-
-def describe_template(model: Mapping[str, Any]) -> str:
-    """Which chat template the run chose."""
-    name = model.get("chat_template")
-    return f"`{shorten_path(name)}`" if name else "of the tokenizer's own"
-
-
-def describe_recipe(overrides: Sequence[str]) -> str:
-    """The recipe, and what was typed on top of it."""
-    added = [override for override in overrides if override.startswith("+")]
-    typed = [override for override in overrides if not override.startswith("+")]
-    base = ", ".join(f"`{override}`" for override in added) or "none was named"
-    rest = ", ".join(f"`{override}`" for override in typed)
-    return f"Recipe: {base}" + (f"; on top of it {rest}." if rest else ", with nothing changed." if added else ".")
-
-
-def describe_parity(found: Any) -> str:
-    """That training's prompt is serving's: the data is refused before training where it is not."""
-    rows = found if isinstance(found, int) else get_number(found, "rows")
-    count = f", as {rows:,} rows showed that were compared" if rows else ""
-    return f"The prompt of training is the prompt of serving, the saved tokenizer's own template{count}."
+    return with_body(rows)
 
 
 def describe_origin(source: Mapping[str, Any]) -> str:
@@ -77,7 +113,7 @@ def describe_origin(source: Mapping[str, Any]) -> str:
 
 
 def shorten_path(path: Any) -> str:
-    """A name of the hub's as it is; of an absolute path the last two parts.
+    """A name on the hub as it is; of an absolute path the last two parts.
 
     >>> shorten_path("Qwen/Qwen3-0.6B-Base"), shorten_path("/home/me/models/tiny/model")
     ('Qwen/Qwen3-0.6B-Base', '…/tiny/model')
@@ -85,61 +121,47 @@ def shorten_path(path: Any) -> str:
     return "/".join(("…", *Path(path).parts[-2:])) if Path(str(path)).is_absolute() else str(path)
 
 
-def provenance_section(run: RunFiles) -> list[Block]:
-    """The source's values beside the run's, departures marked, and the tokens that a step really held."""
-    said = as_mapping(run.config.get("provenance"))
-    if not said:
+def provenance_table(run: RunFiles) -> Rows:
+    """The source's values beside the run's, departures marked, and the mean tokens of a step.
+
+    Empty where the recipe has no source but us, or where there is no recipe.
+    """
+    provenance = as_mapping(run.config.get("provenance"))
+    if provenance.get("source", "ours") == "ours":
         return []
-    processes = get_number(run.metrics, "environment.processes") or 1
-    rows = [[shorten_path(cell) for cell in row] for row in compare_with_source(run.config, processes)]
+    rows = [[shorten_path(cell) for cell in row] for row in compare_with_source(run.config, count_processes(run))]
     tokens, steps = get_number(run.metrics, "train_tokens"), get_number(run.metrics, "steps")
     if tokens and steps:
-        rows.append(["tokens a step, the mean", "", f"{tokens / steps:,.0f}", ""])
-    rows += [[key, "", "", f"departs: {reason}"] for key, reason in other_departures(said).items()]
-    unknown = [f"Not said by the source: {what}." for what in said.get("unknown") or []]
-    return [f"Source: {said['source']}", Table(rows, prose=True), *([unknown] if unknown else [])]
+        rows.append(["mean tokens per step", "", f"{tokens / steps:,.0f}", ""])
+    return rows + [[key, "", "", f"departs: {reason}"] for key, reason in other_departures(provenance).items()]
 
 
-def data_checks_section(run: RunFiles) -> list[Block]:
-    """What encoding found in the rows, and what padding takes."""
-    sources = as_mapping(run.supervision.get("sources"))
-    if not sources:
-        return []
-    rows, problems = audit_rows(sources)
-    padding = get_number(run.supervision, "padding")
-    said = [] if padding is None else [f"{padding:.1%} of what the model reads is padding."]
-    return [Table(rows), Table(problems) if problems else "No problem was found in the rows.", *said]
-
-
-def audit_rows(ledger: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]], list[list[str]]]:
-    """A row for every source, and one for every problem that was found in one; none where there is no problem."""
+def audit_tables(audit: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, Rows]:
+    """A table of what every source gave, and one of the issues in its rows; empty where there are none."""
     keys = ("rows", "held_out", "kept", "tokens", "supervised_tokens")
-    rows, problems = [["source", "rows", "held out", "kept", "tokens", "with loss"]], []
-    for name, part in ledger.items():
+    rows = [["source", "rows", "held out", "kept", "tokens", "with loss"]]
+    issues = [["source", "problem", "in rows", "policy"]]
+    for name, part in audit.items():
         rows.append([name, *(f"{part.get(key) or 0:,}" for key in keys)])
-        for problem, entry in (part.get("problems") or {}).items():
-            problems.append([name, problem.replace("_", " "), f"{entry['rows']:,}", entry["policy"]])
-    return rows, [["source", "problem", "in rows", "policy"], *problems] if problems else []
+        for issue, entry in (part.get("problems") or {}).items():
+            issues.append([name, issue.replace("_", " "), f"{entry['rows']:,}", entry["policy"]])
+    return with_body(rows), with_body(issues)
 
 
-def cost_section(run: RunFiles, price_per_hour: float | None) -> list[Block]:
-    """What the training took: time, tokens, memory, and money where the price of an hour is known."""
-    metrics, rows = run.metrics, [["", ""]]
+def cost_table(metrics: Mapping[str, Any], price_per_hour: float | None) -> Rows:
+    """The training's time, tokens and memory, and its price where that of an hour is known."""
+    rows = [["", ""]]
+    for metric in metrics_on("cost"):
+        value = get_number(metrics, metric.name)
+        if value is not None:
+            text = format_seconds(value) if metric.format == "duration" else format_value(value, metric.format)
+            rows.append([metric.label, text])
     seconds = get_number(metrics, "train_seconds")
-    rows += [["training time", format_seconds(seconds)]] if seconds is not None else []
-    for key, label, form in (
-        ("train_tokens", "tokens trained on", ",.0f"),
-        ("tokens_per_second", "tokens a second", ",.0f"),
-        ("peak_memory_gib", "peak memory, GiB", ".2f"),
-        ("mfu", "model FLOPs utilization (MFU)", ".1%"),
-    ):
-        value = get_number(metrics, key)
-        rows += [[label, f"{value:{form}}"]] if value is not None else []
     price = get_number(metrics, "price_per_hour") if price_per_hour is None else price_per_hour
     if price is not None and seconds is not None:
         paid = price * seconds / 3600
         rows.append([f"price of the training, at {price:g} an hour", f"{paid:,.2f}" if paid >= 0.1 else f"{paid:.2g}"])
-    return [Table(rows)] if len(rows) > 1 else []
+    return with_body(rows)
 
 
 def format_seconds(seconds: float) -> str:
@@ -147,19 +169,24 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
 
 
-def environment_section(run: RunFiles) -> list[Block]:
+def environment_table(run: RunFiles) -> Rows:
     """The machine, the commit, the versions."""
-    found = [
-        (key.replace("_", " "), value) for key, value in iterate_leaves(as_mapping(run.metrics.get("environment")))
-    ]
-    found += [("started", run.metrics["started"])] if run.metrics.get("started") else []
-    found += list(iterate_leaves(as_mapping(run.supervision.get("versions"))))
-    rows = [["", ""], *([key, "none" if value is None else str(value)] for key, value in found)]
-    return [Table(rows)] if len(rows) > 1 else []
+    found = {**dict(iterate_leaves(as_mapping(run.metrics.get("environment")))), "started": run.metrics.get("started")}
+    found |= dict(iterate_leaves(as_mapping(run.supervision.get("versions"))))
+    rows = [["", ""]]
+    for key, value in found.items():
+        if key != "started" or value:
+            rows.append([key.replace("_", " "), "none" if value is None else str(value)])
+    return with_body(rows)
 
 
 def rerun_command(run: RunFiles) -> str:
-    """What repeats the run: as it says itself, or from what was typed."""
+    """The command that repeats the run: as the run has it, or from what was typed."""
     if run.metrics.get("command"):
         return str(run.metrics["command"])
     return f"python -m sft_recipes {shlex.join(run.overrides)}" if run.overrides else ""
+
+
+def names_a_path(command: str) -> bool:
+    """Whether the command names an absolute path, which is one of this machine."""
+    return bool(re.search(r"(?<![\w.])/", command))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.reporting.figures import COLOURS, SERIES, draw_legend, history_column, styled_subplots
+from sft_recipes.reporting.figures import COLOURS, SERIES, history_column, styled_subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,8 @@ def plot_curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figur
     on_the_way = any(
         len(history_column(job.metrics.get("history", []), "eval_loss")[0]) > 1 for g in groups for job in g.jobs
     )
-    figure, panels = styled_subplots(1 + on_the_way, height=3.4 + 2 * on_the_way, sharex=True, squeeze=False)
+    height = 3.4 + 2 * on_the_way + 0.2 * math.ceil(len(groups) / 3)  # inches; the legend has three columns
+    figure, panels = styled_subplots(1 + on_the_way, height=height, sharex=True, squeeze=False)
     looks = group_styles(groups)
     for (axes,), key, label in zip(panels, ("loss", "eval_loss"), ("training", "held-out"), strict=False):
         drawn = []
@@ -47,7 +48,12 @@ def plot_curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figur
     panels[-1][0].set_xlabel("step")
     panels[-1][0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     names = ", ".join(key.rpartition(".")[2] for key in groups[0].settings)
-    draw_legend(panels[0][0], title=names or None, fontsize=8, title_fontsize=8, ncols=1 + (len(groups) > 8))
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    if handles:  # above the axes, where it covers no curve
+        style = {"frameon": False, "labelcolor": COLOURS["ink"], "fontsize": 9, "title_fontsize": 9}
+        figure.legend(
+            handles, labels, loc="outside upper left", ncols=3, title=names or None, alignment="left", **style
+        )
     return figure
 
 
@@ -83,7 +89,7 @@ def sort_key(value: str) -> tuple[bool, float, str]:
         return True, 0.0, value
 
 
-def plot_grid(groups: Sequence["Group"], goal: str, lowest: bool, tidy: Callable[[str], str]) -> "Figure | None":
+def plot_grid(groups: Sequence["Group"], objective: str, minimize: bool, tidy: Callable[[str], str]) -> "Figure | None":
     """The objective over a two-way grid, the better the darker; None where the sweep is no such grid."""
     grid = grid_values(groups)
     means = {tuple(g.settings.values()): sum(g.objective) / len(g.objective) for g in groups if g.objective}
@@ -94,7 +100,7 @@ def plot_grid(groups: Sequence["Group"], goal: str, lowest: bool, tidy: Callable
     from matplotlib.patches import Rectangle
 
     across, down = grid
-    figure, axes = styled_subplots(height=1.2 + 0.55 * len(down), width=min(7.0, 2.2 + 1.1 * len(across)))
+    figure, axes = styled_subplots(height=1.2 + 0.55 * len(down), width=min(6.0, 2.2 + 1.1 * len(across)))
     log = min(finite) > 0 and max(finite) > 10 * min(finite)
     norm = (LogNorm if log else Normalize)(min(finite), max(finite))
     ramp = LinearSegmentedColormap.from_list("ramp", ["#e3eff7", "#2f86b9", "#00466e"])
@@ -104,12 +110,12 @@ def plot_grid(groups: Sequence["Group"], goal: str, lowest: bool, tidy: Callable
             share, fill = 0.0, "#b8bec4"
             if math.isfinite(value):
                 share = float(norm(value)) if max(finite) > min(finite) else 0.5
-                share = 1 - share if lowest else share
+                share = 1 - share if minimize else share
                 fill = ramp(share)
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="none"))
             text = f"{value:.4g}" if (one, other) in means else "failed"
             axes.text(x, y, text, ha="center", va="center", color="#ffffff" if share > 0.4 else "#10161c")
-    axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(down) - 0.5), title=goal)
+    axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(down) - 0.5), title=objective)
     axes.set_xticks(range(len(across)), map(tidy, across))
     axes.set_yticks(range(len(down)), map(tidy, down))
     axes.set_xlabel(list(groups[0].settings)[0])

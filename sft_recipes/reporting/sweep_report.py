@@ -1,24 +1,24 @@
-"""A sweep's folder as one table and its plots: `python -m sft_recipes.report multirun/lima/<date>`."""
+"""A sweep's folder as one table and its figures: `python -m sft_recipes.report multirun/lima/<date>`."""
 
-import json
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.reporting.document import Code, Picture, Table, save_pictures, to_html, to_markdown
+from sft_recipes.config.metrics import get_path
+from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
+from sft_recipes.reporting.figures import has_curve
+from sft_recipes.reporting.run_folder import read_json, read_yaml
 from sft_recipes.reporting.sweep_figures import plot_curves, plot_grid
 from sft_recipes.reporting.sweep_table import (
     UNFINISHED,
     Group,
     Job,
-    column_head,
     fit_to_width,
     rank_groups,
     short_name,
@@ -26,7 +26,7 @@ from sft_recipes.reporting.sweep_table import (
     tidy_value,
 )
 
-started_sweeps: list[Path] = []  # the folder of the sweep that this process has begun
+started_sweeps: list[Path] = []  # the folder of the sweep that this process has started
 
 
 class RememberSweepFolder(Callback):
@@ -37,7 +37,7 @@ class RememberSweepFolder(Callback):
 
 
 def finish_sweep() -> int:
-    """Reports the sweep that this process has begun, if a job of it trained or failed; counts those that failed."""
+    """Reports the sweep that this process has started, if a job of it trained or failed; the number that failed."""
     folder = started_sweeps.pop() if started_sweeps else None
     found = read_jobs(folder) if folder and folder.is_dir() else []
     if any(job.metrics or job.reason != UNFINISHED for job in found):
@@ -51,39 +51,38 @@ def is_sweep(folder: Path) -> bool:
 
 
 def write_sweep_report(folder: Path) -> str:
-    """Writes report.md, report.html and their pictures from the jobs' files; gives back the table for the terminal."""
-    found = read_jobs(folder)
-    goal = sweep_objective(found)
-    groups = rank_groups(found, goal)
-    cells = [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in table_rows(groups, goal, str)]
-    sections = {"": [summary_line(found, goal), *sweep_command(folder), Table(cells)]}
-    if any(len(group.jobs) > 1 for group in groups):
-        sections[""].append(NOISE_NOTE)
-    sections[""].append("Every job's own report is `report.html` in the folder of its number.")
-    failed = [f"job {job.number} ({describe_job(job.settings, groups)}): {job.reason}" for job in found if job.reason]
-    if failed:
-        sections["Jobs that did not finish"] = [failed]
-    if any(job.metrics.get("history") for job in found):
-        sections["Loss"] = [
-            Picture(plot_curves(groups, tidy_value), "loss.png", "The loss of every job over the steps.")
-        ]
-    if picture := plot_grid(groups, goal, objective_direction(goal) == "minimize", tidy_value):
-        label = f"{goal} by {' and '.join(groups[0].settings)}."
-        sections["Grid"] = [Picture(picture, "grid.png", label)]
+    """Writes report.md, report.html and their figures from the jobs' files; gives back the table for the terminal.
+
+    Raises ConfigError for a job's file that cannot be read.
+    """
+    jobs = read_jobs(folder)
+    objective = sweep_objective(jobs)
+    groups = rank_groups(jobs, objective)
+    minimize = objective_direction(objective) == "minimize"
+    curves = grid = None
+    if any(has_curve(job.metrics.get("history") or []) for job in jobs):
+        figure = plot_curves(groups, tidy_value)
+        curves = Picture(figure, "loss.png", "The loss of every job over the steps.")
+    if figure := plot_grid(groups, objective, minimize, tidy_value):
+        grid = Picture(figure, "grid.png", f"{objective} by {' and '.join(groups[0].settings)}.")
+    summary = summary_line(jobs, objective)
+    failed = [f"job {job.number} ({describe_job(job.settings, groups)}): {job.reason}" for job in jobs if job.reason]
     title = f"Sweep: {folder.resolve().parent.name} · {folder.resolve().name}"
-    save_pictures(folder, sections)
-    (folder / "report.md").write_text(to_markdown(title, sections), encoding="utf-8")
-    (folder / "report.html").write_text(to_html(title, sections), encoding="utf-8")
-    table = fit_to_width(table_rows(groups, goal, short_name), column_head(goal), shutil.get_terminal_size().columns)
-    return "\n".join(
-        [summary_line(found, goal), "", *table, "", *failed, *best_setting(groups), f"All of it: {folder}/report.html"]
-    )
-
-
-NOISE_NOTE = (
-    "Means over the seeds ± their standard deviation. `no difference`: the distance to the best is within the noise of "
-    "the two sets of seeds (Welch's t-test, 95 %)."
-)
+    values = {
+        "title": title,
+        "summary": summary,
+        "command": sweep_command(folder),
+        "rows": [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in table_rows(groups, objective, str)],
+        "seeds": any(len(group.jobs) > 1 for group in groups),
+        "unfinished": failed,
+        "curves": curves,
+        "grid": grid,
+    }
+    save_pictures(folder, [picture for picture in (curves, grid) if picture])
+    (folder / "report.md").write_text(render_markdown("sweep.jinja", **values), encoding="utf-8")
+    (folder / "report.html").write_text(render_html("sweep.jinja", **values), encoding="utf-8")
+    table = fit_to_width(table_rows(groups, objective, short_name), objective, shutil.get_terminal_size().columns)
+    return "\n".join([summary, "", *table, "", *failed, *best_setting(groups), f"All of it: {folder}/report.html"])
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -95,28 +94,28 @@ def read_jobs(folder: Path) -> list[Job]:
 
 def read_job(path: Path) -> Job:
     """One job: error.txt says why it failed, and without metrics.json it was interrupted."""
-    overrides = yaml.safe_load((path / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
+    overrides = read_yaml(path / ".hydra" / "overrides.yaml") or []
     settings = {key: value for key, _, value in (str(override).partition("=") for override in overrides)}
-    config = yaml.safe_load((path / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-    metrics, reason = {}, UNFINISHED
-    if (path / "error.txt").is_file():
-        reason = (path / "error.txt").read_text(encoding="utf-8").strip()
-    elif (path / "metrics.json").is_file():
-        metrics, reason = json.loads((path / "metrics.json").read_text(encoding="utf-8")), ""
-    return Job(int(path.name), settings, config.get("objective"), metrics, reason)
+    metrics, reason, failure = read_json(path / "metrics.json"), "", path / "error.txt"
+    if failure.is_file():
+        metrics, reason = {}, failure.read_text(encoding="utf-8", errors="replace").strip()
+    elif not metrics:
+        reason = UNFINISHED
+    objective = get_path(read_yaml(path / ".hydra" / "config.yaml"), "objective")
+    return Job(int(path.name), settings, objective, metrics, reason)
 
 
-def sweep_objective(found: Sequence[Job]) -> str:
+def sweep_objective(jobs: Sequence[Job]) -> str:
     """The entry of metrics.json by which the jobs are sorted: the one they name, else as a run chooses it."""
-    named = [job.objective for job in found if job.objective]
-    return named[0] if named else "eval_loss" if any("eval_loss" in job.metrics for job in found) else "train_loss"
+    named = [job.objective for job in jobs if job.objective]
+    return named[0] if named else "eval_loss" if any("eval_loss" in job.metrics for job in jobs) else "train_loss"
 
 
-def summary_line(found: Sequence[Job], goal: str) -> str:
-    """What the table holds, in one line."""
-    done = sum(not job.reason for job in found)
-    order = "the lowest" if objective_direction(goal) == "minimize" else "the highest"
-    return f"{done} of {len(found)} jobs finished. Sorted by {goal}, {order} first."
+def summary_line(jobs: Sequence[Job], objective: str) -> str:
+    """How many jobs finished, and by what the table is sorted."""
+    done = sum(not job.reason for job in jobs)
+    order = "the lowest" if objective_direction(objective) == "minimize" else "the highest"
+    return f"{done} of {len(jobs)} jobs finished. Sorted by {objective}, {order} first."
 
 
 def best_setting(groups: Sequence[Group]) -> list[str]:
@@ -133,10 +132,7 @@ def describe_job(settings: dict[str, str], groups: Sequence[Group]) -> str:
     return ", ".join(f"{short_name(key)} {tidy_value(settings[key])}" for key in keys if key in settings) or "alone"
 
 
-def sweep_command(folder: Path) -> list[str | Code]:
-    """The command that began the sweep, where Hydra's sweeper has filed it."""
-    file = folder / "multirun.yaml"
-    if not file.is_file():
-        return []
-    typed = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["overrides"]["task"]
-    return [Code(f"python -m sft_recipes -m {shlex.join(typed)}")]
+def sweep_command(folder: Path) -> str:
+    """The command that started the sweep, empty where Hydra's sweeper has not saved it."""
+    typed = get_path(read_yaml(folder / "multirun.yaml"), "hydra.overrides.task")
+    return f"python -m sft_recipes -m {shlex.join(typed)}" if typed else ""

@@ -7,33 +7,24 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.reporting.text import render_table
+from sft_recipes.config.metrics import METRICS, Metric, get_path
+from sft_recipes.reporting.text import format_value, render_table
 
-# What the table shows of a job: its head, where metrics.json has it, how it is written.
-METRIC_COLUMNS = {
-    "loss": (("train_loss",), ".4f"),
-    "held out": (("eval_loss", "after.held_out.loss"), ".4f"),
-    "exact": (("exact_match",), ".1%"),
-    "p(stop)": (("p_stop",), ".3f"),
-    "forgot": (("forgetting.change",), "+z.1%"),
-    "time": (("train_seconds",), "duration"),
-}
-DROPPED_FIRST = ("time", "p(stop)", "job", "loss", "forgot", "exact", "held out")  # where the terminal is narrow
 SHORT_NAMES = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch"}
 # Student's t, two-sided 95 %, for 1 to 10 degrees of freedom; with more, 10 are counted.
 T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-UNFINISHED = "it did not come to its end."
+UNFINISHED = "it did not finish."
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job's folder as it was left."""
+    """What one job's folder holds."""
 
     number: int
     settings: dict[str, str]  # its overrides
     objective: str | None
     metrics: dict[str, Any]  # empty where the job did not finish
-    reason: str = ""  # why it did not
+    reason: str = ""  # why not
 
 
 @dataclass(frozen=True)
@@ -45,18 +36,18 @@ class Group:
     objective: list[float]
 
 
-def rank_groups(found: Sequence[Job], goal: str) -> list[Group]:
+def rank_groups(jobs: Sequence[Job], objective: str) -> list[Group]:
     """The jobs grouped over their seeds, the best group first, those without a result last."""
-    keys = list(dict.fromkeys(key for job in found for key in job.settings))
-    vary = [key for key in keys if key != "seed" and len({job.settings.get(key) for job in found}) > 1]
+    keys = list(dict.fromkeys(key for job in jobs for key in job.settings))
+    vary = [key for key in keys if key != "seed" and len({job.settings.get(key) for job in jobs}) > 1]
     members: dict[tuple, list[Job]] = {}
-    for each in found:
-        members.setdefault(tuple(each.settings.get(key, "") for key in vary), []).append(each)
-    names = METRIC_COLUMNS[column_head(goal)][0] if column_head(goal) in METRIC_COLUMNS else (goal,)
+    for job in jobs:
+        members.setdefault(tuple(job.settings.get(key, "") for key in vary), []).append(job)
     groups = [
-        Group(dict(zip(vary, key, strict=True)), some, metric_values(some, names)) for key, some in members.items()
+        Group(dict(zip(vary, key, strict=True)), some, metric_values(some, find_metric(objective)))
+        for key, some in members.items()
     ]
-    sign = 1 if objective_direction(goal) == "minimize" else -1
+    sign = 1 if objective_direction(objective) == "minimize" else -1
 
     def place(group: Group) -> tuple[bool, float]:
         mean = fmean(group.objective) if group.objective else math.nan
@@ -65,44 +56,39 @@ def rank_groups(found: Sequence[Job], goal: str) -> list[Group]:
     return sorted(groups, key=place)
 
 
-def metric_values(some: Sequence[Job], names: Sequence[str]) -> list[float]:
-    """What these jobs measured under the first of the dotted names that is there."""
-    found = [
-        next((value for name in names if (value := metric_values_of(job.metrics, name)) is not None), None)
-        for job in some
+def find_metric(objective: str) -> Metric:
+    """The metric that is the objective; a part of the held-out loss and a user's own metric are in no table."""
+    return METRICS.get(objective) or Metric(objective, objective, ".4f", "lower", "comparison")
+
+
+def metric_values(jobs: Sequence[Job], metric: Metric) -> list[float]:
+    """The metric's value in each of these jobs that has one; NaN, too, which is a result."""
+    values = (metric.tuned_value(job.metrics) for job in jobs)
+    values = [
+        get_path(job.metrics, metric.name) if value is None else value for job, value in zip(jobs, values, strict=True)
     ]
-    return [float(value) for value in found if value is not None]
+    return [float(value) for value in values if isinstance(value, int | float)]
 
 
-def metric_values_of(metrics: dict[str, Any], name: str) -> Any:
-    """The value under a dotted name, or None."""
-    value: Any = metrics
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def table_columns(objective: str) -> dict[str, Metric]:
+    """The metrics of the table by the head of their column, the objective first."""
+    first = find_metric(objective)
+    return {first.column or first.name: first} | {m.column: m for m in METRICS.values() if m.column}
 
 
-def column_head(goal: str) -> str:
-    """The head of the objective's column: one of COLUMNS, or its own name."""
-    return next((head for head, (names, _) in METRIC_COLUMNS.items() if goal in names), goal)
-
-
-def table_rows(groups: Sequence[Group], goal: str, name: Callable[[str], str]) -> list[list[str]]:
+def table_rows(groups: Sequence[Group], objective: str, name: Callable[[str], str]) -> list[list[str]]:
     """The table's cells, the head first; settings are headed by `name(key)`, columns without a number are left out."""
     seeds = any(len(group.jobs) > 1 for group in groups)
-    mark = column_head(goal)
-    columns = METRIC_COLUMNS if mark in METRIC_COLUMNS else {mark: ((goal,), ".4f")} | METRIC_COLUMNS
-    there = {mark, *(head for head, (names, _) in columns.items() if any(metric_values(g.jobs, names) for g in groups))}
-    columns = {head: columns[head] for head in columns if head in there}
-    vary = list(groups[0].settings)
-    lines = [["job", *map(name, vary), *columns, *["to the best"] * seeds]]
+    first, *rest = table_columns(objective).items()
+    columns = dict([first, *(item for item in rest if any(metric_values(group.jobs, item[1]) for group in groups))])
+    rows = [["job", *map(name, groups[0].settings), *columns, *["to the best"] * seeds]]
     for group in groups:
-        cells = {head: format_cell(metric_values(group.jobs, names), form) for head, (names, form) in columns.items()}
-        cells[mark] = cells[mark] or ("unfinished" if UNFINISHED in {job.reason for job in group.jobs} else "failed")
+        cells = [format_cell(metric_values(group.jobs, m), m.column_format or m.format) for m in columns.values()]
+        cells[0] = cells[0] or ("unfinished" if UNFINISHED in {job.reason for job in group.jobs} else "failed")
         listed = ", ".join(str(job.number) for job in group.jobs)
         verdict = [compare_to_best(group.objective, groups[0].objective)] if seeds else []
-        lines.append([listed, *map(tidy_value, group.settings.values()), *cells.values(), *verdict])
-    return lines
+        rows.append([listed, *map(tidy_value, group.settings.values()), *cells, *verdict])
+    return rows
 
 
 def format_cell(values: Sequence[float], form: str) -> str:
@@ -113,21 +99,8 @@ def format_cell(values: Sequence[float], form: str) -> str:
     """
     if not values:
         return ""
-    if form == "duration":
-        return format_duration(fmean(values))
-    spread = f" ± {stdev(values):{form.lstrip('+z')}}" if len(values) > 1 else ""
-    return f"{fmean(values):{form}}{spread}"
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds in at most seven letters.
-
-    >>> format_duration(0.25), format_duration(38.2), format_duration(600), format_duration(9000)
-    ('0.2 s', '38 s', '10 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.{int(seconds < 10)}f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    spread = f" ± {format_value(stdev(values), form.lstrip('+z'))}" if len(values) > 1 else ""
+    return f"{format_value(fmean(values), form)}{spread}"
 
 
 def compare_to_best(values: Sequence[float], best: Sequence[float]) -> str:
@@ -154,17 +127,22 @@ def within_noise(a: Sequence[float], b: Sequence[float]) -> bool:
     return abs(fmean(a) - fmean(b)) <= T95[min(int(freedom), len(T95)) - 1] * math.sqrt(sum(parts))
 
 
-def fit_to_width(lines: list[list[str]], keep: str, width: int) -> list[str]:
-    """The table in at most `width` columns, if it can be: some go, in the order of FIRST_TO_GO, and a line says so."""
-    gone = []
-    for head in DROPPED_FIRST:
-        if len(render_table(lines)[0]) <= width:
+def fit_to_width(rows: list[list[str]], objective: str, width: int) -> list[str]:
+    """The table in at most `width` columns, if that is possible: metrics are left out from the right, then `job`.
+
+    The objective stays. A line names what was left out.
+    """
+    _, *rest = table_columns(objective)
+    left_out = []
+    for head in [*reversed(rest), "job"]:
+        if len(render_table(rows)[0]) <= width:
             break
-        if head in lines[0] and head != keep:
-            place = lines[0].index(head)
-            lines = [[*line[:place], *line[place + 1 :]] for line in lines]
-            gone.append(head)
-    return render_table(lines) + ([f"Too wide for the terminal, in the report: {', '.join(gone)}."] if gone else [])
+        if head in rows[0]:
+            place = rows[0].index(head)
+            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+            left_out.append(head)
+    note = [f"Too wide for the terminal, in the report: {', '.join(left_out)}."] if left_out else []
+    return render_table(rows) + note
 
 
 def short_name(key: str) -> str:

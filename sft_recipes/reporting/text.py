@@ -1,13 +1,34 @@
-"""Text in tables, Markdown and HTML: escaped, cut and aligned."""
+"""Text in tables, Markdown and HTML: formatted, escaped, cut and aligned."""
 
 import re
 import unicodedata
 from collections.abc import Sequence
-from html import escape
+
+
+def format_value(value: float | None, form: str) -> str:
+    """A number by its format specification, or a `duration` in seconds; empty where there is none.
+
+    >>> format_value(0.25, ".1%"), format_value(None, ".1%"), format_value(600, "duration")
+    ('25.0%', '', '10 min')
+    """
+    if value is None:
+        return ""
+    return format_duration(value) if form == "duration" else f"{value:{form}}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in at most seven characters.
+
+    >>> format_duration(0.25), format_duration(38.2), format_duration(600), format_duration(9000)
+    ('0.2 s', '38 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.{int(seconds < 10)}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def escape_markdown(text: str) -> str:
-    """The text with every character that Markdown would take for its own written out; | is a table's.
+    """The text with every character escaped that is Markdown syntax, `|` for tables included.
 
     >>> escape_markdown("a|b *c* snake_case <script>")
     'a\\\\|b \\\\*c\\\\* snake_case \\\\<script>'
@@ -16,7 +37,7 @@ def escape_markdown(text: str) -> str:
 
 
 def render_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table that reads alike in a terminal and as Markdown; the first row is the head.
+    """The lines of a table that reads the same in a terminal and as Markdown; the first row is its head.
 
     >>> print("\\n".join(render_table([["", "base"], ["exact match", "1 %"]])))
     |             | base |
@@ -34,13 +55,12 @@ def render_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def fit_cell(text: str, width: int) -> str:
-    """A text as one cell of a table: line breaks made visible, control characters too, cut at `width` columns.
+    """A text as one cell of a table, cut at `width` columns; line breaks and control characters are made visible.
 
     >>> fit_cell("one\\ntwo", 10), fit_cell("日本語の文", 6)
     ('one⏎two', '日本…')
     """
-    text = text.replace("\n", "⏎").replace("\t", " ")
-    text = "".join("�" if unicodedata.category(letter) == "Cc" else letter for letter in text)
+    text = show_control_characters(text.replace("\n", "⏎").replace("\t", " "))
     if display_width(text) <= width:
         return text
     while display_width(text) >= width:
@@ -48,15 +68,15 @@ def fit_cell(text: str, width: int) -> str:
     return text + "…"
 
 
+def show_control_characters(text: str) -> str:
+    """The text with � for each control character; line breaks and tabs stay."""
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
 def display_width(text: str) -> int:
-    """How many columns of a terminal the text takes."""
+    """How many columns the text takes in a terminal."""
     if text.isascii():
         return len(text)
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
     )
-
-
-def escape_html(text: str) -> str:
-    """The text with everything that HTML would take for its own written out, control characters made visible."""
-    return escape("".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text))

@@ -116,17 +116,20 @@ def check_trackers(wanted: str | list[str] | None) -> None:
             raise ConfigError(f"trainer.report_to={name} is not installed here. Try pip install {name}, or write none.")
 
 
-def resolve_objective(name: str | None, measured: list[str]) -> str:
-    """The entry of metrics.json that Hydra gets; raises ConfigError for one that this run does not measure."""
-    available = ["train_loss", *measured]
+def resolve_objective(name: str | None, measured: list[str]) -> str | None:
+    """The entry of metrics.json that Hydra's sweepers get, one of those that will be measured; None where none will.
+
+    Raises ConfigError for an objective that is not among them.
+    """
     if name is None:
-        return "eval_loss" if "eval_loss" in available else "train_loss"
-    if name not in available and not ("eval_loss" in available and name.startswith("eval_loss_")):
-        raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, available)}")
+        return next((key for key in ("eval_loss", "train_loss", *measured) if key in measured), None)
+    if name not in measured and not ("eval_loss" in measured and name.startswith("eval_loss_")):
+        raise ConfigError(f"objective={name} is not measured in this run.{did_you_mean(name, measured)}")
     return name
 
 
-def check_objective(name: str, metrics: Mapping[str, Any]) -> None:
+def check_objective(name: str | None, metrics: Mapping[str, Any]) -> None:
     """Raises ConfigError where a finished run has no number for its objective."""
-    if name not in metrics:
-        raise ConfigError(f"objective={name} could not be measured: no held-out answer has a supervised stop token.")
+    if name and metrics.get(name) is None:
+        why = " No held-out answer has a supervised stop token." if name == "p_stop" else ""
+        raise ConfigError(f"objective={name} could not be measured in this run.{why}")

@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from sft_recipes.config.options import LRRange
 from sft_recipes.errors import ConfigError
-from sft_recipes.reporting.document import Picture, save_pictures, to_html
+from sft_recipes.reporting.document import Picture, render_html, save_pictures
 from sft_recipes.reporting.figures import COLOURS, draw_legend, styled_subplots
 from sft_recipes.reporting.sweep_table import tidy_value
 from sft_recipes.training.callbacks import FiniteLossCheck, LossLogger
@@ -128,13 +128,12 @@ def write_suggestion(folder: Path, rates: Sequence[float], losses: Sequence[floa
     values = {"learning_rate": list(rates), "loss": list(losses), "steepest": suggestion.steepest}
     values |= {"diverges": suggestion.diverges, "suggested": suggestion.rate}
     (folder / "lr_find.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    picture = Picture(
-        plot_range_test(rates, losses, suggestion), "lr_find.png", "The loss over a growing learning rate."
-    )
-    sections = {"": [suggestion.lines(), picture]}
-    save_pictures(folder, sections)
+    figure = plot_range_test(rates, losses, suggestion)
+    picture = Picture(figure, "lr_find.png", "The loss over a growing learning rate.")
+    save_pictures(folder, [picture])
     title = f"Learning rate: {folder.parent.name} · {folder.name}"
-    (folder / "lr_find.html").write_text(to_html(title, sections), encoding="utf-8")
+    page = render_html("lr_find.jinja", title, lines=suggestion.lines(), picture=picture)
+    (folder / "lr_find.html").write_text(page, encoding="utf-8")
     print("\n".join([*suggestion.lines(), f"The plot: {folder}/lr_find.html"]))
 
 

@@ -32,7 +32,7 @@ class Run:
 
     folder: Path
     metrics: dict[str, Any]
-    objective: str  # the entry of metrics that a sweep optimizes
+    objective: str | None  # the entry of metrics that a sweep optimizes; None where only benchmarks were run
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerFast
 

@@ -15,8 +15,9 @@ from sft_recipes import train
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.data.sweep_cache import cache
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.reporting.sweep_report import is_sweep, write_sweep_report
-from sft_recipes.reporting.sweep_table import within_noise
+from sft_recipes.reporting.sweep_figures import plot_curves
+from sft_recipes.reporting.sweep_report import is_sweep, read_jobs, write_sweep_report
+from sft_recipes.reporting.sweep_table import rank_groups, within_noise
 from sft_recipes.training.trainer import build_trainer
 from support.commands import SHORT_ROWS_RUN, spawn_command
 from support.paths import ROOT
@@ -68,14 +69,14 @@ def test_the_table_is_sorted_by_the_objective_and_fits_80_columns(folder):
     assert printed[:-1] == [
         "6 of 6 jobs finished. Sorted by eval_loss, the lowest first.",
         "",
-        "| job | lr   | epochs | loss   | held out | exact | p(stop) | forgot | time |",
-        "| --- | ---- | ------ | ------ | -------- | ----- | ------- | ------ | ---- |",
-        "| 5   | 1e-2 | 3      | 1.2500 | 0.2500   | 50.0% | 0.875   | +3.4%  | 12 s |",
-        "| 3   | 1e-3 | 3      | 1.5000 | 0.5000   | 50.0% | 0.875   | +3.4%  | 12 s |",
-        "| 4   | 1e-2 | 1      | 1.7500 | 0.7500   | 50.0% | 0.875   | +3.4%  | 12 s |",
-        "| 2   | 1e-3 | 1      | 2.2500 | 1.2500   | 50.0% | 0.875   | +3.4%  | 12 s |",
-        "| 1   | 1e-4 | 3      | 4.1000 | 3.1000   | 50.0% | 0.875   | +3.4%  | 12 s |",
-        "| 0   | 1e-4 | 1      | 4.5000 | 3.5000   | 50.0% | 0.875   | +3.4%  | 12 s |",
+        "| job | lr   | epochs | held out | exact | p(stop) | forgot | loss   | time |",
+        "| --- | ---- | ------ | -------- | ----- | ------- | ------ | ------ | ---- |",
+        "| 5   | 1e-2 | 3      | 0.2500   | 50.0% | 0.875   | +3.4%  | 1.2500 | 12 s |",
+        "| 3   | 1e-3 | 3      | 0.5000   | 50.0% | 0.875   | +3.4%  | 1.5000 | 12 s |",
+        "| 4   | 1e-2 | 1      | 0.7500   | 50.0% | 0.875   | +3.4%  | 1.7500 | 12 s |",
+        "| 2   | 1e-3 | 1      | 1.2500   | 50.0% | 0.875   | +3.4%  | 2.2500 | 12 s |",
+        "| 1   | 1e-4 | 3      | 3.1000   | 50.0% | 0.875   | +3.4%  | 4.1000 | 12 s |",
+        "| 0   | 1e-4 | 1      | 3.5000   | 50.0% | 0.875   | +3.4%  | 4.5000 | 12 s |",
         "",
         "Best: trainer.learning_rate=0.01 trainer.num_train_epochs=3 (job 5)",
     ]
@@ -92,19 +93,19 @@ def test_shares_are_sorted_the_highest_first(folder):
 def test_an_objective_that_is_in_no_column_gets_one(folder):
     jobs = [([f"trainer.weight_decay={x}"], metrics(1.0, rouge_l=x)) for x in (0.25, 0.75)]
     printed = write_sweep_report(folder(jobs, "rouge_l")).splitlines()
-    assert printed[2].startswith("| job | weight_decay | rouge_l | loss ")
-    assert printed[4].startswith("| 1   | 0.75         | 0.7500  | 2.0000 ")
+    assert printed[2].startswith("| job | weight_decay | rouge_l | exact |")
+    assert printed[4].startswith("| 1   | 0.75         | 75.0%   | 50.0% |")
 
 
 def test_failed_and_interrupted_jobs_are_named_with_their_reason(folder):
     path = folder(grid(job1="trainer.packing should be true or false, not 'no'.", job5=None))
     printed = write_sweep_report(path).splitlines()
     assert printed[0] == "4 of 6 jobs finished. Sorted by eval_loss, the lowest first."
-    cells = [[cell.strip() for cell in line.split("|")[1:6]] for line in printed if line.startswith("|")]
-    assert cells[-2:] == [["1", "1e-4", "3", "", "failed"], ["5", "1e-2", "3", "", "unfinished"]]
+    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in printed if line.startswith("|")]
+    assert cells[-2:] == [["1", "1e-4", "3", "failed"], ["5", "1e-2", "3", "unfinished"]]
     reasons = [
         "job 1 (lr 1e-4, epochs 3): trainer.packing should be true or false, not 'no'.",
-        "job 5 (lr 1e-2, epochs 3): it did not come to its end.",
+        "job 5 (lr 1e-2, epochs 3): it did not finish.",
     ]
     assert [line for line in printed if line.startswith("job ")] == reasons
     assert "- " + "\n- ".join(reasons) in (path / "report.md").read_text()
@@ -119,9 +120,9 @@ def test_seeds_give_mean_and_deviation_and_what_they_cannot_tell_apart_is_no_dif
     page = (path / "report.md").read_text().replace("\u00a0", " ")
     # mean and sample deviation by hand; Welch's threshold of two such sets is 2.776 · √(1/3 + 1/3) = 2.27
     for cells in (
-        "| 0, 1, 2 | 1                        | 3.0000 ± 1.0000 | 2.0000 ± 1.0000 |",
-        "| 3, 4, 5 | 2                        | 4.0000 ± 1.0000 | 3.0000 ± 1.0000 |",
-        "| 6, 7, 8 | 3                        | 9.0000 ± 1.0000 | 8.0000 ± 1.0000 |",
+        "| 0, 1, 2 | 1                        | 2.0000 ± 1.0000 |",
+        "| 3, 4, 5 | 2                        | 3.0000 ± 1.0000 |",
+        "| 6, 7, 8 | 3                        | 8.0000 ± 1.0000 |",
     ):
         assert cells in page
     assert [line.split("|")[-2].strip() for line in page.splitlines() if re.match(r"\| \d,", line)] == [
@@ -129,7 +130,7 @@ def test_seeds_give_mean_and_deviation_and_what_they_cannot_tell_apart_is_no_dif
     ]  # fmt: skip
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert max(map(len, table)) <= 80 and "no difference" in table[3]
-    assert "Too wide for the terminal, in the report: time, p(stop), job" in printed
+    assert "Too wide for the terminal, in the report: time, loss, forgot, p(stop)" in printed
 
 
 def test_noise_is_what_welchs_test_says():
@@ -155,6 +156,22 @@ def test_the_page_has_one_plot_of_the_losses_and_a_heat_map_of_a_grid(folder):
     heat = page[page.rindex("<svg ") :]
     assert {"3.5", "3.1", "failed", "0.5", "0.75", "0.25"} <= set(re.findall(r">([^<>]+)</text>", heat))
     assert {path.name for path in path.glob("*.png")} == {"loss.png", "grid.png"}
+
+
+def test_jobs_shorter_than_logging_steps_have_no_chart(folder):
+    history = [{"step": 1, "eval_loss": 1.0}, {"step": 1, "train_runtime": 1.0}]
+    path = folder([([f"trainer.weight_decay={x}"], metrics(x, history=history)) for x in (0.25, 0.75)])
+    write_sweep_report(path)
+    assert "<svg" not in (path / "report.html").read_text() and not (path / "loss.png").exists()
+
+
+def test_the_legend_of_the_losses_covers_no_curve(folder):
+    groups = rank_groups(read_jobs(folder(grid())), "eval_loss")
+    figure = plot_curves(groups, str)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)
+    assert [text.get_text() for text in legend.get_texts()][0] == "0.01, 3"
 
 
 def test_without_a_grid_there_is_no_heat_map(folder):
@@ -209,8 +226,15 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     code, printed, said = command(*typed, "hydra.sweep.dir=sweep")
     assert code == 2
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
-        "0", "1", "2", "3", "multirun.yaml", "report.md", "report.html", "loss.png", "grid.png"
-    }  # fmt: skip
+        "0",
+        "1",
+        "2",
+        "3",
+        "multirun.yaml",
+        "report.md",
+        "report.html",
+        "grid.png",
+    }  # two steps are fewer than trainer.logging_steps, so there are no losses to draw; fmt: skip
     for job in "23":
         assert (
             tmp_path / f"sweep/{job}/error.txt"
@@ -232,7 +256,7 @@ def test_control_c_leaves_a_report_of_what_is_done(command, tmp_path):
     typed = ["-m", *SHORT_ROWS_RUN, "data.file.formatter.name=pressed_second.control_c", "hydra.sweep.dir=sweep"]
     code, printed, said = command(*typed, "+data.file.formatter.second=false,true,false")
     assert (code, said.splitlines()[-1]) == (130, "Interrupted.")
-    assert "1 of 2 jobs finished." in printed and "job 1 (second true): it did not come to its end." in printed
+    assert "1 of 2 jobs finished." in printed and "job 1 (second true): it did not finish." in printed
     assert (tmp_path / "sweep/report.html").is_file() and not (tmp_path / "sweep/2").exists()
 
 

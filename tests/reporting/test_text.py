@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sft_recipes.reporting.document import Code, Folded, Note, Table, to_html, to_markdown
 from sft_recipes.reporting.text import display_width, fit_cell, render_table
+from support.pages import html_block, markdown_block
 
 MARKUP = ["<script>", "</td>", "<b x='", "-->", "&lt;", "&", "|", "\\", "\\|", "`", "``", "```", "*", "_", "[a](b)", "![a](b)", "~~",
           "$", "#", ">", "- ", "1. ", "\n", "\n\n", "\r", "\t", "\x1b[31m", "https://a.b", "<https://a.b>", "---", "日本"]  # fmt: skip
@@ -35,7 +35,7 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, tuple(name for name, _ in attributes)))
+        self.tags.append((tag, tuple(name for name, value in attributes if value != "number")))
 
     def handle_endtag(self, tag):
         self.tags.append((f"/{tag}", ()))
@@ -48,39 +48,28 @@ class Page(HTMLParser):
 
 
 BLOCKS = {
-    "cells": lambda text: Table([["head", text], [text, "x"]]),
-    "prose": lambda text: Table([["head", text], ["x", text]], prose=True),
-    "code": lambda text: Code(text),
-    "summary": lambda text: Folded(text, ["x"]),
+    "table": lambda text: [["head", text], [text, "x"]],
+    "prose": lambda text: [["head", text], ["x", text]],
+    "code": lambda text: text,
+    "folded": lambda text: text,
+    "title": lambda text: text,
+    "heading": lambda text: text,
 }
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
 @given(text=TEXT)
 def test_in_html_a_text_is_text(kind, text):
-    found, plain = (Page(to_html("t", {"h": [BLOCKS[kind](words)]})) for words in (text, "x"))
-    cells = ("th", "td")  # which are aligned by what stands in them
-    names = [[tag if tag in cells else (tag, *attributes) for tag, attributes in page.tags] for page in (found, plain)]
-    assert names[0] == names[1]
+    found, plain = (Page(html_block(kind, BLOCKS[kind](words))) for words in (text, "x"))
+    assert found.tags == plain.tags
     assert shown(text).rstrip() in "".join(found.texts)
 
 
-@pytest.mark.parametrize("block", [lambda text: text, lambda text: [text], Note])
+@pytest.mark.parametrize(("kind", "put"), [("text", str), ("points", lambda text: [text]), ("note", str)])
 @given(text=TEXT)
-def test_in_an_html_paragraph_a_text_is_text_code_and_line_breaks(block, text):
-    found = Page(to_html("t", {"h": [block(text)]}))
-    assert {tag.strip("/") for tag, _ in found.tags} <= {
-        "h1",
-        "h2",
-        "section",
-        "p",
-        "ul",
-        "li",
-        "code",
-        "br",
-        "body",
-        "html",
-    }
+def test_in_an_html_paragraph_a_text_is_text_code_and_line_breaks(kind, put, text):
+    found = Page(html_block(kind, put(text)))
+    assert {tag.strip("/") for tag, _ in found.tags} <= {"p", "ul", "li", "code", "br", "body", "html"}
     assert re.sub("[`\n]", "", shown(text)) in re.sub("[`\n]", "", "".join(found.texts))
 
 
@@ -103,7 +92,7 @@ def cells(page: str) -> list[str]:
 
 @given(st.lists(st.tuples(LINE, LINE), min_size=1, max_size=3))
 def test_in_markdown_a_table_has_every_cell_and_nothing_but_its_text(rows):
-    page = to_markdown("t", {"": [Table([["one", "two"], *rows], width=40)]})
+    page = markdown_block("prose", [["one", "two"], *rows], 40)
     assert cells(page) == [
         fit_cell(cell, 40).strip() for cell in ("one", "two", *(cell for row in rows for cell in row))
     ]
@@ -111,8 +100,8 @@ def test_in_markdown_a_table_has_every_cell_and_nothing_but_its_text(rows):
 
 @given(LINE)
 def test_in_a_markdown_paragraph_no_text_becomes_a_tag(text):
-    for block in (text, [text], Note(text)):
-        tokens = parsed(to_markdown("t", {"h": [block]}))
+    for page in (markdown_block("text", text), markdown_block("points", [text]), markdown_block("note", text)):
+        tokens = parsed(page)
         kinds = {token.type for token in tokens} | {part.type for token in tokens for part in token.children or []}
         assert not {kind for kind in kinds if kind.startswith("html")}
 

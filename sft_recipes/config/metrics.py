@@ -1,0 +1,107 @@
+"""All metrics of a run in one table, METRICS, and how a number is read from metrics.json.
+
+A new metric is one entry here and one function where it is measured: for answers, a function with the metric's name in
+evaluation/text_metrics.py.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# What a metric is measured on: base and tuned model on answers, on held-out rows, on those of them that end with a stop
+# token and on raw text; a training and its cost once; a comparison is of base with tuned.
+MeasuredOn = Literal["answers", "held_out", "stop_tokens", "raw_text", "training", "cost", "comparison"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `objective` and `trainer.metric_for_best_model` take its name."""
+
+    name: str  # its key in metrics.json: for the tuned model, or for the run
+    label: str  # in tables and in the model card
+    format: str  # a format specification
+    better: Literal["lower", "higher"]
+    measured_on: MeasuredOn
+    path: str = ""  # its place in `before` and `after` of metrics.json
+    column: str = ""  # the head of its column in a sweep's table; without one it has a column as the objective only
+    column_format: str = ""  # where a sweep needs more digits to tell jobs apart
+    hub_type: str = ""  # its name on the Hub, where that is not the last part of its path
+
+    def value_in(self, measured: Mapping[str, Any]) -> float | None:
+        """Its number in `before` or `after`; runs of earlier versions have it under its name."""
+        found = get_number(measured, self.path)
+        return get_number(measured, self.name) if found is None else found
+
+    def tuned_value(self, metrics: Mapping[str, Any]) -> float | None:
+        """Its number in a whole metrics.json: the tuned model's, or the run's."""
+        found = self.value_in(as_mapping(metrics.get("after")))
+        return get_number(metrics, self.name) if found is None else found
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("exact_match", "exact match", ".1%", "higher", "answers", "exact_match", "exact"),
+        Metric("rouge_l", "ROUGE-L", ".1%", "higher", "answers", "rouge_l", hub_type="rouge"),
+        Metric("chrf", "chrF", ".1%", "higher", "answers", "chrf"),
+        Metric("stops", "stops by itself", ".1%", "higher", "answers", "stops"),
+        Metric("p_stop", "p(stop)", ".1%", "higher", "stop_tokens", "held_out.p_stop", "p(stop)", ".3f"),
+        Metric("eval_loss", "held-out loss", ".3f", "lower", "held_out", "held_out.loss", "held out", ".4f"),
+        Metric("raw_text_loss", "loss on raw text", ".3f", "lower", "raw_text", "raw_text.loss"),
+        Metric("bits_per_byte", "bits per byte", ".3f", "lower", "raw_text", "raw_text.bits_per_byte"),
+        Metric("forgetting.change", "change of the loss on raw text", "+z.1%", "lower", "comparison", column="forgot"),
+        Metric("train_loss", "training loss", ".3f", "lower", "training", column="loss", column_format=".4f"),
+        Metric("train_seconds", "training time", "duration", "lower", "cost", column="time"),
+        Metric("train_tokens", "tokens trained on", ",.0f", "higher", "cost"),
+        Metric("tokens_per_second", "tokens per second", ",.0f", "higher", "cost"),
+        Metric("peak_memory_gib", "peak memory, GiB", ".2f", "lower", "cost"),
+        Metric("mfu", "model FLOPs utilization (MFU)", ".1%", "higher", "cost"),
+    )
+}
+
+
+def metrics_on(*measured_on: MeasuredOn) -> list[Metric]:
+    """The metrics that are measured on one of these, in the table's order."""
+    return [metric for metric in METRICS.values() if metric.measured_on in measured_on]
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether the lower value of a metric is the better one.
+
+    `name` is a metric or a part of the held-out loss, also without `eval_`, as the trainer has it. A user's own metric
+    is better the higher, unless its name says that it is a loss.
+
+    >>> [is_lower_better(name) for name in ("eval_loss", "loss_turn_later", "exact_match", "mine.word_overlap")]
+    [True, True, False, False]
+    """
+    known = METRICS.get(name) or METRICS.get(name.removeprefix("eval_"))
+    return known.better == "lower" if known else bool(re.search(r"loss|perplexity|entropy", name))
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def get_path(values: Any, path: str) -> Any:
+    """The value at a dotted path, or None.
+
+    >>> get_path({"a": {"b": 1}}, "a.b"), get_path({"a": 1}, "a.b")
+    (1, None)
+    """
+    for key in path.split("."):
+        values = as_mapping(values).get(key)
+    return values
+
+
+def get_number(values: Any, path: str) -> float | None:
+    """The number at a dotted path, or None where there is none or it is not finite."""
+    return finite_number(get_path(values, path))
+
+
+def finite_number(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
