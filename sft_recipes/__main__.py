@@ -20,7 +20,7 @@ from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_me
 from sft_recipes.config.hydra_plugin import addable_groups, config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
 from sft_recipes.config.schema import from_hydra
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
@@ -63,7 +63,7 @@ def release_traceback_frames(error: BaseException | None) -> None:
 
 
 def main() -> None:
-    """Reads the command line; exits with 2 and one line for a user's mistake, 130 after Ctrl-C, 1 for our own."""
+    """Reads the command line; exits with 2 and one line for a user's mistake, 130 or 143 after a signal, 1 for our own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, waiting threads took the demo from 22 to 137 s
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
@@ -83,6 +83,8 @@ def main() -> None:
             failed = finish_sweep()
         if failed:
             exit_with("", 1)
+    except RunInterrupted as stop:
+        exit_with(str(stop), stop.code)
     except KeyboardInterrupt:
         exit_with("Interrupted.", 130)
     except Exception as error:

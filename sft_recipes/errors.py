@@ -1,4 +1,4 @@
-"""ConfigError and DataError: a user's mistake in one line."""
+"""ConfigError and DataError, a user's mistake in one line, and RunInterrupted, a run's end from outside."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,6 +10,14 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """A fault in the user's data, told in one line that names the field."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Training was stopped by a signal and has left a checkpoint: what to say, and the exit code that goes with it."""
+
+    def __init__(self, line: str, code: int = 130):
+        super().__init__(line)
+        self.code = code
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

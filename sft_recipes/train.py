@@ -1,6 +1,7 @@
 """One run, from a config to a trained model and its report: `python -m sft_recipes +recipe=lima`."""
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from sft_recipes.reporting.run_folder import write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor
+from sft_recipes.training.checkpoints import check_disk_space, describe_run, find_resumable
+from sft_recipes.training.interruption import own_folder
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_step
 from sft_recipes.training.run_metadata import (
@@ -63,6 +66,12 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
     whatever can be refused is refused before the weights are loaded.
     """
     folder = open_run_folder(config, folder)
+    with own_folder(folder):
+        return run_training(config, folder)
+
+
+def run_training(config: Config, folder: Path) -> Run:
+    """What `train` does in the run's folder, which no other run is using."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process
@@ -70,14 +79,17 @@ def train(config: Config, folder: str | Path | None = None) -> Run:
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
     objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
     audit = write_audit(setup, folder)
-    trainer = start_trainer(setup)
+    run = describe_run(config, digest_rows(setup.data.train) if setup.stream else audit["digest"], arguments.world_size)
+    checkpoint = find_resumable(folder, arguments.resume_from_checkpoint, run)
+    trainer = start_trainer(setup, run)
+    check_disk_space(folder, trainer.model, arguments)
     add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
     log.info(training_summary(trainer, setup.data.audit))
     before = measure_model(trainer.model, encoder, inputs)
     monitor = LossMonitor(before.get("held_out", {}).get("loss"))
     trainer.add_callback(monitor)
     with logging_redirect_tqdm():
-        result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+        result = trainer.train(checkpoint and str(checkpoint))
     after = measure_model(trainer.model, encoder, inputs)
     if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
@@ -114,8 +126,11 @@ def write_audit(setup: RunSetup, folder: Path) -> dict[str, Any]:
     return audit
 
 
-def start_trainer(setup: RunSetup) -> SupervisedTrainer:
-    """The weights loaded and given to the trainer; raises ConfigError where the step would not fit into memory."""
+def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> SupervisedTrainer:
+    """The weights loaded and given to the trainer; raises ConfigError where the step would not fit into memory.
+
+    `run` describes the run in its checkpoints.
+    """
     config, arguments = setup.config, setup.arguments
     if config.trainer.check_memory:
         check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
@@ -125,7 +140,7 @@ def start_trainer(setup: RunSetup) -> SupervisedTrainer:
     measure = partial(measure_held_out, setup.encoder, setup.eval_inputs, arguments.metric_for_best_model)
     trainer = build_trainer(
         model, arguments, setup.rows, setup.data.held_out, tokenizer, peft, setup.callbacks, measure,
-        config.adapter.loraplus_lr_ratio,
+        config.adapter.loraplus_lr_ratio, run,
     )  # fmt: skip
     if arguments.packing:
         select_packed_attention(trainer, config.model.attn_implementation)

@@ -134,7 +134,12 @@ class RowStream:
             raise DataError(f"data.{name}: none of {number - first} rows is left to train on.")
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
-        """One pass: buffer after buffer, shuffled and, if asked for, packed; rows with room wait for the next."""
+        """Pass after pass, without an end: a resumed run finds its place by the number of rows alone."""
+        while True:
+            yield from self.one_pass()
+
+    def one_pass(self) -> Iterator[dict[str, np.ndarray]]:
+        """Buffer after buffer, shuffled and, if asked for, packed; rows with room wait for the next."""
         self.passes += 1
         random, documents, waiting = np.random.default_rng([self.config.seed, self.passes]), self.mixed(), []
         while buffer := waiting + (fresh := list(islice(documents, BUFFER_ROWS))):

@@ -49,6 +49,9 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     check_trackers(values.get("report_to"))
     if config.streamed:
         values |= streaming_arguments(values)
+    resume = values.pop("resume_from_checkpoint", None)  # true or a path, transformers' hint has text only
+    if not isinstance(resume, bool | str | None):
+        raise ConfigError(f"trainer.resume_from_checkpoint should be true, false or a checkpoint, not {resume!r}.")
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call_validated(SFTConfig, values | own, "trainer")
     check_schedule(arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs or {})
@@ -56,6 +59,7 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
         raise ConfigError(f"torchrun started {processes} processes without a GPU. Write trainer.use_cpu=true.")
     if arguments.packing and arguments.max_length is None:
         raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
+    arguments.resume_from_checkpoint = resume
     arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
     # accelerate computes in fp32 then, and does not say so
     if arguments.fp16 and config.mode == "train" and arguments.device.type == "cpu":

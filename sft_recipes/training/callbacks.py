@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
 from statistics import fmean, pvariance
@@ -80,10 +80,25 @@ class LossMonitor(TrainerCallback):
     def on_evaluate(
         self, args: Arguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
+        self.judge(args, state, state.global_step, metrics, state.log_history)
+
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for place, entry in enumerate(state.log_history):  # of a run that is resumed
+            self.judge(args, state, entry["step"], entry, state.log_history[:place])
+
+    def judge(
+        self,
+        args: Arguments,
+        state: TrainerState,
+        step: int,
+        metrics: Mapping[str, float],
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Looks at an evaluation after `step`, before which `history` was logged."""
         held_out = metrics.get("eval_loss")
         if held_out is None or self.warnings:
             return
-        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         losses, text = [loss for _, loss in logged], ""
         if held_out > (1 + RISE) * self.lowest:
             # a weighted loss can rise while the model learns: -p log p grows up to p = 1 / e
@@ -92,7 +107,7 @@ class LossMonitor(TrainerCallback):
         elif (
             self.initial
             and abs(held_out / self.initial - 1) < FLAT
-            and 2 * state.global_step >= state.max_steps
+            and 2 * step >= state.max_steps
             and len(losses) > 1
             and not has_moved(losses)
         ):
@@ -101,10 +116,10 @@ class LossMonitor(TrainerCallback):
                 "not moved either, so the model learns nothing. Try a higher trainer.learning_rate or more steps."
             )
         if text:
-            self.warnings.append(f"In step {state.global_step} the {text}")
+            self.warnings.append(f"In step {step} the {text}")
             log.warning(self.warnings[0])
         if held_out < self.lowest:
-            self.lowest, self.lowest_step = held_out, state.global_step
+            self.lowest, self.lowest_step = held_out, step
 
 
 def describe_rise(held_out: float, lowest: float, lowest_step: int, logged: Sequence[tuple[int, float]]) -> str:
@@ -138,6 +153,12 @@ class SampleAnswers(TrainerCallback):
 
     def __init__(self, ask: Callable[[], list[dict[str, Any]]], every: int, path: Path):
         self.ask, self.every, self.path = ask, every, path
+
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero and self.path.is_file():  # what a run wrote after the step it is resumed from
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(kept), encoding="utf-8")
 
     def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % self.every:

@@ -31,12 +31,13 @@ from sft_recipes.modeling.inference import eval_mode
 from sft_recipes.modeling.packed_attention import check_no_cross_document_attention, choose_attention
 from sft_recipes.modeling.workarounds import cast_trainable_to_fp32, ensure_lm_head_bias, save_adapter_only
 from sft_recipes.training.callbacks import FiniteLossCheck, PackedAttentionCheck, QuietProgressBar, SampleAnswers
+from sft_recipes.training.resumable_trainer import ResumableTrainer
 
 SAMPLE_QUESTIONS = 3  # held-out questions that are asked while training goes on
 
 
-class SupervisedTrainer(SFTTrainer):
-    """`trl.SFTTrainer` with documented hooks of `transformers.Trainer` overridden.
+class SupervisedTrainer(ResumableTrainer):
+    """`trl.SFTTrainer`, resumable, with documented hooks of `transformers.Trainer` overridden.
 
     `measure` gives the metrics of the model on a dataset, by names without a prefix; None leaves evaluation to TRL.
     `loraplus_lr_ratio` is the learning rate of LoRA's B matrices over that of its A matrices.
@@ -131,6 +132,7 @@ def build_trainer(
     callbacks: list[TrainerCallback],
     measure: Callable[[PreTrainedModel, Dataset], Mapping[str, float]] | None = None,
     loraplus_lr_ratio: float | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> SupervisedTrainer:
     """The trainer of a run, with the model on its device; raises ConfigError for what TRL or PEFT refuse."""
     if not len(held_out):
@@ -146,6 +148,7 @@ def build_trainer(
             callbacks=callbacks,
             measure=measure,
             loraplus_lr_ratio=loraplus_lr_ratio,
+            run=run,
         )
     except ValueError as error:
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error

@@ -1,0 +1,213 @@
+"""Checkpoints that are whole or not there: each with a manifest of its files, and of the run that it belongs to."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import SaveStrategy, sort_checkpoints
+from trl import SFTConfig
+
+from sft_recipes.config.schema import Config
+from sft_recipes.data.digest import stack_versions
+from sft_recipes.errors import ConfigError
+from sft_recipes.reporting.run_folder import iterate_leaves, read_json, write_json
+from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
+
+log = logging.getLogger(__name__)
+MANIFEST, STAGING = "manifest.json", ".checkpoint_in_the_making"
+# What a resumed run may change: it decides what is measured, logged and saved, and when training ends
+FREE_GROUPS = {"name", "mode", "evaluate", "preview", "objective", "provenance", "callbacks", "overwrite", "lr_find"}
+FREE_FIELDS = {
+    "max_steps", "num_train_epochs", "report_to", "run_name", "resume_from_checkpoint", "check_memory", "disable_tqdm",
+    "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size",
+}  # fmt: skip
+FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_")
+ROWS_GROUPS = {"data", "formatter", "data_checks"}  # all of it shows in the rows' digest
+
+
+def describe_run(config: Config, digest: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """What has to be the same when a run is resumed: its config, the digest of its rows, the number of processes."""
+    return {
+        "config": config.composed,
+        "rows": digest.get("sha256"),
+        "processes": processes,
+        "streamed": config.streamed,
+    }
+
+
+def run_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the run of a checkpoint and one that would resume it, each as `key=now (was before)`.
+
+    How the rows are read counts where they are other rows, or are streamed and not known in advance.
+    """
+    other_rows = saved["rows"] != now["rows"]
+    free = FREE_GROUPS if other_rows or now["streamed"] else FREE_GROUPS | ROWS_GROUPS
+    old, new = (dict(iterate_leaves(run["config"])) for run in (saved, now))
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not is_free(key, free)]
+    found = [f"{key}={json.dumps(new.get(key))} (was {json.dumps(old.get(key))})" for key in keys]
+    if other_rows and not any(key.partition(".")[0] in ROWS_GROUPS | {"seed"} for key in keys):
+        found.append("other training rows")
+    if saved["processes"] != now["processes"]:
+        found.append(f"{now['processes']} processes (was {saved['processes']})")
+    return found
+
+
+def is_free(key: str, free_groups: set[str]) -> bool:
+    """Whether a resumed run may have another value under this dotted key.
+
+    >>> is_free("trainer.save_steps", set()), is_free("trainer.learning_rate", set())
+    (True, False)
+    """
+    group, _, field = key.partition(".")
+    return group in free_groups or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
+
+
+def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from: the newest whole one of `folder` where `wanted` is true, else the one it names.
+
+    Damaged ones are named in the log and passed over; None where there is no whole one, so that a job that is started
+    again before its first checkpoint begins anew. Raises ConfigError where the checkpoint is of another run.
+    """
+    if not wanted:
+        return None
+    if wanted is True:
+        checkpoint = next((path for path in newest_first(folder) if not warn_if_damaged(path)), None)
+    else:
+        checkpoint = Path(wanted)
+        if fault := find_damage(checkpoint):
+            raise ConfigError(f"trainer.resume_from_checkpoint={wanted} cannot be resumed: {fault}.")
+    if checkpoint is None:
+        log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
+        return None
+    manifest = read_json(checkpoint / MANIFEST)
+    if differences := run_differences(manifest["run"], now):
+        own = folder / ".hydra" / "config.yaml"
+        if own.is_file() and checkpoint.parent == folder:  # Hydra has written the refused one over the run's own
+            OmegaConf.save(OmegaConf.create(manifest["run"]["config"]), own)
+        raise ConfigError(
+            f"{checkpoint} is of another run than this one, with {'; '.join(differences)}. Leave that as it was, or "
+            "train anew in another folder."
+        )
+    others = [f"{name} {now} (was {was})" for name, was in manifest["versions"].items()
+              if (now := stack_versions().get(name)) != was]  # fmt: skip
+    if others:
+        log.warning("The checkpoint was written by other versions, so the weights may differ in their last bits: %s.",
+                    ", ".join(others))  # fmt: skip
+    return checkpoint
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The run's checkpoints, by their steps."""
+    yield from map(Path, reversed(sort_checkpoints(str(folder))))
+
+
+def warn_if_damaged(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, which is also logged; None for a whole one."""
+    fault = find_damage(checkpoint)
+    if fault:
+        log.warning("%s is passed over: %s.", checkpoint, fault)
+    return fault
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing, of another size or of another content; else None."""
+    if not (checkpoint / MANIFEST).is_file():
+        return (
+            f"it has no {MANIFEST}, so it was not written whole" if checkpoint.is_dir() else "there is no such folder"
+        )
+    try:
+        manifest = read_json(checkpoint / MANIFEST)
+        files, _, _ = manifest["files"], manifest["run"], manifest["versions"]
+        for name, known in files.items():
+            file = checkpoint / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != known["size"]:
+                return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {known['size']}"
+            if hash_file(file) != known["sha256"]:
+                return f"{name} is not what was written"
+    except (ConfigError, KeyError, TypeError, AttributeError, OSError) as error:
+        return f"its {MANIFEST} or a file cannot be read ({type(error).__name__})"
+    return None
+
+
+def publish_checkpoint(staged: Path, folder: Path, run: Mapping[str, Any]) -> Path:
+    """Moves a checkpoint that was written aside to its place in `folder`, with its manifest, once it is on the disk.
+
+    Checkpoints of this and of later steps, which an earlier attempt has left, make room for it.
+    """
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    listed = {str(path.relative_to(staged)): {"size": path.stat().st_size, "sha256": hash_file(path)} for path in files}
+    write_json(staged / MANIFEST, {"files": listed, "run": run, "versions": stack_versions()})
+    for path in (*files, staged / MANIFEST, *(path for path in staged.rglob("*") if path.is_dir()), staged):
+        flush_to_disk(path)
+    for path in list(newest_first(folder)):
+        if checkpoint_step(path) >= checkpoint_step(staged):
+            shutil.rmtree(path)
+    published = staged.rename(folder / staged.name)
+    flush_to_disk(folder)
+    return published
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint, by its name.
+
+    >>> checkpoint_step(Path("run/checkpoint-12"))
+    12
+    """
+    return int(path.name.rpartition("-")[2])
+
+
+def best_checkpoint(folder: Path, state: TrainerState) -> str | None:
+    """The folder of the best step's checkpoint, where there is one: a run may have been moved since."""
+    best = folder / f"checkpoint-{state.best_global_step}"
+    return str(best) if state.best_global_step and best.is_dir() else None
+
+
+def checkpoint_bytes(model: torch.nn.Module, arguments: SFTConfig) -> tuple[int, int]:
+    """Bytes that saving the model takes, and a checkpoint: all weights, or an adapter's, with the optimizer's state."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else list(model.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
+    state = sum(optimizer_state_bytes(arguments.optim.value, parameter) for parameter in trained)
+    return weights, weights + (0 if arguments.save_only_model else state)
+
+
+def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig) -> None:
+    """Raises ConfigError where checkpoints and the model would not fit on the disk, before training starts.
+
+    One checkpoint more than are kept is there at once, since an old one goes when the new one is whole.
+    """
+    weights, checkpoint = checkpoint_bytes(model, arguments)
+    number = 0
+    if arguments.save_strategy != SaveStrategy.NO:
+        number = (arguments.save_total_limit or 1) + 1 - len(list(newest_first(folder)))
+    need, free = weights + max(number, 0) * checkpoint, shutil.disk_usage(folder).free
+    if need > free:
+        raise ConfigError(
+            f"{folder} has {format_bytes(free)} free, and this run will write {format_bytes(need)}: the model, and "
+            f"{max(number, 0)} checkpoints of {format_bytes(checkpoint)} at once. Make room, or write "
+            "trainer.save_total_limit=1, trainer.save_strategy=no or hydra.run.dir=DIR on another disk."
+        )

@@ -1,0 +1,106 @@
+"""What happens to a run from outside: a signal that ends it with a checkpoint, a second run in its folder."""
+
+import fcntl
+import os
+import shlex
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+
+from sft_recipes.errors import ConfigError, RunInterrupted
+
+LOCK = ".lock"
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Holds the run's folder against a second run; the system lets go of it when the process ends, however it ends.
+
+    Raises ConfigError, with the process and machine of the first run.
+    """
+    if int(os.environ.get("RANK", 0)):  # of the processes of one run the first holds it
+        yield
+        return
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is in use by {file.read().strip() or 'another run'}. Wait for it, or name another folder "
+                "with hydra.run.dir=DIR."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training with a checkpoint after SIGTERM or Ctrl-C, as soon as the step in hand is done.
+
+    A second signal has the effect that it would have without us. A save that falls on an epoch's last step is put off
+    until the epoch has been evaluated, or the resumed run would lack that evaluation.
+    """
+
+    def __init__(self, processes: int = 1):
+        self.processes, self.received, self.save_is_due = processes, 0, False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the two signals while training goes on; in a thread of a notebook's there are none to take."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.before = {number: signal.signal(number, self.take) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            self.restore()
+
+    def take(self, number: int, _: Any) -> None:
+        """Remembers the signal, and leaves the next one to the handler that was there before."""
+        self.received = number
+        self.restore()
+
+    def restore(self) -> None:
+        """Puts the earlier handlers back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def was_signalled(self) -> bool:
+        """Whether any process of the run has had a signal: all have to save in the same step."""
+        if self.processes > 1:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            highest = torch.tensor(self.received, device=device)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+            self.received = int(highest)
+        return bool(self.received)
+
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        due = self.was_signalled() or control.should_save
+        ends = control.should_training_stop or float(state.epoch).is_integer()  # on_epoch_end comes next
+        control.should_save, self.save_is_due = due and not ends, due and ends
+
+    def on_epoch_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save |= self.save_is_due or self.was_signalled()
+        self.save_is_due = False
+
+    def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received:
+            raise RunInterrupted(
+                f"Stopped by {signal.Signals(self.received).name} after step {state.global_step} of {state.max_steps}, "
+                f"which is saved. Go on with: python -m sft_recipes resume {shlex.quote(args.output_dir)}",
+                128 + self.received,
+            )

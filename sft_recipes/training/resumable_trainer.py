@@ -1,0 +1,172 @@
+"""TRL's trainer with checkpoints that are written whole and resumed exactly, in any epoch."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from trl import SFTTrainer
+
+from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.training.checkpoints import STAGING, best_checkpoint, publish_checkpoint
+from sft_recipes.training.interruption import StopOnSignal
+from sft_recipes.training.memory import format_bytes
+
+PROGRESS = "progress.json"
+
+
+class ResumableTrainer(SFTTrainer):
+    """`trl.SFTTrainer` whose runs can be stopped at any moment and go on to the same weights, bit for bit on a CPU.
+
+    `run` describes the run in its checkpoints (`checkpoints.describe_run`).
+    """
+
+    def __init__(self, *arguments: Any, run: Mapping[str, Any] | None = None, **options: Any):
+        super().__init__(*arguments, **options)
+        self.run, self.resumed_from = run or {}, None
+        self.staging: Path | None = None  # where a checkpoint is written before it gets its place
+        self.train_start, self.earlier_seconds = time.time(), 0.0  # of training, before the run was resumed
+        self.stop_on_signal = StopOnSignal(self.args.world_size)
+        self.add_callback(self.stop_on_signal)
+        self.add_callback(RestoreProgress(self))
+
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> TrainOutput:
+        """Trains, from a checkpoint on where one is given; SIGTERM and Ctrl-C end it with one (RunInterrupted)."""
+        self.resumed_from = resume_from_checkpoint
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(self.args.output_dir, STAGING), ignore_errors=True)  # of a run that was killed
+        with self.stop_on_signal.listening():
+            return super().train(resume_from_checkpoint, **options)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        """transformers' sampler; where it groups by length, in an order of its own for each epoch.
+
+        transformers 5.23 draws that order from the global random state, which a resumed run has not kept from the
+        epoch's start: it would see some rows twice and others never. Goes when it gives LengthGroupedSampler a
+        generator, as it does for evaluation.
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSeededSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
+
+    def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:
+        """As transformers, but how often a resumed run saves, logs and evaluates is its own, not its checkpoint's."""
+        position = super()._init_training_state(max_steps, *arguments)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.best_model_checkpoint = best_checkpoint(Path(self.args.output_dir), self.state)
+        return position
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """An epoch, unless all steps are done: transformers would make one more from a run's last checkpoint."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **options)
+        else:
+            self.control.should_training_stop = True
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        """The result of the whole run, the time before it was resumed included."""
+        return super()._finalize_training(trial, num_train_samples, start_time - self.earlier_seconds)
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        """Where checkpoints go: aside while one is written."""
+        return str(self.staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
+        """Writes a checkpoint aside and gives it its place once it is whole and on the disk.
+
+        Raises ConfigError where the disk is full; what is in the folder already stays as it is.
+        """
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        staged = folder / STAGING / f"checkpoint-{step}"
+        try:
+            self.staging = staged.parent
+            super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                self.state.best_model_checkpoint = None  # the path aside; the step is in best_global_step
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                (staged / PROGRESS).write_text(json.dumps(self.progress()), encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                publish_checkpoint(staged, folder, self.run)
+            self.accelerator.wait_for_everyone()
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            if isinstance(error, RuntimeError) and not is_write_error(error):
+                raise
+            free = format_bytes(shutil.disk_usage(folder).free)
+            raise ConfigError(
+                f"The checkpoint of step {step} could not be written to {folder}, which has {free} free: "
+                f"{one_line(error)}. Earlier checkpoints are as they were. Make room, then go on with: "
+                f"python -m sft_recipes resume {folder}"
+            ) from error
+        finally:
+            self.staging = None
+            if self.is_world_process_zero():
+                shutil.rmtree(folder / STAGING, ignore_errors=True)
+        self.state.best_model_checkpoint = best_checkpoint(folder, self.state)
+        if self.args.should_save:
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def progress(self) -> dict[str, Any]:
+        """What transformers and TRL sum up while they train and leave out of a checkpoint."""
+        return {
+            "loss_sum": self._total_loss_scalar,
+            "loss_since_log": self._tr_loss.item(),
+            "last_log": self._globalstep_last_logged,
+            "tokens": self._total_train_tokens,
+            "metrics": self._metrics["train"],
+            "seconds": self.earlier_seconds + time.time() - self.train_start,
+        }
+
+    def restore_progress(self) -> None:
+        """Takes up the sums of the run that is resumed, so that losses, tokens and times are the whole run's."""
+        self.train_start, self.earlier_seconds = time.time(), 0.0
+        if self.resumed_from is None:
+            return
+        saved = json.loads(Path(self.resumed_from, PROGRESS).read_text(encoding="utf-8"))
+        self._total_loss_scalar, self._globalstep_last_logged = saved["loss_sum"], saved["last_log"]
+        self._tr_loss += saved["loss_since_log"]
+        self._total_train_tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
+        self._metrics["train"].update(saved["metrics"])
+        self._initial_global_step = 0
+
+
+class EpochSeededSampler(LengthGroupedSampler):
+    """Rows of about one length together, each once an epoch, in an order that seed and epoch decide."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """What accelerate calls before each epoch, also for one that is resumed."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class RestoreProgress(TrainerCallback):
+    """Tells the trainer when its sums are at zero, which is when those of a resumed run can be put in their place."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.restore_progress()
+
+
+def is_write_error(error: RuntimeError) -> bool:
+    """Whether torch.save failed at the file, which it tells in the text of a RuntimeError only."""
+    return any(words in str(error) for words in ("PytorchStreamWriter", "No space left", "unexpected pos"))
