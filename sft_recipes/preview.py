@@ -95,7 +95,8 @@ def row_steps(config: Config, encoder: Encoder, row: dict) -> dict[str, str]:
     rows = load_rows(name, source, source.split)
     raw = next(iter(rows.skip(row["row"])))
     conversation = find_formatter(name, source, config.formatter, rows.column_names)(raw)
-    text = conversation["text"] if "text" in conversation else encoder.render(**conversation)[0]
+    given = (conversation.get(key) for key in ("messages", "tools", "chat_template_kwargs"))
+    text = conversation["text"] if "text" in conversation else encoder.render(*given)[0]
     return {
         "title": f"data.{name} {row['row']}, {len(row['input_ids'])} tokens",
         "raw": json.dumps(raw, indent=2, ensure_ascii=False, default=str),

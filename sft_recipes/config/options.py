@@ -60,8 +60,12 @@ class CheckPolicy:
     """What is done with rows that have an issue: `raise`, `drop` or `keep`; they are counted in every case."""
 
     nothing_supervised: Action = "raise"  # no token of the row carries loss
+    marked_untrained: Action = "drop"  # a flag of the row's own (train: false, weight: 0 …) leaves nothing to train on
     stop_not_supervised: Action = "raise"  # an answer whose stop token carries no loss
     content_missing: Action = "raise"  # the chat template leaves out a system message, a call, reasoning, a part
+    whitespace_trimmed: Action = "keep"  # the chat template cuts spaces or line breaks at the ends of a message
+    unread_field: Action = "keep"  # a key with a value that is neither read nor known to be metadata
+    blank_question: Action = "keep"  # a user's message without a text
     roles_out_of_order: Action = "keep"  # two questions or two answers in a row, a late system message
     typed_control_token: Action = "keep"  # a special token spelled out in a message; it is encoded as text
     double_bos_or_eos: Action = "keep"

@@ -16,7 +16,9 @@ from sft_recipes.data.audit import (
     mark_duplicates,
     row_hashes,
 )
+from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.messages import drop_nulls
 from sft_recipes.data.mixing import apply_max_length_policy, sample_mixture, shuffle_rows
 from sft_recipes.data.sources import find_formatter, load_rows, locate_row, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
@@ -139,15 +141,19 @@ def encode_rows(
     `first` is the number of the first row in its source, where `rows` are a part of it.
     """
     source, index = config.sources[name], list(config.sources).index(name)
+    fields, unread, raw = RowFields(formatter), [], []
     ids, labels, problems, kept = [], [], [], []
 
     def batches() -> Iterator[list[Conversation]]:
         for start in range(0, len(numbers), ENCODE_BATCH_ROWS):
             kept.append([])
+            raw.append([])
             some = numbers[start : start + ENCODE_BATCH_ROWS]
             columns = {} if isinstance(rows, list) else rows.select(some)[:]
             listed = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
             for row in (rows[number] for number in some) if isinstance(rows, list) else listed:
+                row = {key: drop_nulls(value) for key, value in row.items()}  # those of Arrow; a column's own stay
+                raw[-1].append(row)
                 kept[-1].append(formatter(row))
             yield kept[-1]
 
@@ -158,7 +164,9 @@ def encode_rows(
             ids += encoded["input_ids"]
             labels += encoded["labels"]
             kept[len(problems)] = conversations[::every]
-            problems.append(find_issues(encoder, conversations, encoded, source.train_on))
+            found, names = find_issues(encoder, fields, raw.pop(0), conversations, encoded, source.train_on)
+            problems.append(found)
+            unread += names
             bar.update(len(conversations))
     except DataError as error:
         number = numbers[(len(kept) - 1) * ENCODE_BATCH_ROWS + getattr(error, "row", len(kept[-1]))]
@@ -166,4 +174,5 @@ def encode_rows(
     bar.close()
     origin = {"source": np.full(len(ids), index), "row": first + np.asarray(numbers, dtype=np.int64)}
     found = {"problems": np.concatenate(problems) if problems else np.zeros(0, dtype=np.int64)}
-    return to_dataset({"input_ids": ids, "labels": labels}, origin | found), [talk for batch in kept for talk in batch]
+    found = to_dataset({"input_ids": ids, "labels": labels}, origin | found, {"unread": unread})
+    return found, [talk for batch in kept for talk in batch]

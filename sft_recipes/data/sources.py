@@ -15,7 +15,8 @@ from datasets.exceptions import DatasetGenerationError
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import import_function, validate_kwargs
-from sft_recipes.data.formatters import FORMATTERS, Conversation, detect_formatter
+from sft_recipes.data.detection import describe_choice, detect_formatter
+from sft_recipes.data.formatters import FORMATTERS, Conversation
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
 log = logging.getLogger(__name__)
@@ -95,10 +96,11 @@ def find_formatter(
         return None
     if label == "auto":
         try:
-            label = detect_formatter(columns)
+            chosen = detect_formatter(columns) | chosen
         except DataError as error:
             raise DataError(f"data.{name}: {error}") from error
-        log.info("data.%s: formatter %s, by its columns %s", name, label, ", ".join(columns))
+        log.info("data.%s: formatter %s, by its columns %s", name, describe_choice(chosen), ", ".join(columns))
+        label = chosen.pop("name")
     if "." in label:
         return wrap_custom_formatter(where, label, chosen)
     if label not in FORMATTERS:

@@ -1,6 +1,7 @@
 """Rows that are read, encoded and packed while training goes on, with the audit and digest that other rows have."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -76,7 +77,8 @@ class RowStream:
         number = None if source.held_out_split and wanted < 1 else int(wanted)
         rows = list(islice(load_rows(name, source, source.held_out_split or source.split), number))
         if not rows:
-            return to_dataset({"input_ids": [], "labels": []}, {"source": [], "row": [], "problems": []}), []
+            columns = {"source": [], "row": [], "problems": []}
+            return to_dataset({"input_ids": [], "labels": []}, columns, {"unread": []}), []
         found, talks = self.encoded(name, rows, every=1)
         check_train_serve_parity(self.encoder, talks[:: max(1, len(talks) // PARITY_ROWS)])
         return apply_max_length_policy(name, found, self.max_length, "drop")[0], [
@@ -195,4 +197,6 @@ def add_counts(audit: dict[str, Any], name: str, rows: int, kept: Dataset, probl
     for key, found in problems.items():
         old = audit["problems"].get(key, {"rows": 0, "first": []})
         counts = {"rows": old["rows"] + found["rows"], "first": (old["first"] + found["first"])[:20]}
+        if "fields" in found:
+            counts["fields"] = dict((Counter(old.get("fields")) + Counter(found["fields"])).most_common())
         audit["problems"][key] = found | counts

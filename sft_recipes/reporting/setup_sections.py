@@ -9,6 +9,7 @@ from typing import Any
 from sft_recipes.reporting.document import Block, Table
 from sft_recipes.reporting.provenance import compare_with_source, other_departures
 from sft_recipes.reporting.run_folder import RunFiles, as_mapping, get_number, get_path, iterate_leaves
+from sft_recipes.reporting.text import fit_cell
 
 
 def training_setup(run: RunFiles) -> list[Block]:
@@ -112,13 +113,15 @@ def data_checks_section(run: RunFiles) -> list[Block]:
 
 
 def audit_rows(ledger: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]], list[list[str]]]:
-    """A row for every source, and one for every problem that was found in one; none where there is no problem."""
+    """A row for every source, and one for every problem that was found in one, or for every field that it is about."""
     keys = ("rows", "held_out", "kept", "tokens", "supervised_tokens")
     rows, problems = [["source", "rows", "held out", "kept", "tokens", "with loss"]], []
     for name, part in ledger.items():
         rows.append([name, *(f"{part.get(key) or 0:,}" for key in keys)])
         for problem, entry in (part.get("problems") or {}).items():
-            problems.append([name, problem.replace("_", " "), f"{entry['rows']:,}", entry["policy"]])
+            for field, count in (entry.get("fields") or {"": entry["rows"]}).items():
+                label = problem.replace("_", " ") + (f": {field}" if field else "")
+                problems.append([name, fit_cell(label, 34), f"{count:,}", entry["policy"]])
     return rows, [["source", "problem", "in rows", "policy"], *problems] if problems else []
 
 
