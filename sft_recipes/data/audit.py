@@ -20,7 +20,7 @@ from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 ISSUES = [field.name for field in fields(CheckPolicy)]
-ISSUE_BIT = {name: 1 << place for place, name in enumerate(ISSUES)}
+ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces"])}
 CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
 
 
@@ -162,21 +162,40 @@ ISSUE_DESCRIPTIONS = {
     "duplicate": "they repeat an earlier row token for token",
     "in_held_out": "they are also held out",
     "truncated": "they are longer than trainer.max_length",
+    "cut_into_pieces": "they are raw text longer than trainer.max_length",
     "fully_truncated": "nothing supervised is left of them",
 }
 
 
+def count_faults(where: str, on_error: str, faults: list[tuple[int, str]], total: int) -> dict[str, Any]:
+    """The audit's entry for rows that could not be read or formatted, which the log says; none where there are none.
+
+    Raises DataError, which shows the first five, unless they may be dropped.
+    """
+    if not faults:
+        return {}
+    shown = "; ".join(fault.rstrip(".") for _, fault in sorted(faults)[:5])
+    counted = f"{where}: {len(faults)} of {total} rows cannot be used: {shown}{'; …' if len(faults) > 5 else ''}."
+    said = counted if len(faults) > 1 else f"{where} {shown}."
+    if on_error == "raise":
+        raise DataError(f"{said} Fix {'them' if len(faults) > 1 else 'it'}, or write {where}.on_error=drop.")
+    log.warning("%s Dropped.", said)
+    return {"unusable": {"rows": len(faults), "policy": "drop", "first": sorted(number for number, _ in faults)[:20]}}
+
+
 def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
-    """Says in the log which rows are dropped or cut, and what of them is not read."""
+    """Says in the log which rows are dropped or cut, how many tokens are lost to it, and what of them is not read."""
     for problem, found in problems.items():
         if problem == "unread_field" and found["policy"] == "keep":
             counts = ", ".join(f"{field} in {rows} row{'s' * (rows > 1)}" for field, rows in found["fields"].items())
             log.warning("data.%s: fields that are neither read nor known to be metadata: %s.", name, counts)
-        if found["policy"] == "drop" or problem == "truncated":
+        if found["policy"] == "drop" or problem in ("truncated", "cut_into_pieces"):
             action = "dropped" if found["policy"] == "drop" else "cut, their stop tokens gone"
+            action = f"cut into {found['pieces']:,} pieces, none of which is lost" if "pieces" in found else action
+            action += f", with {found['tokens']:,} tokens" if "tokens" in found else ""
             listed = ", ".join(map(str, found["first"][:5]))
-            log.warning(
-                "data.%s: %d rows (%s: %s) are %s (row %s…).",
+            log.log(
+                logging.INFO if "pieces" in found else logging.WARNING, "data.%s: %d rows (%s: %s) are %s (row %s…).",
                 name, found["rows"], describe_issue(problem, found), ISSUE_DESCRIPTIONS[problem], action, listed,
             )  # fmt: skip
 

@@ -8,6 +8,8 @@ from datasets import Dataset
 
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 
+ORIGIN = ("source", "row", "piece", "problems")  # columns of numbers beside the tokens, see prepare.encode_rows
+
 
 def to_dataset(
     lists: Mapping[str, list[np.ndarray]],
@@ -22,6 +24,11 @@ def to_dataset(
         values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, dtype=np.int32)
         columns[key] = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
     return Dataset(pyarrow.table(columns))
+
+
+def take_rows(rows: Dataset, places: np.ndarray) -> Dataset:
+    """The rows at these places as one block of memory: `Dataset.select` leaves them to be gathered one by one."""
+    return Dataset(rows.with_format("arrow")[:].take(places).combine_chunks())
 
 
 def row_lengths(rows: Dataset, column: str = "input_ids") -> np.ndarray:

@@ -50,37 +50,21 @@ class Encoder:
         A conversation is `{"messages": […], "tools": […], "chat_template_kwargs": {…}}` or `{"text": …}`, which is
         trained on every token and ends with eos. `train_on` is `assistant` (every assistant message), `last` (the final
         one) or `all` (every token); in each case nothing with `train: False` is trained on, and of a message with
-        `train_detail` the parts that it marks. Raises DataError, its `row` the index into `conversations`, for one that
-        the template refuses, or whose parts cannot be told apart.
+        `train_detail` the parts that it marks. Raises DataError for one that the template refuses, or
+        whose parts cannot be told apart.
         """
-        return self.tokenized(self.rendered(conversations, train_on))
+        return self.tokenized([self.pieces(conversation, train_on) for conversation in conversations])
 
-    def encode_batches(
-        self, batches: Iterable[Sequence[Mapping[str, Any]]], train_on: str
-    ) -> Iterator[dict[str, list]]:
-        """`encode` for one batch after another; while one is tokenized, the next one is rendered."""
+    def encode_batches(self, batches: Iterable[list[list[Piece]]]) -> Iterator[dict[str, list]]:
+        """`encode` for one batch of rendered rows after another; while one is tokenized, the next one is made."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             waiting: Future | None = None
-            for conversations in batches:
-                rows = self.rendered(conversations, train_on)
+            for rows in batches:
                 if waiting:
                     yield waiting.result()
                 waiting = pool.submit(self.tokenized, rows)
             if waiting:
                 yield waiting.result()
-
-    def rendered(self, conversations: Sequence[Mapping[str, Any]], train_on: str) -> list[list[Piece]]:
-        """The pieces of each conversation."""
-        if train_on not in TRAIN_ON:
-            raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
-        rows = []
-        for index, conversation in enumerate(conversations):
-            try:
-                rows.append(self.pieces(conversation, train_on))
-            except DataError as error:
-                error.row = index
-                raise
-        return rows
 
     def tokenized(self, rows: list[list[Piece]]) -> dict[str, list]:
         """The pieces as columns of token ids, labels, texts, and whether special tokens are typed in them."""
@@ -91,7 +75,12 @@ class Encoder:
         return columns | {"text": texts, "typed": typed}
 
     def pieces(self, conversation: Mapping[str, Any], train_on: str) -> list[Piece]:
-        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
+        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text.
+
+        Raises DataError where the template refuses it.
+        """
+        if train_on not in TRAIN_ON:
+            raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
         if "text" in conversation:
             check_unicode(conversation["text"])
             return [("raw", conversation["text"], conversation.get("train") is not False)]

@@ -153,9 +153,10 @@ def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
         tmp_path / "rows.jsonl", [*question_rows(1), {"instruction": "long " * 60, "input": "", "output": "Yes."}]
     )
     data = load_data(data_config(file={"data_files": path}, held_out=0, max_length_policy="keep"), encoder, 32)
+    whole = encoder.encode([{"messages": [say("user", "long " * 60), say("assistant", "Yes.")]}])["input_ids"][0]
     assert data.audit["file"]["problems"] == {
-        "truncated": {"rows": 1, "policy": "keep", "first": [1]},
-        "fully_truncated": {"rows": 1, "policy": "drop", "first": [1]},
+        "truncated": {"rows": 1, "policy": "keep", "first": [1], "tokens": len(whole) - 32},
+        "fully_truncated": {"rows": 1, "policy": "drop", "first": [1], "tokens": 32},
     }
 
 
