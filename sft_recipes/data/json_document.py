@@ -114,7 +114,9 @@ class Document:
                 continue
             except ValueError as error:
                 value, end = error, json.JSONDecoder().raw_decode(self.text, self.place)[1]
-            if end < len(self.text) or not self.read_on():  # a number may go on
+            start = self.place
+            if end + 2 < len(self.text) or not self.read_on():  # a number may go on, 1 with e-5
+                end += self.place - start
                 line, text = self.line_at(self.place), self.text[self.place : end]
                 self.place = end
                 return value, text, line

@@ -107,7 +107,7 @@ def is_row(text: str) -> bool:
 def parse_line(text: str) -> Row:
     """The row of one line of JSON Lines."""
     try:
-        value = DECODER.decode(text)
+        value = DECODER.decode(text.rstrip())  # the column of what is missing is the last one
     except (ValueError, RecursionError) as error:
         value = error
     return checked_row(value, text)
