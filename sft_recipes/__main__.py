@@ -63,7 +63,7 @@ def release_traceback_frames(error: BaseException | None) -> None:
 
 
 def main() -> None:
-    """Reads the command line; exits with 2 and one line for a user's mistake, 130 or 143 after a signal, 1 for our own."""
+    """Reads the command line; exits with 2 and one line for a user's mistake, 130 or 143 after a signal, 1 for ours."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, waiting threads took the demo from 22 to 137 s
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise

@@ -1,7 +1,9 @@
 """A finished run and its base, measured alike: `python -m sft_recipes +recipe=lima mode=evaluate evaluate.run=RUN`."""
 
+import json
 import logging
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import audit_record
+from sft_recipes.data.sources import explained_errors, find_files, source_fingerprint
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.evaluation.suite import EvalInputs, compare_measurements, measure_model, measured_metrics
@@ -46,7 +49,7 @@ def evaluate(config: Config, folder: str | Path | None = None) -> Run:
         raise ConfigError("evaluate.run is missing. Write evaluate.run=outputs/NAME/DATE, the folder of a run.")
     tuned, tokenizer = load_run(Path(options.run))
     served = tokenizer.chat_template
-    setup = set_up_run(config, folder, tokenizer)
+    setup = set_up_run(hold_out_question_files(config, Path(options.run)), folder, tokenizer)
     inputs = setup.eval_inputs
     objective = resolve_objective(config.objective, measured_metrics(inputs))
     warnings = warn_of_other_prompt(tokenizer, served, inputs)
@@ -62,6 +65,28 @@ def evaluate(config: Config, folder: str | Path | None = None) -> Run:
     print(write_report(folder))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, tuned, tokenizer)
+
+
+def hold_out_question_files(config: Config, run: Path) -> Config:
+    """The config with every row of the local files that the run was not trained on held out, to be asked.
+
+    Of the others, of streams, of what `datasets` reads, and where no record tells what a model was trained on, the same
+    rows are held out as in training.
+    """
+    record = next((path for place in (run, run.parent) if (path := place / "supervision.json").is_file()), None)
+    if record is None:
+        return config
+    trained = json.loads(record.read_text(encoding="utf-8")).get("sources", {})
+    known, sources = {part.get("fingerprint") for part in trained.values()}, dict(config.sources)
+    for name, source in sources.items():
+        where = f"data.{name}"
+        with explained_errors(where, source):
+            if source.streaming or source.held_out_split or find_files(where, source) is None:
+                continue
+            if source_fingerprint(where, source, None) not in known:
+                sources[name] = replace(source, split=None, held_out_split=source.split)
+                log.info("%s: the run was not trained on these files, so all of their rows are held out.", where)
+    return replace(config, sources=sources)
 
 
 def warn_of_other_prompt(tokenizer: PreTrainedTokenizerFast, served: str, questions: EvalInputs) -> list[str]:

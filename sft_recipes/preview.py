@@ -5,21 +5,27 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import concatenate_datasets
 from markupsafe import Markup
 
 from sft_recipes.config.schema import Config
+from sft_recipes.data.audit import ISSUE_BIT
+from sft_recipes.data.fields import RowFields
 from sft_recipes.data.mask_view import MASK_LEGEND, MASK_STYLE, Token, mask_tokens, render_html, render_terminal
 from sft_recipes.data.packing import pack_lengths
-from sft_recipes.data.sources import find_formatter, load_rows
+from sft_recipes.data.prepare import TrainingData
+from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
-from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -56,21 +62,25 @@ def main(config: Config, folder: Path) -> float:
 def preview(config: Config, folder: str | Path | None = None) -> Preview:
     """A few rows, raw, as messages, as text and as supervised tokens, then what the data checks counted.
 
-    Writes preview.html into `folder`, else outputs/NAME/DATE_TIME. Loads no weights.
+    Writes preview.html, and preview.jsonl for tools, into `folder`, else outputs/NAME/DATE_TIME. Loads no weights.
     """
     setup = set_up_run(config, folder := open_run_folder(config, folder))
-    encoder, rows = setup.encoder, setup.data.train
+    encoder = setup.encoder
     width = shutil.get_terminal_size().columns
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     page = [MASK_STYLE, MASK_LEGEND]
-    lines = []
-    for why, index in select_rows(rows, config.preview.rows, config.seed):
-        shown = row_steps(config, encoder, rows[index])
-        title = f"{why} row: {shown['title']}"
-        mask = mask_tokens(encoder, rows[index]["input_ids"], rows[index]["labels"])
+    lines, records = [], []
+    for title, record, messages in describe_rows(setup, select_rows(setup.data, config.preview.rows, config.seed)):
+        records.append(record)
+        shown = {
+            "raw": json.dumps(record["raw"], indent=2, ensure_ascii=False, default=str),
+            "messages": json.dumps(messages or "(raw text, no messages)", indent=2, ensure_ascii=False),
+            "text": record["text"],
+        }
+        mask = mask_tokens(encoder, record["input_ids"], record["labels"])
         lines += [title, "=" * len(title)]
-        for label in ("raw", "messages", "text"):
-            lines.append(f"\n{label}:\n{cut_lines(shown[label])}")
+        for label, text in shown.items():
+            lines.append(f"\n{label}:\n{cut_lines(text)}")
         marks = "on green, the stop token on yellow" if colour else "between ⟦ and ⟧, ■ behind the stop token"
         lines += [f"\ntokens, with loss {marks}:", render_terminal(mask, width, colour) + "\n"]
         page.append(html_section(title, shown, mask))
@@ -78,33 +88,86 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
     page.append(f"<pre>{escape(summary)}</pre>")
     html = "\n".join(page)
     (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
+    written = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
+    (folder / "preview.jsonl").write_text("".join(written), encoding="utf-8")
     shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     lines += [summary, f"\n{shown_folder / 'preview.html'} shows the same in a browser."]
     return Preview("\n".join(lines), html)
 
 
-def select_rows(rows: Dataset, drawn: int, seed: int) -> list[tuple[str, int]]:
-    """The first row in the order of the files, the longest, and some drawn with the run's seed; each once."""
-    first, longest = int(np.lexsort((rows["row"], rows["source"]))[0]), int(row_lengths(rows).argmax())
+def select_rows(data: TrainingData, drawn: int | str, seed: int) -> list[tuple[str, dict[str, Any]]]:
+    """The first training row in the order of the files, the longest, and some drawn with the run's seed; each once.
+
+    `all` gives every row in the order of the files, those that a check or their length left out, too.
+    """
+    rows = data.train
+    by_file = np.lexsort((rows["piece"], rows["row"], rows["source"]))
+    if drawn == "all":
+        every = rows if data.left_out is None else concatenate_datasets([rows, data.left_out])
+        order = np.lexsort((every["piece"], every["row"], every["source"])).tolist()
+        return [("left out" if index >= len(rows) else "", every[index]) for index in order]
+    first, longest = int(by_file[0]), int(row_lengths(rows).argmax())
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     others = [index for index in order if index not in (first, longest)][:drawn]
     found = dict.fromkeys(others, "drawn") | {longest: "longest", first: "first"}
-    return [(found[index], index) for index in dict.fromkeys([first, longest, *others])]
+    return [(found[index], rows[index]) for index in dict.fromkeys([first, longest, *others])]
 
 
-def row_steps(config: Config, encoder: Encoder, row: dict) -> dict[str, str]:
-    """One training row on its way: as it stands in its file, as messages, as rendered text."""
-    name, source = list(config.sources.items())[row["source"]]
-    rows = load_rows(name, source, source.split)
-    raw = next(iter(rows.skip(row["row"])))
-    conversation = find_formatter(name, source, config.formatter, rows.column_names)(raw)
-    text = conversation["text"] if "text" in conversation else encoder.render(**conversation)[0]
-    return {
-        "title": f"data.{name} {row['row']}, {len(row['input_ids'])} tokens",
-        "raw": json.dumps(raw, indent=2, ensure_ascii=False, default=str),
-        "messages": json.dumps(conversation.get("messages", "(raw text, no messages)"), indent=2, ensure_ascii=False),
-        "text": text,
-    }
+def describe_rows(
+    setup: RunSetup, chosen: Sequence[tuple[str, dict[str, Any]]]
+) -> Iterator[tuple[str, dict[str, Any], list | None]]:
+    """For each row its title, its line of preview.jsonl, and its messages, which raw text does not have."""
+    names, encoder = list(setup.config.sources), setup.encoder
+    raw_rows, formatters = {}, {}
+    for place, name in enumerate(names):
+        numbers = sorted({row["row"] for _, row in chosen if row["source"] == place})
+        found, formatters[name] = read_raw_rows(setup, name, numbers)
+        raw_rows |= {(name, number): raw for number, raw in found.items()}
+    for why, row in chosen:
+        name, ids, labels = names[row["source"]], row["input_ids"], row["labels"]
+        raw = raw_rows[name, row["row"]]
+        conversation = formatters[name](raw)
+        if "messages" in conversation:
+            text = encoder.render(*map(conversation.get, ("messages", "tools", "chat_template_kwargs")))[0]
+        else:  # which may be a piece of a longer one
+            whole = row["piece"] == 0 and ids[-1] == encoder.tokenizer.eos_token_id
+            text = conversation["text"] if whole else encoder.tokenizer.decode(ids)
+        record = {"source": name, "row": row["row"]} | ({"piece": row["piece"]} if row["piece"] >= 0 else {})
+        record |= {"raw": dict(raw), "text": text, "input_ids": ids}
+        labels = [IGNORE_INDEX] * len(ids) if why == "left out" else labels  # no loss is taken on it
+        record |= {"labels": labels, "supervised": supervised_texts(encoder, ids, labels)}
+        fields = RowFields(formatters[name])
+        record["unread"] = fields.unread(fields.parse(raw))
+        record["checks"] = [issue for issue, bit in ISSUE_BIT.items() if row["problems"] & bit]
+        record["left_out"] = why == "left out"
+        title = f"{why} row: data.{name} {row['row']}, {len(ids)} tokens".strip()
+        yield title, record, conversation.get("messages")
+
+
+def read_raw_rows(setup: RunSetup, name: str, numbers: Sequence[int]) -> tuple[dict[int, Any], Any]:
+    """The rows of these numbers, in order, as they stand in a source's split, and the source's formatter."""
+    source, where = setup.config.sources[name], f"data.{name}"
+    if not numbers:
+        return {}, None
+    if setup.stream:
+        records = islice(stream_rows(where, source, source.split), numbers[-1] + 1)
+        return {number: row for number, row, _ in records if number in set(numbers)}, setup.stream.formatters[name]
+    rows = load_rows(where, source, source.split)
+    formatter = find_formatter(name, source, setup.config.formatter, rows.columns)
+    return {number: row for number, row, _ in rows.records(numbers)}, formatter
+
+
+def supervised_texts(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> list[str]:
+    """The texts that carry loss, in order, each without the stop token at its end."""
+    tokenizer, texts, start = encoder.tokenizer, [], 0
+    stops = {tokenizer.convert_tokens_to_ids(encoder.stop), tokenizer.eos_token_id}
+    for ignored, run in groupby(labels, key=lambda label: label == IGNORE_INDEX):
+        before, start = start, start + len(list(run))
+        if not ignored:
+            last = max((place for place in range(max(before, start - 2), start) if ids[place] in stops), default=start)
+            context = ids[max(before - 1, 0) : before]  # a decoder may strip the space of a text's first token
+            texts.append(tokenizer.decode([*context, *ids[before:last]])[len(tokenizer.decode(context)) :])
+    return texts
 
 
 def cut_lines(text: str, lines: int = 24) -> str:

@@ -59,7 +59,9 @@ def test_evaluating_a_fully_tuned_run_gives_what_training_wrote(fully_tuned, tmp
 
 
 def test_evaluating_has_no_training_loss_to_be_its_objective(trained, tmp_path):
-    code, _ = run_command(tmp_path, "mode=evaluate", f"evaluate.run={trained}", "evaluate.rows=0", "objective=train_loss")
+    code, _ = run_command(
+        tmp_path, "mode=evaluate", f"evaluate.run={trained}", "evaluate.rows=0", "objective=train_loss"
+    )
     assert code == 2 and "objective=train_loss is not measured in this run." in log(tmp_path)
     assert not (tmp_path / "metrics.json").exists()
 

@@ -1,5 +1,6 @@
 """The groups of a config as dataclasses: each field is a key with its default, and its comment documents it."""
 
+import codecs
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,12 +33,26 @@ class Source:
     data_files: str | list | dict | None = None
     data_dir: str | None = None
     revision: str | None = None
-    split: str = "train"
+    field: str | None = None  # the key of a JSON document under which its rows stand
+    sep: str | None = None  # between a csv's cells; null is a comma, in a .tsv a tab
+    encoding: str = "utf-8"  # of text files
+    split: str | None = "train"  # null where all rows are held out
     held_out_split: str | None = None  # hold out the rows of this split instead of some rows of `split`
     formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; null takes the root choice
+    rows: int | None = None  # so many of the source's rows, drawn with the run's seed
+    sample_by: Literal["random", "length"] = "random"  # how `rows` are drawn: length takes as many of every length
     share: float | None = None  # of the mixture's rows; a source without a share gives all its rows
+    on_error: Literal["raise", "drop"] = "raise"  # what is done with rows that cannot be read or formatted
     train_on: TrainOn = "assistant"  # every answer, the last answer of a row, or every token
     streaming: bool = False  # read, encode and pack rows while training goes on; needs trainer.max_steps
+
+    def __post_init__(self):
+        if len((self.sep or ",").replace("\\t", "\t")) != 1:
+            raise ValueError(f"sep should be one character, not {self.sep!r}.")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding={self.encoding} is unknown. Write utf-8, latin-1, cp1252, …") from None
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,12 @@ class CheckPolicy:
     """What is done with rows that have an issue: `raise`, `drop` or `keep`; they are counted in every case."""
 
     nothing_supervised: Action = "raise"  # no token of the row carries loss
+    marked_untrained: Action = "drop"  # a flag of the row's own (train: false, weight: 0 …) leaves nothing to train on
     stop_not_supervised: Action = "raise"  # an answer whose stop token carries no loss
     content_missing: Action = "raise"  # the chat template leaves out a system message, a call, reasoning, a part
+    whitespace_trimmed: Action = "keep"  # the chat template cuts spaces or line breaks at the ends of a message
+    unread_field: Action = "keep"  # a key with a value that is neither read nor known to be metadata
+    blank_question: Action = "keep"  # a user's message without a text
     roles_out_of_order: Action = "keep"  # two questions or two answers in a row, a late system message
     typed_control_token: Action = "keep"  # a special token spelled out in a message; it is encoded as text
     double_bos_or_eos: Action = "keep"
@@ -124,7 +143,7 @@ class JudgeOptions:
 class EvaluateOptions:
     """The config's `evaluate`."""
 
-    rows: int = 20  # held-out questions that are answered; 0 asks none
+    rows: int | None = None  # held-out questions that are answered; null is 20, or a question file's all; 0 none
     batch_size: int = 16
     max_new_tokens: int = 256
     temperature: float = 0.7  # of the sampled answers beside the greedy ones; 0 samples none
@@ -144,7 +163,7 @@ class EvaluateOptions:
 class PreviewOptions:
     """The config's `preview`."""
 
-    rows: int = 1  # rows drawn at random, besides the first and the longest
+    rows: int | Literal["all"] = 1  # rows drawn at random, besides the first and the longest; all shows every row
 
 
 @dataclass(frozen=True)
@@ -200,6 +219,7 @@ RANGES = {
     "trainer.dataloader_num_workers": "[0, inf)",
     "data.held_out": "[0, inf)",
     "data.*.share": "(0, 1]",
+    "data.*.rows": "[1, inf)",
     "adapter.lora.r": "[1, inf)",
     "adapter.lora.lora_alpha": "(0, inf)",
     "adapter.lora.lora_dropout": "[0, 1)",

@@ -1,8 +1,10 @@
 """The supervision ledger: what encoding found in every row, counted, with what is done about it."""
 
+import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,20 +12,27 @@ import numpy as np
 from datasets import Dataset
 
 from sft_recipes.config.options import CheckPolicy
-from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.fields import RowFields
+from sft_recipes.data.formatters import Conversation, chatml
 from sft_recipes.data.token_rows import flat_values, row_arrays
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder, iterate_strings
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 ISSUES = [field.name for field in fields(CheckPolicy)]
-ISSUE_BIT = {name: 1 << place for place, name in enumerate(ISSUES)}
+ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces"])}
+CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
 
 
 def find_issues(
-    encoder: Encoder, conversations: Sequence[Conversation], encoded: Mapping[str, list], train_on: str
-) -> np.ndarray:
-    """One int64 a row, a bit set for each of PROBLEMS that it has by itself."""
+    encoder: Encoder,
+    fields: RowFields,
+    rows: Sequence[Mapping[str, Any]],
+    conversations: Sequence[Conversation],
+    encoded: Mapping[str, list],
+    train_on: str,
+) -> tuple[np.ndarray, list[str]]:
+    """One int64 a row, a bit set for each issue that it has by itself; and the names of its unread fields."""
     ids, labels = encoded["input_ids"], encoded["labels"]
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     row_of = np.repeat(np.arange(len(ids)), lengths)
@@ -31,7 +40,9 @@ def find_issues(
     last = np.zeros(len(flat), dtype=bool)
     last[np.cumsum(lengths) - 1] = True
     found = np.zeros(len(ids), dtype=np.int64)
-    found[np.bincount(row_of[carries], minlength=len(ids)) == 0] |= ISSUE_BIT["nothing_supervised"]
+    for row in np.flatnonzero(np.bincount(row_of[carries], minlength=len(ids)) == 0):
+        marked = is_marked_untrained(conversations[row], train_on)
+        found[row] |= ISSUE_BIT["marked_untrained" if marked else "nothing_supervised"]
     ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
     double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
     found[row_of[double]] |= ISSUE_BIT["double_bos_or_eos"]
@@ -39,60 +50,73 @@ def find_issues(
         stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
         finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
         bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
-        chats = np.array(["messages" in conversation for conversation in conversations])
-        found[row_of[bare]] |= ISSUE_BIT["stop_not_supervised"] * chats[row_of[bare]]
-    for row, (conversation, text) in enumerate(zip(conversations, encoded["text"], strict=True)):
+        for row in np.unique(row_of[bare]):
+            if any("train_detail" in message for message in conversations[row].get("messages", [])):
+                continue  # where the row itself ends the loss there is no stop token
+            found[row] |= ISSUE_BIT["stop_not_supervised"] * ("messages" in conversations[row])
+    unread = []
+    for row, (raw, conversation, text) in enumerate(zip(rows, conversations, encoded["text"], strict=True)):
+        raw = fields.parse(raw)
+        unread.append(", ".join(fields.unread(raw)))
+        if unread[-1]:
+            found[row] |= ISSUE_BIT["unread_field"]
         if "messages" not in conversation:
             continue
-        if find_missing_text(conversation, text):
-            found[row] |= ISSUE_BIT["content_missing"]
-        if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in conversation["messages"])):
+        texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(conversation)
+        if missing := find_missing_text(texts, text):
+            found[row] |= ISSUE_BIT[missing]
+        messages = conversation["messages"]
+        if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
             found[row] |= ISSUE_BIT["roles_out_of_order"]
+        if any(message["role"] == "user" and not message["content"].strip() for message in messages):
+            found[row] |= ISSUE_BIT["blank_question"]
         if encoded["typed"][row]:
             found[row] |= ISSUE_BIT["typed_control_token"]
-    return found
+    return found, unread
+
+
+def is_marked_untrained(conversation: Conversation, train_on: str) -> bool:
+    """Whether flags of a row leave none of the answers to train on that `train_on` would choose."""
+    answers = [message for message in conversation.get("messages", []) if message["role"] == "assistant"]
+    flags = [answer.get("train") for answer in (answers[-1:] if train_on == "last" else answers)]
+    return conversation.get("train") is False or (bool(flags) and all(flag is False for flag in flags))
 
 
 # s(ystem) first if at all, then u(ser) and a(ssistant) in turn; t(ool) messages stand between two of the assistant's
 ROLE_ORDER = re.compile(r"s?(ua(t+a)*)+")
 
 
-def find_missing_text(conversation: Conversation, text: str) -> str:
-    """The first string of the conversation that does not stand in the rendered text, verbatim and in order, or ''."""
-    place = 0
-    for message in conversation["messages"]:
-        for said in message_texts(message):
-            place = text.find(said, place)
-            if place < 0:
-                return said
-            place += len(said)
-    return next((tool for tool in tool_names(conversation.get("tools")) if tool not in text), "")
+def find_missing_text(texts: Iterable[tuple[str, bool]], text: str) -> str:
+    """The issue with a rendered text: `content_missing` where something that a row says does not stand in it, verbatim
+    or as JSON writes it; `whitespace_trimmed` where only spaces and line breaks around it are gone; else ''.
 
-
-def message_texts(message: Mapping[str, Any]) -> Iterator[str]:
-    """What a message says, in the order a template writes it."""
-    if message.get("reasoning_content"):
-        yield message["reasoning_content"]
-    if message.get("input"):
-        yield from (message["instruction"], message["input"])
-    else:
-        yield message["content"]
-    for call in message.get("tool_calls", []):
-        yield call["function"]["name"]
-
-
-def tool_names(tools: Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
-    """The names of a row's tools, wrapped as OpenAI's are or bare."""
-    for tool in tools or []:
-        name = tool.get("function", tool).get("name")
-        if isinstance(name, str):
-            yield name
+    >>> find_missing_text([("Hi ", True), ("Yo", True)], "user: Hi model: Yo")
+    ''
+    >>> find_missing_text([("Hi  ", True), ("Yo", True)], "user: Hi model: Yo")
+    'whitespace_trimmed'
+    """
+    place, issue = 0, ""
+    for said, in_order in texts:
+        if not (bare := said.strip()):
+            continue
+        begin = place if in_order else 0
+        start, length = text.find(said, begin), len(said)
+        if start < 0:
+            written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
+            start, length = next(((at, len(form)) for form in written if (at := text.find(form, begin)) >= 0), (-1, 0))
+        if start < 0:
+            start, length, issue = text.find(bare, begin), len(bare), "whitespace_trimmed"
+        if start < 0:
+            return "content_missing"
+        place = start + length if in_order else place
+    return issue
 
 
 def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset, dict[str, Any]]:
     """The rows that the policy keeps, and the count and first twenty row numbers of every problem that was found.
 
-    Raises DataError for the first problem whose policy is `raise`.
+    Of unread fields it also has the names, with the number of rows that have them. Raises DataError for the first
+    problem whose policy is `raise`.
     """
     found, numbers = flat_values(rows, "problems"), flat_values(rows, "row")
     record, gone = {}, np.zeros(len(rows), dtype=bool)
@@ -102,41 +126,77 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
             continue
         action = getattr(policy, problem)
         record[problem] = {"rows": int(hit.sum()), "policy": action, "first": numbers[hit][:20].tolist()}
+        if problem == "unread_field":
+            names = Counter(field for row in rows.select(np.flatnonzero(hit))["unread"] for field in row.split(", "))
+            record[problem]["fields"] = dict(names.most_common())
         listed = ", ".join(map(str, record[problem]["first"][:5]))
         if action == "raise":
             raise DataError(
-                f"data.{name}: {hit.sum()} of {len(rows)} rows have {problem} (row {listed}…): "
-                f"{ISSUE_DESCRIPTIONS[problem]}. Fix them, or write data_checks.{problem}=drop (or keep)."
+                f"data.{name}: {hit.sum()} of {len(rows)} rows have {describe_issue(problem, record[problem])} "
+                f"(row {listed}…): {ISSUE_DESCRIPTIONS[problem]}. Fix them, or write data_checks.{problem}=drop (or "
+                "keep)."
             )
         if action == "drop":
             gone |= hit
+    rows = rows.remove_columns("unread")
     return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
+
+
+def describe_issue(issue: str, entry: Mapping[str, Any]) -> str:
+    """An issue's name, with the fields that it is about."""
+    return " ".join([issue, *list(entry.get("fields", []))[:5]])
 
 
 ISSUE_DESCRIPTIONS = {
     "nothing_supervised": "no token of them carries loss",
     "stop_not_supervised": "an answer ends without its stop token, so the model would not learn to stop; it should "
     "stand within the chat template's {% generation %} block",
+    "marked_untrained": "they say themselves that they are not to be trained on",
     "content_missing": "the chat template leaves out something that they say",
+    "whitespace_trimmed": "the chat template cuts spaces or line breaks at the ends of what they say",
+    "unread_field": "the formatter does not read it, and it is not known to be metadata",
+    "blank_question": "they answer an empty question",
     "roles_out_of_order": "their turns do not alternate",
     "typed_control_token": "they spell out a special token",
     "double_bos_or_eos": "BOS or EOS stands twice in a row",
     "duplicate": "they repeat an earlier row token for token",
     "in_held_out": "they are also held out",
     "truncated": "they are longer than trainer.max_length",
+    "cut_into_pieces": "they are raw text longer than trainer.max_length",
     "fully_truncated": "nothing supervised is left of them",
 }
 
 
+def count_faults(where: str, on_error: str, faults: list[tuple[int, str]], total: int) -> dict[str, Any]:
+    """The audit's entry for rows that could not be read or formatted, which the log says; none where there are none.
+
+    Raises DataError, which shows the first five, unless they may be dropped.
+    """
+    if not faults:
+        return {}
+    shown = "; ".join(fault.rstrip(".") for _, fault in sorted(faults)[:5])
+    counted = f"{where}: {len(faults)} of {total} rows cannot be used: {shown}{'; …' if len(faults) > 5 else ''}."
+    said = counted if len(faults) > 1 else f"{where} {shown}."
+    if on_error == "raise":
+        raise DataError(f"{said} Fix {'them' if len(faults) > 1 else 'it'}, or write {where}.on_error=drop.")
+    log.warning("%s Dropped.", said)
+    return {"unusable": {"rows": len(faults), "policy": "drop", "first": sorted(number for number, _ in faults)[:20]}}
+
+
 def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
-    """Says in the log which rows are dropped or cut."""
+    """Says in the log which rows are dropped or cut, how many tokens are lost to it, and what of them is not read."""
     for problem, found in problems.items():
-        if found["policy"] == "drop" or problem == "truncated":
+        if problem == "unread_field" and found["policy"] == "keep":
+            counts = ", ".join(f"{field} in {rows} row{'s' * (rows > 1)}" for field, rows in found["fields"].items())
+            log.warning("data.%s: fields that are neither read nor known to be metadata: %s.", name, counts)
+        if found["policy"] == "drop" or problem in ("truncated", "cut_into_pieces"):
             action = "dropped" if found["policy"] == "drop" else "cut, their stop tokens gone"
+            action = f"cut into {found['pieces']:,} pieces, none of which is lost" if "pieces" in found else action
+            action += f", with {found['tokens']:,} tokens" if "tokens" in found else ""
             listed = ", ".join(map(str, found["first"][:5]))
-            log.warning(
-                "data.%s: %d rows (%s: %s) are %s (row %s…).",
-                name, found["rows"], problem, ISSUE_DESCRIPTIONS[problem], action, listed,
+            log.log(
+                logging.INFO if "pieces" in found else logging.WARNING, "data.%s: %d rows (%s: %s) are %s (row %s…).",
+                name, found["rows"], describe_issue(problem, found), ISSUE_DESCRIPTIONS[problem], action, listed,
             )  # fmt: skip
 
 
@@ -167,19 +227,21 @@ def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversat
         if "text" in conversation or any(map(encoder.has_typed_token, iterate_strings(conversation))):
             continue
         messages, tools = conversation["messages"], conversation.get("tools") or None
+        settings = conversation.get("chat_template_kwargs", {})
         if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
             continue
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         for turn in {answers[0], answers[-1]}:
             said = [
-                {key: value for key, value in message.items() if key != "train"} for message in messages[: turn + 1]
+                {key: value for key, value in message.items() if key not in ("train", "train_detail")}
+                for message in messages[: turn + 1]
             ]
-            row = encoder.encode([{"messages": said, "tools": tools}])
+            row = encoder.encode([{"messages": said, "tools": tools, "chat_template_kwargs": settings}])
             ids, carries = row["input_ids"][0], row["labels"][0] != IGNORE_INDEX
             start = np.flatnonzero(carries & ~np.append(False, carries[:-1]))[-1]
             trained = ids[:start].tolist()
             served = encoder.tokenizer.apply_chat_template(
-                messages[:turn], tools=tools, add_generation_prompt=True, return_dict=False
+                messages[:turn], tools=tools, add_generation_prompt=True, return_dict=False, **settings
             )
             texts = [encoder.tokenizer.decode(some) for some in (trained, served)]
             if texts[0] != texts[1] or (turn == answers[0] and trained != served):

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sft_recipes.data.formatters import FORMATTERS, Conversation, detect_formatter
+from sft_recipes.data.detection import detect_formatter
+from sft_recipes.data.formatters import FORMATTERS, Conversation
 from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 
@@ -51,4 +52,5 @@ def to_conversation(row: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Con
     """A list of messages, or a row in any format whose columns tell it, as a conversation."""
     if not isinstance(row, Mapping):
         row = {"messages": list(row)}
-    return FORMATTERS[detect_formatter(row)](row)
+    columns = detect_formatter(row)
+    return FORMATTERS[columns.pop("name")](row, **columns)

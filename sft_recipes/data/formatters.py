@@ -1,43 +1,64 @@
 """Formatters turn one row of a dataset format into one conversation: `dataset.map(alpaca)`.
 
 `Dataset.map` settles the types on its first 1,000 rows: where tool calls, inputs or `train` turn up only after them, it
-raises until it is given `writer_batch_size=len(dataset)`.
+raises until it is given `writer_batch_size=len(dataset)`. Rows taken out of a Dataset by hand have the nulls with which
+Arrow fills its structs: `chatml(drop_nulls(row))`, from `data.messages`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from reprlib import repr as short
 from typing import Any
 
+from sft_recipes.data.messages import (
+    Message,
+    has_value,
+    is_trained,
+    read_column,
+    read_filled,
+    read_json,
+    read_message,
+    read_messages,
+    read_text,
+    refuse_media,
+)
 from sft_recipes.errors import DataError
 
 # {"messages": [{"role", "content", and where they apply "tool_calls", "reasoning_content", "name", "tool_call_id",
-# "train": False}], "tools": [...] where the row has that column}, or {"text"} where every token is trained on
+# "train": False, "train_detail"}], and where the row has them "tools": [...], "chat_template_kwargs": {...}}, or
+# {"text"} where every token is trained on
 Conversation = dict[str, Any]
-Message = dict[str, Any]
 Row = Mapping[str, Any]
-
-CHATML_ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
-SHAREGPT_ROLES = CHATML_ROLES | {"human": "user", "gpt": "assistant"}
-SHAREGPT_ROLES |= {"function_call": "assistant", "observation": "tool"}
+CONTEXT = {"train": False}
+# Arguments of the rendering that no row may set as a variable of its template
+RENDERING = frozenset(("messages", "tools", "documents", "chat_template", "add_generation_prompt"))
 
 
 def alpaca(
-    row: Row, /, instruction: str = "instruction", input: str = "input", output: str = "output", system: str = "system"
+    row: Row,
+    /,
+    instruction: str = "instruction",
+    input: str = "input",
+    output: str = "output",
+    system: str = "system",
+    history: str = "history",
+    tools: str = "tools",
 ) -> Conversation:
-    """One turn: the instruction, then its input if there is one, then the answer.
+    """One turn: the instruction, then its input if there is one, then the answer; before it the turns of `history`.
 
     With an input the question also carries both apart, since Stanford's prompt has a block for each.
 
     >>> alpaca({"instruction": "Add.", "input": "1 + 1", "output": "2"})["messages"][0]
     {'role': 'user', 'content': 'Add.\\n\\n1 + 1', 'instruction': 'Add.', 'input': '1 + 1'}
+    >>> [turn["content"] for turn in alpaca({"instruction": "c", "output": "d", "history": [["a", "b"]]})["messages"]]
+    ['a', 'b', 'c', 'd']
     """
-    task = _text(_column(row, instruction, "alpaca"), instruction)
+    task = read_text(read_column(row, instruction, "alpaca"), instruction)
     question = {"role": "user", "content": task}
-    if given := _optional_text(row, input, "input", "alpaca"):
+    if given := _optional_text(row, input, ["input"], "alpaca"):
         question |= {"content": f"{task}\n\n{given}", "instruction": task, "input": given}
-    answer = {"role": "assistant", "content": _filled(_column(row, output, "alpaca"), output)}
-    return {"messages": [*_system(row, system, "alpaca"), question, answer]}
+    answer = {"role": "assistant", "content": read_filled(read_column(row, output, "alpaca"), output)}
+    messages = [*_history(_optional(row, history, ["history"], "alpaca"), history), question, answer]
+    return _conversation(row, "alpaca", messages, system, tools, instruction, input, output, history)
 
 
 def sharegpt(
@@ -48,204 +69,141 @@ def sharegpt(
     >>> sharegpt({"conversations": ["Hi", "Hello!"]})
     {'messages': [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello!'}]}
     """
-    turns = _column(row, conversations, "sharegpt")
+    turns = read_json(read_column(row, conversations, "sharegpt"), conversations)
     if isinstance(turns, list) and turns and isinstance(turns[0], str):
         turns = [{"from": ("human", "gpt")[index % 2], "value": turn} for index, turn in enumerate(turns)]
-    front = _system(row, system, "sharegpt")
-    messages = _answered(_messages(turns, conversations, SHAREGPT_ROLES), conversations)
-    if front and messages[0]["role"] == "system":
-        raise DataError(f"{system} is set and {conversations}[0] is a system turn as well, one of them has to go.")
-    return {"messages": front + messages} | _tools(row, tools, "sharegpt")
+    messages = _answered(read_messages(turns, conversations), conversations)
+    return _conversation(row, "sharegpt", messages, system, tools, conversations)
 
 
-def chatml(row: Row, /, messages: str = "messages", tools: str = "tools") -> Conversation:
-    """OpenAI's messages, with text parts joined, arguments of calls parsed, and Arrow's nulls removed.
+def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system: str = "system") -> Conversation:
+    """OpenAI's messages, or their JSON text: parts joined, arguments of calls parsed, older names of fields read.
 
     >>> chatml({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "tool_calls": None}]})
     {'messages': [{'role': 'assistant', 'content': 'Hi'}]}
     """
-    turns = _messages(_column(row, messages, "chatml"), messages, CHATML_ROLES)
-    return {"messages": _answered(turns, messages)} | _tools(row, tools, "chatml")
+    turns = _answered(read_messages(read_column(row, messages, "chatml"), messages), messages)
+    return _conversation(row, "chatml", turns, system, tools, messages)
 
 
 def prompt_completion(
-    row: Row, /, prompt: str = "prompt", completion: str = "completion", tools: str = "tools"
+    row: Row, /, prompt: str = "prompt", completion: str = "completion", tools: str = "tools", system: str = "system"
 ) -> Conversation:
     """The prompt, then the completion, each a text or a list of messages; only the completion is trained on.
 
     >>> prompt_completion({"prompt": "1 + 1 =", "completion": " 2"})
     {'messages': [{'role': 'user', 'content': '1 + 1 ='}, {'role': 'assistant', 'content': ' 2'}]}
     """
-    history = _turns(_column(row, prompt, "prompt_completion"), prompt, "user")
-    history = [turn | {"train": False} if turn["role"] == "assistant" else turn for turn in history]
-    answer = _answered(_turns(_column(row, completion, "prompt_completion"), completion, "assistant"), completion)
-    return {"messages": history + answer} | _tools(row, tools, "prompt_completion")
+    asked, answer = (read_column(row, column, "prompt_completion") for column in (prompt, completion))
+    if isinstance(asked, list):
+        past = [turn | CONTEXT if turn["role"] == "assistant" else turn for turn in read_messages(asked, prompt)]
+    else:
+        past = [{"role": "user", "content": read_text(asked, prompt)}]
+    if isinstance(answer, list):
+        answer = _answered(read_messages(answer, completion), completion)
+    else:
+        answer = [{"role": "assistant", "content": read_filled(answer, completion)}]
+    return _conversation(row, "prompt_completion", past + answer, system, tools, prompt, completion)
+
+
+def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
+    """A tree of OpenAssistant's as one conversation: the best-ranked reply to every message, as Guanaco chose them.
+
+    >>> replies = [{"role": "assistant", "text": text, "rank": rank} for text, rank in (("Bah", 1), ("Yo", 0))]
+    >>> oasst({"prompt": {"role": "prompter", "text": "Hi", "replies": replies}})["messages"][1]["content"]
+    'Yo'
+    """
+    node, messages = read_column(row, tree, "oasst"), []
+    while node:
+        if not isinstance(node, Mapping):
+            raise DataError(f"{tree} should be a tree of messages with role, text and replies, not {short(node)}.")
+        said = {"role": node.get("role"), "content": node.get("text")}
+        messages.append(read_message(said, f"{tree}, message {len(messages)}"))
+        replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
+        node = min(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank")), default=None)
+    last = max((place for place, turn in enumerate(messages) if turn["role"] == "assistant"), default=len(messages))
+    return _conversation(row, "oasst", _answered(messages[: last + 1], tree), "system", "tools", tree)
 
 
 def text(row: Row, /, text: str = "text") -> Conversation:
     """Raw text, trained on every token."""
-    return {"text": _filled(_column(row, text, "text"), text)}
+    beside = {key: value for key, value in row.items() if key != text}
+    refuse_media(beside)
+    said = {"text": read_filled(read_column(row, text, "text"), text)}
+    return said if is_trained(beside) else said | CONTEXT
 
 
 FORMATTERS: dict[str, Callable[..., Conversation]] = {
-    formatter.__name__: formatter for formatter in (alpaca, sharegpt, chatml, prompt_completion, text)
+    formatter.__name__: formatter for formatter in (alpaca, sharegpt, chatml, prompt_completion, oasst, text)
 }
 
 
-def detect_formatter(columns: Iterable[str]) -> str:
-    """The name of the formatter whose columns are there.
-
-    >>> detect_formatter(["instruction", "input", "output", "text"])
-    'alpaca'
-    """
-    columns = list(columns)
-    needs = {  # the first that fits: alpaca rows often bring their rendered text, chat rows a prompt
-        "chatml": {"messages"},
-        "sharegpt": {"conversations"},
-        "alpaca": {"instruction", "output"},
-        "prompt_completion": {"prompt", "completion"},
-        "text": {"text"},
-    }
-    for name, needed in needs.items():
-        if needed.issubset(columns):
-            return name
-    example = "{name: alpaca, instruction: question, output: answer}"
-    raise DataError(f"no formatter reads the columns {', '.join(columns)}. Name one with its own, such as {example}.")
+def _conversation(
+    row: Row, formatter: str, messages: list[Message], system: str, tools: str, *columns: str
+) -> Conversation:
+    """The messages, and what stands beside them in the row: system prompt, tools, settings of the template, flags."""
+    beside = {key: value for key, value in row.items() if key not in (*columns, system, tools)}
+    refuse_media(beside)
+    messages = _system(row, system, formatter, messages, columns[0]) + messages
+    conversation = {"messages": messages} | _tools(row, tools, formatter)
+    if not is_trained(beside):
+        messages = [message | CONTEXT if message["role"] == "assistant" else message for message in messages]
+        conversation |= {"messages": messages} | CONTEXT
+    if has_value(beside.get("chat_template_kwargs")):
+        settings = read_json(read_column(row, "chat_template_kwargs", formatter), "chat_template_kwargs")
+        if not isinstance(settings, Mapping) or not RENDERING.isdisjoint(settings):
+            raise DataError(f"chat_template_kwargs should name variables of the chat template, not {short(settings)}.")
+        conversation["chat_template_kwargs"] = settings
+    return conversation
 
 
-def drop_nulls(value: Any) -> Any:
-    """The value without the keys that are null, at any depth: Arrow fills a struct with every key of the column.
-
-    >>> drop_nulls({"name": "f", "arguments": {"city": "Bonn", "zip": None}, "id": None})
-    {'name': 'f', 'arguments': {'city': 'Bonn'}}
-    """
-    if isinstance(value, Mapping):
-        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
-    return [drop_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _turns(said: Any, field: str, role: str) -> list[Message]:
-    if isinstance(said, list):
-        return _messages(said, field, CHATML_ROLES)
-    return [{"role": role, "content": _filled(said, field) if role == "assistant" else _text(said, field)}]
-
-
-def _messages(turns: Any, field: str, roles: Mapping[str, str]) -> list[Message]:
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{field} should be a list of messages, not {short(turns)}.")
-    return [_message(turn, f"{field}[{index}]", roles) for index, turn in enumerate(turns)]
-
-
-def _message(turn: Any, field: str, roles: Mapping[str, str]) -> Message:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"{field} should be a message, not {short(turn)}.")
-    turn = drop_nulls(turn)
-    who, what = ("from", "value") if roles is SHAREGPT_ROLES and "role" not in turn else ("role", "content")
-    speaker = str(_column(turn, who, field, "it")).lower()
-    if speaker not in roles:
-        raise DataError(f"{field}.{who}: unknown role {short(turn[who])}, known are {', '.join(roles)}.")
-    source = what if speaker == "function_call" else "tool_calls"
-    calls = _tool_calls(turn.get(source), f"{field}.{source}")
-    unsaid = source == what or (calls and what not in turn)  # the value is the call itself, or null beside a call
-    content = "" if unsaid else _content(turn.get(what), f"{field}.{what}")
-    message = {"role": roles[speaker], "content": content}
-    for key in ("reasoning_content", "name", "tool_call_id"):
-        if key in turn:
-            message[key] = _text(turn[key], f"{field}.{key}")
-    if calls and message["role"] != "assistant":
-        raise DataError(f"{field}.{source}: only the assistant calls tools, not {turn[who]}.")
-    if calls:
-        message["tool_calls"] = calls
-    elif message["role"] == "assistant":
-        _filled(content, f"{field}.{what}")
-    if not _trained(turn, field):
-        message["train"] = False
-    return message
-
-
-def _content(value: Any, field: str) -> str:
-    if not isinstance(value, list):
-        return _text(value, field)
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise DataError(f"{field}[{index}] should be a text part, not {short(part)}.")
-    return "".join(_text(part.get("text"), f"{field}[{index}].text") for index, part in enumerate(value))
-
-
-def _tool_calls(calls: Any, field: str) -> list[Message]:
-    calls = _json(calls, field) if calls else []
-    return [_tool_call(call, field) for call in (calls if isinstance(calls, list) else [calls])]
-
-
-def _tool_call(call: Any, field: str) -> dict[str, Any]:
-    match call:
-        case {"function": {"name": str(name), "arguments": given}} | {"name": str(name), "arguments": given}:
-            if isinstance(arguments := _json(given, f"{field}: arguments"), dict):
-                number = {"id": call["id"]} if "id" in call else {}
-                return number | {"type": "function", "function": {"name": name, "arguments": arguments}}
-    raise DataError(f'{field}: a call is {{"name": "…", "arguments": {{…}}}}, not {short(call)}.')
-
-
-def _trained(turn: Message, field: str) -> bool:
-    train, weight = turn.get("train", True), turn.get("weight", 1)
-    if not isinstance(train, bool):
-        raise DataError(f"{field}.train should be true or false, not {short(train)}.")
-    if weight not in (0, 1):
-        raise DataError(f"{field}.weight should be 0 or 1, not {short(weight)}.")
-    return train and weight == 1
-
-
-def _answered(messages: list[Message], field: str) -> list[Message]:
-    answers = [message for message in messages if message["role"] == "assistant"]
-    if not answers:
-        raise DataError(f"{field}: nothing to train on, no assistant turn.")
-    if not any(answer.get("train", True) for answer in answers):
-        raise DataError(f"{field}: nothing to train on, every assistant turn has train: false or weight: 0.")
+def _history(pairs: Any, column: str) -> list[Message]:
+    messages = []
+    for index, pair in enumerate(read_json(pairs or [], column)):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"{column}[{index}] should be a question and its answer, not {short(pair)}.")
+        messages.append({"role": "user", "content": read_text(pair[0], f"{column}[{index}][0]")})
+        messages.append({"role": "assistant", "content": read_filled(pair[1], f"{column}[{index}][1]")})
     return messages
 
 
-def _system(row: Row, column: str, formatter: str) -> list[Message]:
-    content = _optional_text(row, column, "system", formatter)
-    return [{"role": "system", "content": content}] if content else []
+def _answered(messages: list[Message], field: str) -> list[Message]:
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(f"{field}: nothing to train on, no assistant turn.")
+    return messages
+
+
+def _system(row: Row, column: str, formatter: str, messages: list[Message], field: str) -> list[Message]:
+    """The row's system prompt as a message, unless the first turn is the same one."""
+    names = ("system", "system_prompt") if column == "system" else (column,)
+    said = {name: found for name in names if (found := _optional_text(row, name, names, formatter))}
+    if inside := messages[0]["role"] == "system":
+        said[f"{field}[0]"] = messages[0]["content"]
+    if len({*said.values()}) > 1:
+        raise DataError(f"{' and '.join(said)} are both system prompts, and differ: one of them has to go.")
+    return [] if inside else [{"role": "system", "content": found} for found in {*said.values()}]
 
 
 def _tools(row: Row, column: str, formatter: str) -> Conversation:
-    if column == "tools" and column not in row:
+    legacy = column == "tools" and has_value(row.get("functions"))
+    if legacy and has_value(row.get(column)):
+        raise DataError("tools and functions are both set: one of them has to go.")
+    source = "functions" if legacy else column
+    if source == "tools" and source not in row:
         return {}
     # an empty list, not nothing: `Dataset.map` would keep the row's own text, and a column of both is an error
-    tools = _json(drop_nulls(_column(row, column, formatter)) or [], column)
+    tools = read_json(read_column(row, source, formatter) or [], source)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{column} should be a list of tools, not {short(tools)}.")
-    return {"tools": tools}
+        raise DataError(f"{source} should be a list of tools, not {short(tools)}.")
+    return {"tools": [{"type": "function", "function": tool} for tool in tools] if legacy else tools}
 
 
-def _optional_text(row: Row, column: str, default: str, formatter: str) -> str:
-    """The column's text, or '' where it is null, blank, or absent; a column that the user named has to be there."""
-    value = row.get(column) if column == default else _column(row, column, formatter)
-    return value if value is not None and _text(value, column).strip() else ""
+def _optional(row: Row, column: str, usual: Iterable[str], formatter: str) -> Any:
+    """The column's value, or None where it is absent; a column that the user named has to be there."""
+    return None if column in usual and column not in row else read_column(row, column, formatter)
 
 
-def _column(row: Row, column: str, needing: str, having: str = "the row") -> Any:
-    if column not in row:
-        raise DataError(f"{needing} needs {column!r}, {having} has {', '.join(row) or 'nothing'}.")
-    return row[column]
-
-
-def _filled(value: Any, field: str) -> str:
-    if not _text(value, field).strip():
-        raise DataError(f"{field} is blank.")
-    return value
-
-
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{field} should be text, not {short(value)}.")
-    return value
-
-
-def _json(value: Any, field: str) -> Any:
-    """The value that a JSON text holds; nulls written there are the author's and stay."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise DataError(f"{field} is not JSON ({error}): {short(value)}.") from None
+def _optional_text(row: Row, column: str, usual: Iterable[str], formatter: str) -> str:
+    """The column's text, or '' where it is null, blank or absent."""
+    value = _optional(row, column, usual, formatter)
+    return value if value is not None and read_text(value, column).strip() else ""

@@ -1,45 +1,102 @@
-"""Rows that are too long, the shares of a mixture, the order of training."""
+"""Rows that are too long, and the shares of a mixture."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths, to_dataset
+from sft_recipes.data.audit import ISSUE_BIT
+from sft_recipes.data.token_rows import ORIGIN, flat_values, row_arrays, row_lengths, take_rows, to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 
 def apply_max_length_policy(
     name: str, rows: Dataset, max_length: int | None, policy: str
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The rows within `max_length`, and the ledger's entry for those that were longer.
+    """The rows within `max_length`, and the audit's entries for those that were longer.
 
-    A cut answer has lost its stop token. `auto` drops such rows while they are at most 1 % and raises otherwise; `drop`
-    and `raise` do so always; `keep` cuts them, and drops those of which no supervised token is left.
+    Raw text is cut into pieces, of which none is lost. A cut answer has lost its stop token: `auto` drops such rows
+    while they are at most 1 % and raises otherwise; `drop` and `raise` do so always; `keep` cuts them, and drops those
+    of which no supervised token is left.
     """
     lengths = row_lengths(rows)
-    long = lengths > (max_length or np.inf)
-    if not long.any():
+    if not max_length or not (lengths > max_length).any():
         return rows, {}
-    count, share = int(long.sum()), long.mean()
+    rows, found, total = *cut_raw_text(rows, max_length), len(rows)
+    lengths, numbers = row_lengths(rows), flat_values(rows, "row")
+    long = lengths > max_length
+    count, share = int(long.sum()), long.sum() / total
+    if not count:
+        return rows, found
     if policy == "raise" or (policy == "auto" and share > 0.01):
         enough = int(np.quantile(lengths, 0.99, method="higher"))
         raise DataError(
-            f"data.{name}: {count} of {len(rows)} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
+            f"data.{name}: {count} of {total} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
             f"{enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or keep, which cuts answers off)."
         )
-    numbers = flat_values(rows, "row")
     entry = {"rows": count, "policy": "keep" if policy == "keep" else "drop", "first": numbers[long][:20].tolist()}
     if policy != "keep":
-        return rows.select(np.flatnonzero(~long)), {"truncated": entry}
-    origin = {key: flat_values(rows, key) for key in ("source", "row", "problems")}
+        entry["tokens"] = int(lengths[long].sum())
+        return take_rows(rows, np.flatnonzero(~long)), found | {"truncated": entry}
+    entry["tokens"] = int((lengths[long] - max_length).sum())
     lists = {key: [row[:max_length] for row in row_arrays(rows, key)] for key in ("input_ids", "labels")}
     left = np.array([bool((row != IGNORE_INDEX).any()) for row in lists["labels"]])
-    gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist()}
-    found = {"truncated": entry} | ({"fully_truncated": gone} if gone["rows"] else {})
-    return to_dataset(lists, origin).select(np.flatnonzero(left)), found
+    rows = to_dataset(lists, {key: flat_values(rows, key) for key in ORIGIN})
+    found |= {"truncated": entry}
+    if not left.all():
+        tokens = int(row_lengths(rows)[~left].sum())
+        gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist(), "tokens": tokens}
+        found |= {"fully_truncated": gone}
+    return take_rows(rows, np.flatnonzero(left)), found
+
+
+def mark_long_rows(rows: Dataset, max_length: int | None) -> Dataset:
+    """The rows, those above `max_length` with `truncated`, raw text with `cut_into_pieces`, set in their `problems`."""
+    problems, long = flat_values(rows, "problems").copy(), row_lengths(rows) > (max_length or np.inf)
+    if not long.any():
+        return rows
+    raw_text = flat_values(rows, "piece") >= 0
+    problems[long] |= np.where(raw_text[long], ISSUE_BIT["cut_into_pieces"], ISSUE_BIT["truncated"])
+    return rows.remove_columns("problems").add_column("problems", problems)
+
+
+def cut_raw_text(rows: Dataset, max_length: int) -> tuple[Dataset, dict[str, Any]]:
+    """The rows with those of raw text in pieces of `max_length` tokens, one after another, and the entry for them.
+
+    A piece has at least two tokens, since the first of a row is predicted by nothing.
+    """
+    lengths, origin = row_lengths(rows), {key: flat_values(rows, key) for key in ORIGIN}
+    long = (origin["piece"] >= 0) & (lengths > max_length)
+    if not long.any():
+        return rows, {}
+    sizes = [
+        [length] if not cut else piece_sizes(length, max_length)
+        for length, cut in zip(lengths.tolist(), long, strict=True)
+    ]
+    counts = np.array([len(each) for each in sizes])
+    ends = np.cumsum(np.concatenate(sizes))[:-1]
+    lists = {key: np.split(flat_values(rows, key), ends) for key in ("input_ids", "labels")}
+    places = np.concatenate([np.arange(count) for count in counts])
+    pieces = np.repeat(origin["piece"], counts) + places
+    entry = {"rows": int(long.sum()), "policy": "keep", "first": origin["row"][long][:20].tolist()}
+    entry["pieces"] = int(counts[long].sum())
+    origin = {key: np.repeat(values, counts) for key, values in origin.items()} | {"piece": pieces}
+    return to_dataset(lists, origin), {"cut_into_pieces": entry}
+
+
+def piece_sizes(length: int, most: int) -> list[int]:
+    """The lengths of a text's pieces.
+
+    >>> piece_sizes(10, 4), piece_sizes(9, 4)
+    ([4, 4, 2], [4, 3, 2])
+    """
+    sizes = [most] * (length // most) + [length % most] * (length % most > 0)
+    return [*sizes[:-2], most - 1, 2] if sizes[-1] == 1 < most else sizes
 
 
 def sample_mixture(parts: Mapping[str, Dataset], shares: Mapping[str, float | None], seed: int) -> dict[str, Dataset]:
@@ -68,10 +125,17 @@ def sample_mixture(parts: Mapping[str, Dataset], shares: Mapping[str, float | No
             )
         draw = np.random.default_rng(seed).permutation(len(rows))[:wanted]
         mixed[name] = rows if wanted == len(rows) else rows.select(np.sort(draw))
+    log_shares(parts, mixed, asked)
     return mixed
 
 
-def shuffle_rows(rows: Dataset, seed: int) -> Dataset:
-    """The rows in another order, as one block of memory: `Dataset.shuffle` leaves them to be gathered one by one."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return Dataset(rows.with_format("arrow")[:].take(order).combine_chunks())
+def log_shares(parts: Mapping[str, Dataset], mixed: Mapping[str, Dataset], asked: Mapping[str, float]) -> None:
+    """Says how many rows the shares leave out, aloud where every source has one, so that the scarcest decides."""
+    before, after = (sum(map(len, some.values())) for some in (parts, mixed))
+    if after < before:
+        listed = ", ".join(f"{name} {len(mixed[name]):,} of {len(rows):,}" for name, rows in parts.items())
+        level, why = logging.INFO, ""
+        if len(asked) == len(parts):
+            scarce = min(asked, key=lambda name: len(parts[name]) / asked[name])
+            level, why = logging.WARNING, f" More would take more rows of {scarce}, or a smaller data.{scarce}.share."
+        log.log(level, "data: the shares use %s of %s rows: %s.%s", f"{after:,}", f"{before:,}", listed, why)

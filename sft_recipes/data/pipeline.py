@@ -18,6 +18,6 @@ def prepare_rows(
         data, stream = load_stream(config, encoder, arguments.max_length, arguments.packing)
         return data, stream.dataset(), stream
     data = load_data(config, encoder, arguments.max_length)
-    if arguments.packing:
+    if arguments.packing and len(data.train):
         return data, pack_rows(data.train, arguments.max_length, config.seed), None
     return data, add_length_column(data.train), None

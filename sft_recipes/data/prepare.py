@@ -1,29 +1,37 @@
 """Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix, pack."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
+from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.data.audit import (
     apply_policy,
     check_train_serve_parity,
+    count_faults,
     find_issues,
     log_issues,
     mark_duplicates,
     row_hashes,
 )
+from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.mixing import apply_max_length_policy, sample_mixture, shuffle_rows
-from sft_recipes.data.sources import find_formatter, load_rows, locate_row, source_fingerprint
+from sft_recipes.data.mixing import apply_max_length_policy, mark_long_rows, sample_mixture
+from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
+from sft_recipes.data.reading import Fault
+from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
-from sft_recipes.data.token_rows import count_tokens, flat_values, to_dataset
-from sft_recipes.encoding.encoder import Encoder, iterate_strings
+from sft_recipes.data.token_rows import count_tokens, flat_values, take_rows, to_dataset
+from sft_recipes.encoding.encoder import Encoder, Piece, iterate_strings
 from sft_recipes.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
 ENCODE_BATCH_ROWS = 1000  # rows that are formatted and encoded at once
 PARITY_ROWS = 50  # rows a source whose prompts are compared with what serving would show
 SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, and at most so many of them held out
@@ -31,12 +39,13 @@ SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on and is asked: columns `input_ids`, `labels`, `source` (its index) and `row` (its number)."""
+    """What a run trains on and is asked: columns `input_ids`, `labels`, and those of `encode_rows`."""
 
     train: Dataset
     held_out: Dataset
     questions: list[Conversation]  # the held-out conversations
     audit: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems
+    left_out: Dataset | None = None  # rows that were read and then left out for an issue or their length
 
 
 def load_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
@@ -47,81 +56,92 @@ def load_data(config: Config, encoder: Encoder, max_length: int | None) -> Train
 def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
     """The rows to train on, in an order drawn with the run's seed, those that are held out, and the audit of both.
 
-    Raises DataError, naming source, row and field, for a row that cannot be trained on, and ConfigError where the saved
+    Raises DataError, naming source, row and field, for rows that cannot be trained on, and ConfigError where the saved
     tokenizer would serve another prompt than the one trained on.
     """
     cutting = "keep" if config.smoke else config.data.max_length_policy
     parts = {name: read_source(name, config, encoder) for name in config.sources}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
     train = mark_duplicates(concatenate_datasets([part.train for part in parts.values()]), row_hashes(held_out), set())
-    kept, audit = {}, {}
+    train = mark_long_rows(train, max_length)
+    kept, audit, left_out = {}, {}, []
     for index, (name, part) in enumerate(parts.items()):
         mine = train.select(np.flatnonzero(flat_values(train, "source") == index))
-        mine, problems = apply_policy(name, mine, config.data_checks)
-        kept[name], cut = apply_max_length_policy(name, mine, max_length, cutting)
-        counts = {"rows": len(part.train), "held_out": len(part.held_out)}
-        audit[name] = part.audit | counts | {"problems": problems | cut}
+        kept[name], problems = apply_policy(name, mine, config.data_checks)
+        kept[name], cut = apply_max_length_policy(name, kept[name], max_length, cutting)
+        gone = np.isin(flat_values(mine, "row"), flat_values(kept[name], "row"), invert=True)
+        left_out.append(take_rows(mine.remove_columns("unread"), np.flatnonzero(gone)))
+        audit[name] = part.audit | {"problems": part.audit["problems"] | problems | cut}
         log_issues(name, problems | cut)
     kept = sample_mixture(kept, {name: source.share for name, source in config.sources.items()}, config.seed)
     for name, rows in kept.items():
         audit[name] |= {"kept": len(rows)} | count_tokens(rows)
-    train = shuffle_rows(concatenate_datasets(list(kept.values())), config.seed)
-    if not len(train):
+    train = concatenate_datasets(list(kept.values()))
+    train = take_rows(train, np.random.default_rng(config.seed).permutation(len(train)))
+    if not len(train) and any(source.split for source in config.sources.values()):
         raise DataError("data: no row is left to train on.")
+    held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")
+    log_issues("held_out", cut)
     questions = [question for part in parts.values() for question in part.questions]
-    return TrainingData(
-        train,
-        apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")[0],
-        questions,
-        audit,
-    )
+    return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out))
 
 
 def read_source(name: str, config: Config, encoder: Encoder) -> TrainingData:
     """One source from its files to token ids, its held-out rows set apart before anything else touches them."""
-    source, wanted = config.sources[name], config.data.held_out
-    rows = load_rows(name, source, source.split)
-    if config.smoke:
-        rows = rows.select(range(min(len(rows), SMOKE_ROWS)))
-        wanted = min(wanted, SMOKE_HELD_OUT)
-    formatter = find_formatter(name, source, config.formatter, rows.column_names)
-    if source.held_out_split:
-        out = []
-    elif config.data.held_out_by_length:
-        out = sample_held_out_by_length(rows, wanted, config.seed)
+    source, where = config.sources[name], f"data.{name}"
+    rows = out_rows = load_rows(where, source, source.split or source.held_out_split)
+    chosen = choose_rows(where, source, rows, config)
+    if source.split is None:
+        trained, out = chosen[:0], chosen
+    elif source.held_out_split:
+        out_rows = load_rows(where, source, source.held_out_split)
+        trained, out = chosen, np.arange(len(out_rows))
     else:
-        out = sample_held_out(len(rows), wanted, config.seed)
-    out_rows = load_rows(name, source, source.held_out_split) if source.held_out_split else rows
-    numbers = range(len(out_rows)) if source.held_out_split else out
-    trained = np.setdiff1d(np.arange(len(rows)), out)
-    train, some = encode_rows(
-        name, config, formatter, encoder, rows, trained, every=max(1, len(trained) // PARITY_ROWS)
-    )
-    held_out, questions = encode_rows(name, config, formatter, encoder, out_rows, numbers, every=1)
+        out = chosen[hold_out(rows, chosen, config)]
+        trained = np.setdiff1d(chosen, out)
+    formatter = find_formatter(name, source, config.formatter, rows.columns)
+    every = max(1, len(trained) // PARITY_ROWS)
+    train, some, faults = encode_rows(name, config, formatter, encoder, rows.records(trained), len(trained), every)
+    held_out, talks, more = encode_rows(name, config, formatter, encoder, out_rows.records(out), len(out), every=1)
+    unusable = count_faults(where, source.on_error, faults + more, len(trained) + len(out))
     check_train_serve_parity(encoder, some)
-    questions = [question for question in questions if "messages" in question]
-    return TrainingData(
-        train, held_out, questions, {"fingerprint": source_fingerprint(source, rows), "parity": len(some)}
-    )
+    audit = {"fingerprint": source_fingerprint(where, source, rows), "parity": len(some)}
+    audit |= {"rows": len(trained), "held_out": len(held_out), "problems": unusable}
+    questions = [talk for talk in talks if "messages" in talk]
+    return TrainingData(train, held_out.remove_columns("unread"), questions, audit)
 
 
-def sample_held_out_by_length(rows: Dataset, wanted: float, seed: int) -> np.ndarray:
-    """As `sample_held_out`, one row drawn from each of so many equal parts of the rows sorted by their characters."""
-    number = len(sample_held_out(len(rows), wanted, seed))
-    random = np.random.default_rng(seed)
-    length = np.array([sum(map(len, iterate_strings(row))) for row in rows])
-    order = np.lexsort((random.permutation(len(rows)), length))
-    return np.sort([random.choice(part) for part in np.array_split(order, number)]) if number else np.zeros(0, int)
+def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: Config) -> np.ndarray:
+    """The numbers of the rows that are used: all of a source, unless it says how many, or the run is a smoke test."""
+    chosen = np.arange(len(rows))
+    if source.rows and source.rows > len(rows):
+        log.warning("%s.rows=%d: there are %d rows, and all of them are used.", where, source.rows, len(rows))
+    elif source.rows and source.sample_by == "length":
+        chosen = draw_by_length(rows, chosen, source.rows, config.seed)
+    elif source.rows:
+        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(rows))[: source.rows])
+    return chosen[:SMOKE_ROWS] if config.smoke else chosen
 
 
-def sample_held_out(rows: int, wanted: float, seed: int) -> np.ndarray:
-    """The indices, in order, of the rows that are held out: `wanted` is a number of rows, or a share below 1."""
-    number = round(rows * wanted) if wanted < 1 else int(wanted)
+def hold_out(rows: FileRows | ArrowRows, chosen: np.ndarray, config: Config) -> np.ndarray:
+    """The places within `chosen`, in order, of the rows that are held out: so many, or a share below 1."""
+    wanted = min(config.data.held_out, SMOKE_HELD_OUT) if config.smoke else config.data.held_out
+    number = round(len(chosen) * wanted) if wanted < 1 else int(wanted)
     if wanted > 1 and number != wanted:
         raise ConfigError(f"data.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
-    if not 0 <= number < max(rows, 1):
-        raise ConfigError(f"data.held_out={wanted} leaves none of {rows} rows to train on.")
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:number])
+    if not 0 <= number < max(len(chosen), 1):
+        raise ConfigError(f"data.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
+    if config.data.held_out_by_length:
+        return draw_by_length(rows, chosen, number, config.seed)
+    return np.sort(np.random.default_rng(config.seed).permutation(len(chosen))[:number])
+
+
+def draw_by_length(rows: FileRows | ArrowRows, chosen: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Places within `chosen`, one drawn from each of `number` equal parts of the rows sorted by their characters."""
+    random = np.random.default_rng(seed)
+    length = np.array([sum(map(len, iterate_strings(row))) for _, row, _ in rows.records(chosen)])
+    order = np.lexsort((random.permutation(len(chosen)), length))
+    return np.sort([random.choice(part) for part in np.array_split(order, number)]) if number else np.zeros(0, int)
 
 
 def encode_rows(
@@ -129,41 +149,50 @@ def encode_rows(
     config: Config,
     formatter: Callable,
     encoder: Encoder,
-    rows: Dataset | list[dict],
-    numbers: Sequence[int],
+    records: Iterable[Record],
+    total: int,
     every: int,
-    first: int = 0,
-) -> tuple[Dataset, list[Conversation]]:
-    """The rows of these numbers as token ids and labels, and one in `every` as a conversation.
+) -> tuple[Dataset, list[Conversation], list[tuple[int, str]]]:
+    """The records as token ids and labels, one in `every` as a conversation, and the numbers and faults of the rest.
 
-    `first` is the number of the first row in its source, where `rows` are a part of it.
+    Beside `input_ids` and `labels` stand `source`, its index; `row`, the number in its split; `piece`, which a raw text
+    is cut into and -1 for a conversation; `problems`, a bit for each issue; and `unread`, the names of unread fields.
     """
-    source, index = config.sources[name], list(config.sources).index(name)
-    ids, labels, problems, kept = [], [], [], []
+    source, records = config.sources[name], iter(records)
+    columns = {"input_ids": [], "labels": []}
+    batches, raw, numbers, pieces, unread, faults = [], [], [], [], [], []
+    problems, fields = [np.zeros(0, dtype=np.int64)], RowFields(formatter) if formatter else None
 
-    def batches() -> Iterator[list[Conversation]]:
-        for start in range(0, len(numbers), ENCODE_BATCH_ROWS):
-            kept.append([])
-            some = numbers[start : start + ENCODE_BATCH_ROWS]
-            columns = {} if isinstance(rows, list) else rows.select(some)[:]
-            listed = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-            for row in (rows[number] for number in some) if isinstance(rows, list) else listed:
-                kept[-1].append(formatter(row))
-            yield kept[-1]
+    def rendered() -> Iterator[list[list[Piece]]]:
+        while batch := list(islice(records, ENCODE_BATCH_ROWS)):
+            texts, talks, given = [], [], []
+            for number, row, place in batch:
+                try:
+                    if isinstance(row, Fault):
+                        raise DataError(row)
+                    talks.append(formatter(row))
+                    texts.append(encoder.pieces(talks[-1], source.train_on))
+                    numbers.append(number)
+                    given.append(row)
+                except DataError as error:
+                    del talks[len(texts) :]
+                    faults.append((number, f"row {number}{place and f' ({place})'}: {error}"))
+            bar.update(len(batch))
+            if talks:
+                batches.append(talks)
+                raw.append(given)
+                yield texts
 
-    bar = tqdm(total=len(numbers), desc=f"Encoding {name}", unit=" rows", disable=len(numbers) < 5 * ENCODE_BATCH_ROWS)
-    try:
-        for encoded in encoder.encode_batches(batches(), source.train_on):
-            conversations = kept[len(problems)]
-            ids += encoded["input_ids"]
-            labels += encoded["labels"]
-            kept[len(problems)] = conversations[::every]
-            problems.append(find_issues(encoder, conversations, encoded, source.train_on))
-            bar.update(len(conversations))
-    except DataError as error:
-        number = numbers[(len(kept) - 1) * ENCODE_BATCH_ROWS + getattr(error, "row", len(kept[-1]))]
-        raise DataError(f"{locate_row(name, source, first + number)}: {error}") from error
-    bar.close()
-    origin = {"source": np.full(len(ids), index), "row": first + np.asarray(numbers, dtype=np.int64)}
-    found = {"problems": np.concatenate(problems) if problems else np.zeros(0, dtype=np.int64)}
-    return to_dataset({"input_ids": ids, "labels": labels}, origin | found), [talk for batch in kept for talk in batch]
+    with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", disable=total < 5 * ENCODE_BATCH_ROWS) as bar:
+        for encoded in encoder.encode_batches(rendered()):
+            talks = batches[len(problems) - 1]
+            for key, rows in columns.items():
+                rows += encoded[key]
+            pieces += [-1 if "messages" in talk else 0 for talk in talks]
+            batches[len(problems) - 1] = talks[::every]
+            found, names = find_issues(encoder, fields, raw.pop(0), talks, encoded, source.train_on)
+            problems.append(found)
+            unread += names
+    index = list(config.sources).index(name)
+    origin = {"source": [index] * len(numbers), "row": numbers, "piece": pieces, "problems": np.concatenate(problems)}
+    return to_dataset(columns, origin, {"unread": unread}), [talk for talks in batches for talk in talks], faults

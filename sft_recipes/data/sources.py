@@ -1,83 +1,152 @@
-"""Where rows come from: `datasets.load_dataset`, one formatter a source, and a line for what is wrong with them."""
+"""Where rows come from: local files as they are written, all else through `datasets`; and one formatter a source."""
 
 import hashlib
 import inspect
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+import numpy as np
+from datasets import ReadInstruction, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import import_function, validate_kwargs
-from sft_recipes.data.formatters import FORMATTERS, Conversation, detect_formatter
+from sft_recipes.data.detection import describe_choice, detect_formatter
+from sft_recipes.data.formatters import FORMATTERS, Conversation
+from sft_recipes.data.raw_rows import ArrowRow, ArrowRows, FileRows, Record
+from sft_recipes.data.reading import KINDS, Row, read_file
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
 log = logging.getLogger(__name__)
-FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+BUILDERS = KINDS | {".parquet": "parquet"}  # of `datasets`, by a file's ending
+LOADING = ("name", "data_files", "data_dir", "revision", "field", "sep")  # what load_dataset is told where it is set
 
 
 def check_readers(config: Config) -> None:
     """Raises ConfigError for a source without path and files, and for a formatter that does not exist."""
     for name, source in config.sources.items():
-        if source.path is None:
-            find_builder(name, source.data_files)
+        loading_arguments(f"data.{name}", source)
         find_formatter(name, source, config.formatter, None)
 
 
-def load_rows(name: str, source: Source, split: str) -> Dataset | IterableDataset:
-    """One split of a source, a stream where it is streamed; raises ConfigError where it is not to be had."""
-    path, files = source.path, source.data_files
-    if path is None:
-        path = find_builder(name, files)
-    arguments = {"name": source.name, "data_files": files, "data_dir": source.data_dir, "revision": source.revision}
-    arguments |= {"streaming": True} if source.streaming else {}
+def load_rows(where: str, source: Source, split: str) -> FileRows | ArrowRows:
+    """The rows of a split, which may be one of datasets' slices; `where` is the source's place in the config.
+
+    Raises ConfigError where they are not to be had, DataError where they cannot be read.
+    """
+    with explained_errors(where, source):
+        files = find_files(where, source)
+        if files is None:
+            return ArrowRows(load_dataset(**loading_arguments(where, source), split=split))
+        split = "+".join(files) if split == "all" else split
+        counts = dict.fromkeys((part.partition("[")[0].strip() for part in split.split("+")), 0)
+
+        def read_all() -> Iterator[tuple[Row, str, int]]:
+            for name in counts:
+                for record in read_split(where, source, files, name):
+                    counts[name] += 1
+                    yield record
+
+        rows = FileRows(read_all())
+        starts = dict(zip(counts, np.cumsum([0, *counts.values()]), strict=False))
+        parts = ReadInstruction.from_spec(split).to_absolute(counts)
+        places = [np.arange(part.from_, part.to) + starts[part.splitname] for part in parts]
+        rows = rows.select(np.concatenate(places))
+    if not len(rows):
+        raise DataError(f"{where}: {source.data_files or source.path} has no rows.")
+    return rows
+
+
+def stream_rows(where: str, source: Source, split: str) -> Iterator[Record]:
+    """The rows of a whole split one after another, while they are read; errors as in `load_rows`."""
+    number = None
+    with explained_errors(where, source):
+        files = find_files(where, source)
+        if files is None:
+            dataset = load_dataset(**loading_arguments(where, source), split=split, streaming=True)
+            records = ((ArrowRow(row), "", 0) for row in dataset)
+        else:
+            names = files if split == "all" else map(str.strip, split.split("+"))
+            records = (record for name in names for record in read_split(where, source, files, name))
+        for number, (row, path, line) in enumerate(records):
+            yield number, row, f"{path}, line {line}" if path else ""
+    if number is None:
+        raise DataError(f"{where}: {source.data_files or source.path} has no rows.")
+
+
+@contextmanager
+def explained_errors(where: str, source: Source) -> Iterator[None]:
+    """What goes wrong while a source is read becomes one line."""
+    asked = source.data_files or source.path
     try:
-        return load_dataset(path, split=split, **{key: value for key, value in arguments.items() if value is not None})
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except DatasetGenerationError as error:
-        why = find_broken_line(files) or one_line(error.__cause__ or error)[:300]
-        raise DataError(f"data.{name}: {files or path} cannot be read: {why}.") from error
-    except StopIteration as error:
-        raise DataError(f"data.{name}: {files or path} has no rows.") from error
+        raise DataError(f"{where}: {asked} cannot be read: {one_line(error.__cause__ or error)[:300]}.") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise ConfigError(
-            f"data.{name}: {files or path} is not here and could not be downloaded. Offline, give your own rows: "
+            f"{where}: {asked} is not here and could not be downloaded. Offline, give your own rows: "
             f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
         ) from error
+    except ConfigError:
+        raise
     except ValueError as error:
-        raise ConfigError(f"data.{name}: {one_line(error)[:300]}") from error
+        raise ConfigError(f"{where}: {one_line(error)[:300]}") from error
 
 
-def find_broken_line(files: Any) -> str:
-    """Which line of a .jsonl file is not JSON, or ''."""
-    if isinstance(files, str) and files.endswith(".jsonl") and Path(files).is_file():
-        with open(files, encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    json.loads(line) if line.strip() else None
-                except ValueError as error:
-                    return f"line {number} is not JSON ({error})"
-    return ""
+def find_files(where: str, source: Source) -> dict[str, list[str]] | None:
+    """By split the local files that are read here; None for what `datasets` reads."""
+    arguments = loading_arguments(where, source)
+    if arguments["path"] not in KINDS.values() and not Path(arguments["path"]).is_dir():
+        return None
+    builder = load_dataset_builder(**arguments)  # reads nothing, but knows patterns, folders and splits
+    files = {str(split): list(map(str, paths)) for split, paths in builder.config.data_files.items()}
+    ours = builder.name in KINDS.values() and all(Path(path).is_file() for paths in files.values() for path in paths)
+    return files if ours else None
 
 
-def find_builder(name: str, files: str | list | dict | None) -> str:
-    """The `datasets` builder for files by their ending."""
-    first = files
+def read_split(where: str, source: Source, files: Mapping[str, list[str]], name: str) -> Iterator[tuple[Row, str, int]]:
+    """What the files of one split hold: rows and faults, each with its file and line."""
+    if name not in files:
+        raise ConfigError(f"{where}: there is no split {name!r} in its files.{did_you_mean(name, files)}")
+    for path in files[name]:
+        kind = source.path if source.path in KINDS.values() else KINDS.get(find_ending(path))
+        if kind is None:
+            raise ConfigError(f"{where}: {path} should end with {', '.join(KINDS)}, as its other files.")
+        sep = source.sep and source.sep.replace("\\t", "\t")
+        for row, line in read_file(path, kind, source.field, sep, source.encoding):
+            yield row, path, line
+
+
+def loading_arguments(where: str, source: Source) -> dict[str, Any]:
+    """What `load_dataset` is told; raises ConfigError where neither path nor files tell how the source is read."""
+    asked = {key: value for key in LOADING if (value := getattr(source, key)) is not None}
+    asked |= {"encoding": source.encoding} if source.encoding != "utf-8" else {}
+    if source.path is not None:
+        return {"path": source.path} | asked
+    first = source.data_files
     while isinstance(first, list | dict):
         first = next(iter(first.values() if isinstance(first, dict) else first), None)
     if first is None:
-        raise ConfigError(f"data.{name} names neither path nor data_files. Write data.{name}.data_files=rows.jsonl.")
-    ending = Path(str(first).removesuffix(".gz")).suffix
-    if ending not in FILE_BUILDERS:
-        raise ConfigError(
-            f"data.{name}.data_files={first} should end with {', '.join(FILE_BUILDERS)}; or give data.{name}.path."
-        )
-    return FILE_BUILDERS[ending]
+        raise ConfigError(f"{where} names neither path nor data_files. Write {where}.data_files=rows.jsonl.")
+    if find_ending(first) not in BUILDERS:
+        raise ConfigError(f"{where}.data_files={first} should end with {', '.join(BUILDERS)}; or give {where}.path.")
+    return {"path": BUILDERS[find_ending(first)]} | asked
+
+
+def find_ending(path: str) -> str:
+    """The ending that tells how a file is read, below that of a packed one.
+
+    >>> find_ending("rows.jsonl.gz")
+    '.jsonl'
+    """
+    return Path(str(path).removesuffix(".gz").removesuffix(".zst")).suffix
 
 
 def find_formatter(
@@ -85,26 +154,39 @@ def find_formatter(
 ) -> Callable[[Mapping[str, Any]], Conversation] | None:
     """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns.
 
-    Before the columns are known this checks the choice, and `auto` is None.
+    Before the columns are known, and where no row has any, this checks the choice, and `auto` is None.
     """
     where = f"data.{name}.formatter" if source.formatter else "formatter"
     chosen = source.formatter or root
     chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     label = chosen.pop("name", "auto")
-    if label == "auto" and columns is None:
+    if label == "auto" and not columns:
         return None
     if label == "auto":
         try:
-            label = detect_formatter(columns)
+            chosen = detect_formatter(columns) | chosen
         except DataError as error:
             raise DataError(f"data.{name}: {error}") from error
-        log.info("data.%s: formatter %s, by its columns %s", name, label, ", ".join(columns))
+        log.info("data.%s: formatter %s, by its columns %s", name, describe_choice(chosen), ", ".join(columns))
+        label = chosen.pop("name")
     if "." in label:
-        return wrap_custom_formatter(where, label, chosen)
+        return fill_columns(wrap_custom_formatter(where, label, chosen), columns or ())
     if label not in FORMATTERS:
         raise ConfigError(f"{where}={label} is no formatter.{did_you_mean(label, [*FORMATTERS, 'auto'])}")
     validate_kwargs(FORMATTERS[label], chosen, where)
-    return partial(FORMATTERS[label], **chosen)
+    named = [column for column in columns or () if column in chosen.values()]
+    return fill_columns(partial(FORMATTERS[label], **chosen), named)
+
+
+def fill_columns(formatter: Callable[[Mapping[str, Any]], Conversation], columns: Sequence[str]) -> Callable:
+    """The formatter for rows of which only some have these columns; in the others they are null."""
+    nulls = dict.fromkeys(columns)
+
+    @wraps(formatter)  # whose signature says what it reads
+    def filled(row: Mapping[str, Any]) -> Conversation:
+        return formatter(row if row.keys() >= nulls.keys() else nulls | row)
+
+    return filled if nulls else formatter
 
 
 def wrap_custom_formatter(
@@ -123,24 +205,16 @@ def wrap_custom_formatter(
     return formatter
 
 
-def source_fingerprint(source: Source, rows: Dataset | IterableDataset) -> str:
-    """What tells two versions of a source apart: its one local file's SHA-256, else the fingerprint of `datasets`.
+def source_fingerprint(where: str, source: Source, rows: FileRows | ArrowRows | None) -> str:
+    """What tells two versions of a source apart: its local files' SHA-256, else the fingerprint of `datasets`.
 
-    A stream has none: there it is what was asked for.
+    A stream of no local files (`rows` is None) has none: there it is what was asked for.
     """
-    files = source.data_files
-    if isinstance(files, str) and Path(files).is_file():
-        with open(files, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{source.path}@{source.revision or 'main'}" if source.streaming else rows._fingerprint
-
-
-def locate_row(name: str, source: Source, number: int) -> str:
-    """Where a row stands, for an error: its index, and in a .jsonl file its line."""
-    files = source.data_files
-    if isinstance(files, str) and files.endswith(".jsonl") and Path(files).is_file():
-        with open(files, encoding="utf-8") as lines:
-            filled = (line for line, text in enumerate(lines, start=1) if text.strip())
-            line = next((line for row, line in enumerate(filled) if row == number), None)
-        return f"data.{name} row {number} ({files}, line {line})"
-    return f"data.{name} row {number}"
+    files = find_files(where, source)
+    if files is None:
+        return rows.dataset._fingerprint if rows else f"{source.path}@{source.revision or 'main'}"
+    digests = []
+    for path in sum(files.values(), []):
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Rows that are read, encoded and packed while training goes on, with the audit and digest that other rows have."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -12,17 +13,20 @@ from sft_recipes.config.schema import Config
 from sft_recipes.data.audit import (
     apply_policy,
     check_train_serve_parity,
+    count_faults,
     log_issues,
     mark_duplicates,
     row_hashes,
 )
 from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.mixing import apply_max_length_policy
+from sft_recipes.data.mixing import apply_max_length_policy, mark_long_rows
 from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, TrainingData, encode_rows
-from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
-from sft_recipes.data.token_rows import count_tokens, flat_values, row_arrays, to_dataset
+from sft_recipes.data.raw_rows import Record
+from sft_recipes.data.reading import Fault
+from sft_recipes.data.sources import find_formatter, source_fingerprint, stream_rows
+from sft_recipes.data.token_rows import ORIGIN, count_tokens, flat_values, row_arrays, to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
 
@@ -30,7 +34,7 @@ log = logging.getLogger(__name__)
 BUFFER_ROWS = 5000  # rows that are shuffled and packed together
 GIVE_UP_ROWS = 20_000  # rows without one to train on, after which a stream is given up
 EMPTY_COUNTS = {"rows": 0, "kept": 0, "tokens": 0, "supervised_tokens": 0}
-Document = tuple[np.ndarray, np.ndarray, int, int]  # ids, labels, the source's index, the row's number
+Document = tuple[np.ndarray, np.ndarray, *tuple[int, ...]]  # ids, labels, and the columns of ORIGIN
 
 
 def load_stream(
@@ -65,73 +69,83 @@ class RowStream:
         self.out = row_hashes(self.held_out)
         self.audit: dict[str, dict[str, Any]] = {}
         for name, (rows, _) in held_out.items():
-            entry = {"fingerprint": source_fingerprint(self.sources[name], None), "held_out": len(rows), "parity": 0}
-            self.audit[name] = entry | EMPTY_COUNTS | {"problems": {}}
+            entry = {"fingerprint": source_fingerprint(f"data.{name}", self.sources[name], None)}
+            self.audit[name] = entry | {"held_out": len(rows), "parity": 0} | EMPTY_COUNTS | {"problems": {}}
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
         """The first rows of a source, which training skips, or those of its held-out split."""
         source, wanted = self.sources[name], self.config.data.held_out
+        if source.rows:
+            raise ConfigError(f"data.{name}.rows={source.rows}: a stream has no end to draw from. Leave it out.")
         if not source.held_out_split and (wanted < 0 or wanted != int(wanted)):
             raise ConfigError(f"data.held_out={wanted}: a stream has no length to take a share of. Write rows, or 0.")
         number = None if source.held_out_split and wanted < 1 else int(wanted)
-        rows = list(islice(load_rows(name, source, source.held_out_split or source.split), number))
-        if not rows:
-            return to_dataset({"input_ids": [], "labels": []}, {"source": [], "row": [], "problems": []}), []
-        found, talks = self.encoded(name, rows, every=1)
+        records = stream_rows(f"data.{name}", source, source.held_out_split or source.split)
+        rows, talks, _ = self.encoded(name, list(islice(records, number)), every=1, total=number)
         check_train_serve_parity(self.encoder, talks[:: max(1, len(talks) // PARITY_ROWS)])
-        return apply_max_length_policy(name, found, self.max_length, "drop")[0], [
-            talk for talk in talks if "messages" in talk
-        ]
+        rows, cut = apply_max_length_policy(name, rows.remove_columns("unread"), self.max_length, "drop")
+        log_issues("held_out", cut)
+        return rows, [talk for talk in talks if "messages" in talk]
 
-    def encoded(self, name: str, rows: list[dict], every: int, first: int = 0) -> tuple[Dataset, list[Conversation]]:
-        """Rows of a source as ids and labels, `first` being the first one's number, and one in `every` as messages."""
-        if name not in self.formatters:
-            columns = list(rows[0])
-            self.formatters[name] = find_formatter(name, self.sources[name], self.config.formatter, columns)
-        numbers, formatter = range(len(rows)), self.formatters[name]
-        return encode_rows(name, self.config, formatter, self.encoder, rows, numbers, every, first)
+    def encoded(
+        self, name: str, records: list[Record], every: int, total: int | None
+    ) -> tuple[Dataset, list[Conversation], dict[str, Any]]:
+        """What `encode_rows` gives of records, and the entry for those without use; `total` were read so far."""
+        if self.formatters.get(name) is None:
+            columns = dict.fromkeys(key for _, row, _ in records if not isinstance(row, Fault) for key in row)
+            self.formatters[name] = find_formatter(name, self.sources[name], self.config.formatter, list(columns))
+        formatter = self.formatters.get(name)
+        rows, talks, faults = encode_rows(name, self.config, formatter, self.encoder, records, len(records), every)
+        found = count_faults(f"data.{name}", self.sources[name].on_error, faults, total or len(records))
+        return rows, talks, found
 
     def first_rows(self) -> Dataset:
-        """The rows of the first buffer, with `source` and `row`; the audit counts what was read for them."""
+        """The rows of the first buffer with their origin; the audit counts what was read for them."""
         self.passes = 1
-        ids, labels, origins, numbers = zip(*islice(self.mixed(), BUFFER_ROWS), strict=True)
-        return to_dataset({"input_ids": ids, "labels": labels}, {"source": origins, "row": numbers})
+        ids, labels, *origin = zip(*islice(self.mixed(), BUFFER_ROWS), strict=True)
+        return to_dataset({"input_ids": ids, "labels": labels}, dict(zip(ORIGIN, origin, strict=True)))
 
     def mixed(self) -> Iterator[Document]:
         """The sources' rows in turn, drawn by their shares, until one of them ends."""
         streams = [self.documents(name) for name in self.sources]
         random, weights = np.random.default_rng(self.config.seed), [self.shares[name] for name in self.sources]
-        while (row := next(streams[random.choice(len(streams), p=weights)], None)) is not None:
+        while (row := next(streams[last := random.choice(len(streams), p=weights)], None)) is not None:
             yield row
+        if len(streams) > 1 and self.passes == 1:
+            log.warning(
+                "A pass ends with data.%s, the first to be read; of the others not all rows are.",
+                list(self.sources)[last],
+            )
 
     def documents(self, name: str) -> Iterator[Document]:
         """One source's rows that the policies keep."""
         source, first = self.sources[name], 0 if self.sources[name].held_out_split else int(self.config.data.held_out)
-        rows, seen, kept, long, number = iter(load_rows(name, source, source.split).skip(first)), set(), 0, 0, first
-        cutting = {"auto": "drop"}.get(self.config.data.max_length_policy, self.config.data.max_length_policy)
-        while batch := list(islice(rows, ENCODE_BATCH_ROWS)):
-            found, talks = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number)
-            if number == first and self.passes == 1:
+        records = islice(stream_rows(f"data.{name}", source, source.split), first, None)
+        seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
+        while batch := list(islice(records, ENCODE_BATCH_ROWS)):
+            number += len(batch)
+            rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number)
+            if number == len(batch) and self.passes == 1:
                 check_train_serve_parity(self.encoder, talks)
                 self.audit[name]["parity"] = len(talks)
-            number += len(batch)
-            found, problems = apply_policy(name, mark_duplicates(found, self.out, seen), self.config.data_checks)
-            found, cut = apply_max_length_policy(name, found, self.max_length, cutting)
+            rows = mark_long_rows(mark_duplicates(rows, self.out, seen), self.max_length)
+            rows, problems = apply_policy(name, rows, self.config.data_checks)
+            rows, cut = apply_max_length_policy(name, rows, self.max_length, "drop" if policy == "auto" else policy)
             long += cut.get("truncated", {"rows": 0})["rows"]
-            if self.config.data.max_length_policy == "auto" and long > 0.01 * (number - first):
+            if policy == "auto" and long > 0.01 * number:
                 raise DataError(
-                    f"data.{name}: {long} of the first {number - first} rows are longer than "
+                    f"data.{name}: {long} of the first {number} rows are longer than "
                     f"trainer.max_length={self.max_length}. Raise it, or write data.max_length_policy=drop (or keep)."
                 )
-            kept += len(found)
+            kept += len(rows)
             if self.passes == 1:
-                add_counts(self.audit[name], name, len(batch), found, problems | cut)
-            columns = [row_arrays(found, key) for key in ("input_ids", "labels")]
-            yield from zip(*columns, *(flat_values(found, key).tolist() for key in ("source", "row")), strict=True)
-            if not kept and number - first >= GIVE_UP_ROWS:
+                add_counts(self.audit[name], name, len(batch), rows, unusable | problems | cut)
+            columns = [row_arrays(rows, key) for key in ("input_ids", "labels")]
+            yield from zip(*columns, *(flat_values(rows, key).tolist() for key in ORIGIN), strict=True)
+            if not kept and number >= GIVE_UP_ROWS:
                 break
         if not kept:
-            raise DataError(f"data.{name}: none of {number - first} rows is left to train on.")
+            raise DataError(f"data.{name}: none of {number} rows is left to train on.")
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
         """Pass after pass, without an end: a resumed run finds its place by the number of rows alone."""
@@ -193,11 +207,14 @@ def stream_shares(asked: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def add_counts(audit: dict[str, Any], name: str, rows: int, kept: Dataset, problems: Mapping[str, dict]) -> None:
-    """Counts a batch of rows in its source's audit; a problem is announced when it is first met."""
-    log_issues(name, {key: found for key, found in problems.items() if key not in audit["problems"]})
+    """Counts a batch of rows in its source's audit; an issue is announced when it is first met."""
+    new = {key: found for key, found in problems.items() if key not in audit["problems"]}
+    log_issues(name, {key: found for key, found in new.items() if key != "unusable"})
     for key, value in ({"rows": rows, "kept": len(kept)} | count_tokens(kept)).items():
         audit[key] += value
     for key, found in problems.items():
-        old = audit["problems"].get(key, {"rows": 0, "first": []})
-        counts = {"rows": old["rows"] + found["rows"], "first": (old["first"] + found["first"])[:20]}
-        audit["problems"][key] = found | counts
+        old = audit["problems"].get(key, {})
+        counts = {name: value + old.get(name, 0) for name, value in found.items() if isinstance(value, int)}
+        if "fields" in found:
+            counts["fields"] = dict((Counter(old.get("fields")) + Counter(found["fields"])).most_common())
+        audit["problems"][key] = found | counts | {"first": (old.get("first", []) + found["first"])[:20]}

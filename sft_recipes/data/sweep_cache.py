@@ -49,7 +49,7 @@ def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str:
     settings = {key: value for key, value in config.composed.items() if key not in IRRELEVANT_TO_ROWS}
     tokenizer = encoder.tokenizer
     spoken = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
-    files = {name: file_times(source) for name, source in config.sources.items()}
+    files = {name: [source.split, file_times(source)] for name, source in config.sources.items()}
     parts = [settings, encoder.chat_template, *spoken, max_length, files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -8,15 +8,27 @@ from datasets import Dataset
 
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 
+ORIGIN = ("source", "row", "piece", "problems")  # columns of numbers beside the tokens, see prepare.encode_rows
 
-def to_dataset(lists: Mapping[str, list[np.ndarray]], numbers: Mapping[str, np.ndarray] | None = None) -> Dataset:
-    """Columns of int32 arrays, and of plain numbers, as a Dataset, without a detour through Python's integers."""
+
+def to_dataset(
+    lists: Mapping[str, list[np.ndarray]],
+    numbers: Mapping[str, np.ndarray] | None = None,
+    texts: Mapping[str, list[str]] | None = None,
+) -> Dataset:
+    """Columns of int32 arrays, plain numbers and texts as a Dataset, without a detour through Python's integers."""
     columns = {key: pyarrow.array(np.asarray(values, dtype=np.int64)) for key, values in (numbers or {}).items()}
+    columns |= {key: pyarrow.array(values, pyarrow.string()) for key, values in (texts or {}).items()}
     for key, rows in lists.items():
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
         values = np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, dtype=np.int32)
         columns[key] = pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
     return Dataset(pyarrow.table(columns))
+
+
+def take_rows(rows: Dataset, places: np.ndarray) -> Dataset:
+    """The rows at these places as one block of memory: `Dataset.select` leaves them to be gathered one by one."""
+    return Dataset(rows.with_format("arrow")[:].take(places).combine_chunks())
 
 
 def row_lengths(rows: Dataset, column: str = "input_ids") -> np.ndarray:

@@ -1,7 +1,9 @@
 """A tokenizer gets its chat template: with `{% generation %}` markers to train, the same without them to serve."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -137,15 +139,22 @@ def find_stop_token(tokenizer: PreTrainedTokenizerFast, template: str, anywhere:
 
 
 def render_template(
-    tokenizer: PreTrainedTokenizerFast, template: str, messages: list, tools: list | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    template: str,
+    messages: list,
+    tools: list | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple:
-    """A conversation's text, and the spans of characters that the template marks as the assistant's."""
+    """A conversation's text, and the spans of characters that the template marks as the assistant's.
+
+    `settings` are variables of the template, as `chat_template_kwargs` of a row has them.
+    """
     texts, spans = render_jinja_template(
         conversations=[messages],
         tools=tools or None,
         chat_template=template,
         return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
+        **tokenizer.special_tokens_map | dict(settings or {}),
     )
     return texts[0], spans[0]
 

@@ -13,6 +13,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from sft_recipes.encoding.chat_template import find_stop_token, render_template, special_tokens
 from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
+from sft_recipes.encoding.trained_spans import select_trained_spans
 from sft_recipes.errors import ConfigError, DataError, one_line
 
 IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
@@ -46,39 +47,24 @@ class Encoder:
         """For each conversation `input_ids` and `labels` (int32 arrays, -100 where no loss is taken), its rendered
         `text`, and whether special tokens are `typed` in it.
 
-        A conversation is `{"messages": […], "tools": […]}` or `{"text": …}`, which is trained on every token and ends
-        with eos. `train_on` is `assistant` (every assistant message without `train: False`), `last` (the final one)
-        or `all` (every token). Raises DataError, its `row` the index into `conversations`, for one that the template
-        refuses.
+        A conversation is `{"messages": […], "tools": […], "chat_template_kwargs": {…}}` or `{"text": …}`, which is
+        trained on every token and ends with eos. `train_on` is `assistant` (every assistant message), `last` (the final
+        one) or `all` (every token); in each case nothing with `train: False` is trained on, and of a message with
+        `train_detail` the parts that it marks. Raises DataError for one that the template refuses, or
+        whose parts cannot be told apart.
         """
-        return self.tokenized(self.rendered(conversations, train_on))
+        return self.tokenized([self.pieces(conversation, train_on) for conversation in conversations])
 
-    def encode_batches(
-        self, batches: Iterable[Sequence[Mapping[str, Any]]], train_on: str
-    ) -> Iterator[dict[str, list]]:
-        """`encode` for one batch after another; while one is tokenized, the next one is rendered."""
+    def encode_batches(self, batches: Iterable[list[list[Piece]]]) -> Iterator[dict[str, list]]:
+        """`encode` for one batch of rendered rows after another; while one is tokenized, the next one is made."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             waiting: Future | None = None
-            for conversations in batches:
-                rows = self.rendered(conversations, train_on)
+            for rows in batches:
                 if waiting:
                     yield waiting.result()
                 waiting = pool.submit(self.tokenized, rows)
             if waiting:
                 yield waiting.result()
-
-    def rendered(self, conversations: Sequence[Mapping[str, Any]], train_on: str) -> list[list[Piece]]:
-        """The pieces of each conversation."""
-        if train_on not in TRAIN_ON:
-            raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
-        rows = []
-        for index, conversation in enumerate(conversations):
-            try:
-                rows.append(self.pieces(conversation, train_on))
-            except DataError as error:
-                error.row = index
-                raise
-        return rows
 
     def tokenized(self, rows: list[list[Piece]]) -> dict[str, list]:
         """The pieces as columns of token ids, labels, texts, and whether special tokens are typed in them."""
@@ -89,26 +75,30 @@ class Encoder:
         return columns | {"text": texts, "typed": typed}
 
     def pieces(self, conversation: Mapping[str, Any], train_on: str) -> list[Piece]:
-        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text."""
+        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text.
+
+        Raises DataError where the template refuses it.
+        """
+        if train_on not in TRAIN_ON:
+            raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
         if "text" in conversation:
             check_unicode(conversation["text"])
-            return [("raw", conversation["text"], True)]
-        messages, tools = conversation["messages"], conversation.get("tools")
-        marked = any(map(self.has_typed_token, iterate_strings(messages))) or any(
-            map(self.has_typed_token, iterate_strings(tools))
-        )
+            return [("raw", conversation["text"], conversation.get("train") is not False)]
+        given = [conversation["messages"], conversation.get("tools"), conversation.get("chat_template_kwargs")]
+        marked = any(map(self.has_typed_token, iterate_strings(given)))
         if marked:
-            messages, tools = mark_control_tokens([messages, tools], self.typed)
-        text, spans = self.render(messages, tools)
+            if any("train_detail" in message for message in given[0]):
+                raise DataError("it spells out a special token, and an answer is trained in part: one has to go")
+            given = mark_control_tokens(given, self.typed)
+        text, spans = self.render(*given)
         check_unicode(text)
-        pieces, end = [], 0
-        for start, stop in select_trained_spans(spans, messages, train_on):
-            pieces += [(text[end:start], False), (text[start:stop], True)]
+        row, pieces, end, everywhere = conversation.get("train") is not False, [], 0, train_on == "all"
+        for start, stop, trained in select_trained_spans(text, spans, given[0], train_on) if row else []:
+            pieces += [(text[end:start], everywhere), (text[start:stop], trained)]
             end = stop
-        pieces.append((text[end:], False))
-        everywhere = train_on == "all"
+        pieces.append((text[end:], everywhere))
         return [
-            (self.method(before, marked), piece, supervised or everywhere)
+            (self.method(before, marked), piece, supervised and row)
             for (piece, supervised), before in zip(pieces, chain([""], (p for p, _ in pieces)), strict=False)
             if piece
         ]
@@ -119,10 +109,12 @@ class Encoder:
         place = "start" if not before else f"after {anchor}" if anchor else "inside"
         return f"marked {place}" if marked else place
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> tuple[str, list[tuple[int, int]]]:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, chat_template_kwargs: Any = None
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text, and the character spans that the template marks as the assistant's."""
         try:
-            return render_template(self.tokenizer, self.chat_template, messages, tools)
+            return render_template(self.tokenizer, self.chat_template, messages, tools, chat_template_kwargs)
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"the chat template refuses it: {one_line(error)}") from error
 
@@ -185,22 +177,6 @@ def check_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start : error.end]
         raise DataError(f"the text has a lone surrogate, {half!r}, half a character. Remove or replace it.") from error
-
-
-def select_trained_spans(
-    spans: list[tuple[int, int]], messages: Sequence[Mapping], train_on: str
-) -> list[tuple[int, int]]:
-    """The assistant's spans that are trained; raises DataError where one has to be chosen and cannot be told apart."""
-    train = [message.get("train") is not False for message in messages if message["role"] == "assistant"]
-    if train_on == "last":
-        train[:-1] = [False] * (len(train) - 1)
-    if train_on != "all" and not all(train):
-        if len(spans) != len(train):
-            raise DataError(
-                f"the chat template marks {len(spans)} parts for {len(train)} answers, so none can be chosen"
-            )
-        spans = [span for span, wanted in zip(spans, train, strict=True) if wanted]
-    return spans
 
 
 def join_pieces(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list[np.ndarray]]:

@@ -39,7 +39,11 @@ def generate_answers(
             batch = asked[start : start + batch_size]
             prompts = [
                 tokenizer.apply_chat_template(
-                    past, tools=question.get("tools") or None, add_generation_prompt=True, return_dict=False
+                    past,
+                    tools=question.get("tools") or None,
+                    add_generation_prompt=True,
+                    return_dict=False,
+                    **question.get("chat_template_kwargs", {}),
                 )
                 for question, past, _ in batch
             ]
@@ -53,12 +57,15 @@ def generate_answers(
 
 
 def is_answerable(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether something stands before the last answer, and that answer is a text rather than a call of a tool."""
+    """Whether there is an answer to ask for: trained on as a whole, a text rather than a call, something before it."""
     past, reference = split_last_answer(messages)
     return bool(past) and bool(reference)
 
 
 def split_last_answer(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
-    """The messages before the last answer, and that answer's text."""
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return list(messages[:last]), messages[last]["content"]
+    """The messages before the last answer that is trained on as a whole, and that answer's text; '' where none is."""
+    for index in reversed(range(len(messages))):
+        message = messages[index]
+        if message["role"] == "assistant" and message.get("train") is not False and "train_detail" not in message:
+            return list(messages[:index]), message["content"]
+    return [], ""

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
 
-from sft_recipes.data.sources import FILE_BUILDERS
+from sft_recipes.data.sources import BUILDERS
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, one_line
@@ -25,15 +25,14 @@ def load_documents(source: str | Mapping[str, Any]) -> list[str]:
     Raises ConfigError where it is not to be had, or has no column `text`.
     """
     if isinstance(source, str):
-        is_file = Path(source).suffix in FILE_BUILDERS
-        source = {"path": FILE_BUILDERS[Path(source).suffix], "data_files": source} if is_file else {"path": source}
+        is_file = Path(source).suffix in BUILDERS
+        source = {"path": BUILDERS[Path(source).suffix], "data_files": source} if is_file else {"path": source}
     try:
         rows = load_dataset(**{"split": "train", **source})
     except (DatasetsError, OSError, ValueError, TypeError, StopIteration) as error:
         name = source.get("data_files") or source.get("path")
         raise ConfigError(
-            f"evaluate.raw_text={name} should be a file ({', '.join(FILE_BUILDERS)}) or a dataset: "
-            f"{one_line(error)[:160]}"
+            f"evaluate.raw_text={name} should be a file ({', '.join(BUILDERS)}) or a dataset: {one_line(error)[:160]}"
         ) from error
     if "text" not in rows.column_names:
         raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.column_names)}.")

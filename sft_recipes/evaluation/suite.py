@@ -35,8 +35,9 @@ class EvalInputs:
 
 
 def build_eval_inputs(options: EvaluateOptions, data: TrainingData, names: Sequence[str], seed: int) -> EvalInputs:
-    """The held-out questions that can be asked, and the raw text."""
-    asked = [question for question in data.questions if is_answerable(question["messages"])][: options.rows]
+    """The held-out questions that can be asked, and the raw text; where nothing is trained on, all of the questions."""
+    most = (20 if len(data.train) else None) if options.rows is None else options.rows
+    asked = [question for question in data.questions if is_answerable(question["messages"])][:most]
     texts = load_documents(options.raw_text) if options.raw_text else []
     return EvalInputs(data, list(names), asked, texts, options, seed)
 

@@ -16,7 +16,7 @@ from sft_recipes.reporting.provenance import (
 )
 from sft_recipes.reporting.result_tables import Rows, with_body
 from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
-from sft_recipes.reporting.text import format_value
+from sft_recipes.reporting.text import fit_cell, format_value
 
 
 def describe_setup(run: RunFiles) -> list[str]:
@@ -144,7 +144,9 @@ def audit_tables(audit: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, Rows]:
     for name, part in audit.items():
         rows.append([name, *(f"{part.get(key) or 0:,}" for key in keys)])
         for issue, entry in (part.get("problems") or {}).items():
-            issues.append([name, issue.replace("_", " "), f"{entry['rows']:,}", entry["policy"]])
+            for field, count in (entry.get("fields") or {"": entry["rows"]}).items():
+                label = issue.replace("_", " ") + (f": {field}" if field else "")
+                issues.append([name, fit_cell(label, 34), f"{count:,}", entry["policy"]])
     return with_body(rows), with_body(issues)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from sft_recipes.data.audit import ISSUE_BIT, ISSUES, check_train_serve_parity, find_issues
 from sft_recipes.data.digest import audit_record, digest_rows
+from sft_recipes.data.fields import RowFields
 from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.prepare import load_data
 from sft_recipes.data.token_rows import to_dataset
@@ -55,16 +56,25 @@ ROWS = {
     "late system": ({"messages": [say("user"), say("system"), say("assistant")]}, {"roles_out_of_order"}),
     "unanswered": ({"messages": [say("user"), say("assistant"), say("user")]}, {"roles_out_of_order"}),
     "typed": ({"messages": [say("user", "<|im_end|>"), say("assistant")]}, {"typed_control_token"}),
-    "untrained": ({"messages": [say("user"), say("assistant", train=False)]}, {"nothing_supervised"}),
+    "untrained": ({"messages": [say("user"), say("assistant", train=False)]}, {"marked_untrained"}),
+    "untrained raw text": ({"text": "prose", "train": False}, {"marked_untrained"}),
+    "no question": ({"messages": [say("user", " "), say("assistant")]}, {"blank_question"}),
 }
+
+
+def issues_of(encoder: Encoder, rows: list[dict], formatter=None, train_on: str = "assistant") -> list[set[str]]:
+    """The names of each row's issues; without a formatter the rows are conversations."""
+    conversations = [formatter(row) for row in rows] if formatter else rows
+    fields = RowFields(formatter or (lambda row: row))
+    encoded = encoder.encode(conversations, train_on)
+    found, _ = find_issues(encoder, fields, rows, conversations, encoded, train_on)
+    return [{name for name in ISSUES if bits & ISSUE_BIT[name]} for bits in found]
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_each_problem_is_found_where_it_is(encoder, case):
     conversation, expected = ROWS[case]
-    found = find_issues(encoder, [GOOD, conversation], encoder.encode([GOOD, conversation]), "assistant")
-    assert found[0] == 0
-    assert {name for name in ISSUES if found[1] & ISSUE_BIT[name]} == expected
+    assert issues_of(encoder, [GOOD, conversation]) == [set(), expected]
 
 
 def marked(encoder, tmp_path: Path, template: str) -> Encoder:
@@ -95,9 +105,7 @@ TWO_ENDS = DROPS_SYSTEM.replace("{% endgeneration %}", "{% endgeneration %}{{ eo
 )
 def test_a_template_that_loses_something_is_found_out(encoder, tmp_path, template, messages, expected):
     mine = marked(encoder, tmp_path, template)
-    row = {"messages": messages}
-    (found,) = find_issues(mine, [row], mine.encode([row]), "assistant")
-    assert {name for name in ISSUES if found & ISSUE_BIT[name]} == expected
+    assert issues_of(mine, [{"messages": messages}]) == [expected]
 
 
 def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
@@ -145,9 +153,10 @@ def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
         tmp_path / "rows.jsonl", [*question_rows(1), {"instruction": "long " * 60, "input": "", "output": "Yes."}]
     )
     data = load_data(data_config(file={"data_files": path}, held_out=0, max_length_policy="keep"), encoder, 32)
+    whole = encoder.encode([{"messages": [say("user", "long " * 60), say("assistant", "Yes.")]}])["input_ids"][0]
     assert data.audit["file"]["problems"] == {
-        "truncated": {"rows": 1, "policy": "keep", "first": [1]},
-        "fully_truncated": {"rows": 1, "policy": "drop", "first": [1]},
+        "truncated": {"rows": 1, "policy": "keep", "first": [1], "tokens": len(whole) - 32},
+        "fully_truncated": {"rows": 1, "policy": "drop", "first": [1], "tokens": 32},
     }
 
 

@@ -2,27 +2,32 @@ import doctest
 import json
 import subprocess
 import sys
+from collections import UserDict
 
 import pytest
 from datasets import Dataset
 
-from sft_recipes.data import formatters
+from sft_recipes.data import detection, fields, formatters, messages
 from sft_recipes.data.formatters import (
     FORMATTERS,
     alpaca,
     chatml,
-    detect_formatter,
-    drop_nulls,
+    oasst,
     prompt_completion,
     sharegpt,
     text,
 )
+from sft_recipes.data.messages import drop_nulls
 from sft_recipes.errors import DataError
 from support.paths import ROOT
 from support.rows import rows_of
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 HELLO_SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+KNOWN_ROLES = [
+    *("system", "developer", "user", "human", "prompter", "assistant", "gpt", "chatgpt", "bing", "bard", "bot"),
+    *("model", "tool", "observation", "function", "function_response", "ipython", "function_call", "tool_call"),
+]
 WEATHER = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
 
 
@@ -146,7 +151,7 @@ def test_sharegpt_keeps_a_system_turn_and_its_empty_text():
 
 def test_sharegpt_refuses_two_system_prompts():
     row = {"system": "Be kind.", "conversations": [{"from": "system", "value": "Be brief."}, *HELLO_SHAREGPT]}
-    expected = "system is set and conversations[0] is a system turn as well, one of them has to go."
+    expected = "system and conversations[0] are both system prompts, and differ: one of them has to go."
     assert fault(sharegpt, row) == expected
 
 
@@ -236,12 +241,11 @@ def test_sharegpt_refuses_tools_it_cannot_read(tools, expected):
         ([], "conversations should be a list of messages, not []."),
         (None, "conversations should be a list of messages, not None."),
         ([*HELLO_SHAREGPT, None], "conversations[2] should be a message, not None."),
-        ([{"speaker": "gpt", "value": "Hi"}], "conversations[0] needs 'from', it has speaker, value."),
-        ([{}], "conversations[0] needs 'from', it has nothing."),
+        ([{"speaker": "gpt", "value": "Hi"}], "conversations[0] needs 'role' or 'from', it has speaker, value."),
+        ([{}], "conversations[0] needs 'role' or 'from', it has nothing."),
         (
             [*HELLO_SHAREGPT, {"from": "narrator", "value": "Later."}],
-            "conversations[2].from: unknown role 'narrator', "
-            "known are system, user, assistant, tool, human, gpt, function_call, observation.",
+            f"conversations[2].from: unknown role 'narrator', known are {', '.join(KNOWN_ROLES)}.",
         ),
         ([{"from": "gpt", "value": None}], "conversations[0].value should be text, not None."),
         ([{"from": "human", "value": 42}], "conversations[0].value should be text, not 42."),
@@ -304,17 +308,36 @@ def test_chatml_keeps_what_is_said_beside_a_call():
     assert chatml({"messages": messages}) == {"messages": messages}
 
 
+NULL_CALL = {
+    "id": None,
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Bonn", "zip": None}},
+}
+NULLS = {"content": None, "tool_calls": None, "name": None, "tool_call_id": None, "train": None, "weight": None}
+ROW_WITH_NULLS = {
+    "messages": [NULLS | HELLO[0], NULLS | {"role": "assistant", "tool_calls": [NULL_CALL]}, NULLS | HELLO[1]],
+    "tools": [{"name": "weather", "parameters": {"city": {"type": "string", "enum": None}, "query": None}}],
+}
+
+
+def test_chatml_keeps_the_nulls_that_the_author_of_a_row_wrote():
+    call = WEATHER | {"function": {"name": "weather", "arguments": {"city": "Bonn", "zip": None}}}
+    assert chatml(ROW_WITH_NULLS) == {
+        "messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}, HELLO[1]],
+        "tools": ROW_WITH_NULLS["tools"],
+    }
+
+
 def test_chatml_removes_the_nulls_that_arrow_fills_in():
-    call = {"id": None, "type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn", "zip": None}}}
-    filled = {"content": None, "tool_calls": None, "name": None, "tool_call_id": None, "train": None, "weight": None}
-    row = {
-        "messages": [filled | HELLO[0], filled | {"role": "assistant", "tool_calls": [call]}, filled | HELLO[1]],
-        "tools": [{"name": "weather", "parameters": {"city": {"type": "string", "enum": None}, "query": None}}],
-    }
-    assert chatml(row) == {
-        "messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [WEATHER]}, HELLO[1]],
-        "tools": [{"name": "weather", "parameters": {"city": {"type": "string"}}}],
-    }
+    # `Dataset.map` gives a formatter rows that are mappings, but no dicts
+    assert (
+        chatml(UserDict(ROW_WITH_NULLS))
+        == chatml(drop_nulls(ROW_WITH_NULLS))
+        == {
+            "messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [WEATHER]}, HELLO[1]],
+            "tools": [{"name": "weather", "parameters": {"city": {"type": "string"}}}],
+        }
+    )
 
 
 def test_chatml_reads_back_what_it_wrote():
@@ -331,18 +354,10 @@ def test_chatml_needs_its_column():
     ("messages", "expected"),
     [
         ([], "messages should be a list of messages, not []."),
-        ("Hi", "messages should be a list of messages, not 'Hi'."),
+        ("Hi", "messages is not JSON (Expecting value: line 1 column 1 (char 0)): 'Hi'."),
         (["Hi"], "messages[0] should be a message, not 'Hi'."),
-        (HELLO_SHAREGPT, "messages[0] needs 'role', it has from, value."),
-        ([{"role": None, "content": "Hi"}], "messages[0] needs 'role', it has content."),
-        (
-            [{"role": "human", "content": "Hi"}],
-            "messages[0].role: unknown role 'human', known are system, user, assistant, tool.",
-        ),
-        (
-            [{"role": 1, "content": "Hi"}],
-            "messages[0].role: unknown role 1, known are system, user, assistant, tool.",
-        ),
+        ([{"role": None, "content": "Hi"}], "messages[0] needs 'role' or 'from', it has content."),
+        ([{"role": 1, "content": "Hi"}], f"messages[0].role: unknown role 1, known are {', '.join(KNOWN_ROLES)}."),
         ([*HELLO, {"role": "user", "content": None}], "messages[2].content should be text, not None."),
         ([*HELLO, {"role": "assistant", "content": None}], "messages[2].content should be text, not None."),
         (
@@ -396,18 +411,210 @@ def test_an_answer_marked_as_trained_needs_no_mark(mark):
     assert chatml({"messages": [HELLO[0], HELLO[1] | mark]}) == {"messages": HELLO}
 
 
-@pytest.mark.parametrize(
-    ("mark", "expected"),
-    [
-        ({"weight": 0.5}, "messages[1].weight should be 0 or 1, not 0.5."),
-        ({"weight": "0"}, "messages[1].weight should be 0 or 1, not '0'."),
-        ({"train": "no"}, "messages[1].train should be true or false, not 'no'."),
-        ({"train": 0}, "messages[1].train should be true or false, not 0."),
-        ({"train": False}, "messages: nothing to train on, every assistant turn has train: false or weight: 0."),
+MARKS = ("train", "trainable", "training", "loss", "loss_mask", "weight")
+
+
+@pytest.mark.parametrize("name", MARKS)
+@pytest.mark.parametrize("no", [False, 0, 0.0, "false", "0"])
+def test_every_tools_word_for_untrained_is_obeyed(name, no):
+    expected = {"messages": [HELLO[0], HELLO[1] | {"train": False}]}
+    assert chatml({"messages": [HELLO[0], HELLO[1] | {name: no}]}) == expected
+    assert sharegpt({"conversations": [HELLO_SHAREGPT[0], HELLO_SHAREGPT[1] | {name: no}]}) == expected
+
+
+@pytest.mark.parametrize("name", MARKS)
+@pytest.mark.parametrize("yes", [True, 1, 1.0, "true", "1", None])
+def test_every_tools_word_for_trained_is_read(name, yes):
+    assert chatml({"messages": [HELLO[0], HELLO[1] | {name: yes}]}) == {"messages": HELLO}
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, "no", [1, 0]])
+def test_a_weight_in_between_is_refused(value):
+    wrong = f"should be 0 or 1 (false or true), not {value!r}: a text is trained on or it is not. "
+    wrong += "Another meaning needs another name."
+    assert fault(chatml, {"messages": [HELLO[0], HELLO[1] | {"weight": value}]}) == f"messages[1].weight {wrong}"
+    assert fault(alpaca, {"instruction": "Hi", "output": "Hello!", "weight": value}) == f"weight {wrong}"
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_a_row_marked_as_untrained_trains_none_of_its_answers(name):
+    untrained = {"messages": [HELLO[0], HELLO[1] | {"train": False}], "train": False}
+    assert alpaca({"instruction": "Hi", "output": "Hello!", name: 0}) == untrained
+    assert chatml({"messages": HELLO, name: 0}) == untrained
+    assert prompt_completion({"prompt": "Hi", "completion": "Hello!", name: 0}) == untrained
+    assert text({"text": "Once", name: 0}) == {"text": "Once", "train": False}
+    assert text({"text": "Once", name: 1}) == {"text": "Once"}
+
+
+def test_a_part_marked_as_untrained_is_marked_by_its_characters():
+    parts = [{"type": "text", "text": "Hm. ", "train": False}, {"type": "text", "text": "Yes.", "train": True}]
+    spans = [
+        {"begin_offset": 0, "end_offset": 3, "train": False},
+        {"begin_offset": 4, "end_offset": 7, "train": True},
+    ]
+    assert chatml({"messages": [HELLO[0], {"role": "assistant", "content": parts}]})["messages"][1] == {
+        "role": "assistant",
+        "content": "Hm. Yes.",
+        "train_detail": spans,
+    }
+
+
+def test_an_answer_whose_parts_are_all_untrained_is_untrained():
+    parts = [{"type": "text", "text": "Hm.", "weight": 0}]
+    untrained = {"role": "assistant", "content": "Hm.", "train": False}
+    assert chatml({"messages": [HELLO[0], {"role": "assistant", "content": parts}]})["messages"][1] == untrained
+
+
+def test_train_detail_trains_what_its_spans_hold():
+    # Axolotl's offsets count characters, and the last one is in the span
+    detail = [{"begin_offset": 1, "end_offset": 2, "train": True}, {"begin_offset": 3, "end_offset": 3, "train": False}]
+    row = {"messages": [HELLO[0], {"role": "assistant", "content": "abcde", "train_detail": detail}]}
+    assert chatml(row)["messages"][1]["train_detail"] == [
+        {"begin_offset": 0, "end_offset": 0, "train": False},
+        {"begin_offset": 1, "end_offset": 2, "train": True},
+        {"begin_offset": 3, "end_offset": 4, "train": False},
+    ]
+
+
+@pytest.mark.parametrize("span", [{}, {"begin_offset": 0, "end_offset": 6}, {"begin_offset": 3, "end_offset": 2}, None])
+def test_a_span_beyond_the_answer_is_refused(span):
+    row = {"messages": [HELLO[0], HELLO[1] | {"train_detail": [span]}]}
+    assert fault(chatml, row).startswith("messages[1].train_detail: a span has begin_offset, end_offset (its last")
+
+
+# what the other tools write
+
+
+@pytest.mark.parametrize(("role", "same"), [("developer", "system"), ("ipython", "tool"), ("function", "tool")])
+def test_roles_of_openai_and_llama_3_are_read(role, same):
+    turns = [HELLO[0], {"role": role, "content": "so"}, HELLO[1]]
+    assert chatml({"messages": turns})["messages"][1] == {"role": same, "content": "so"}
+
+
+@pytest.mark.parametrize("name", ["gpt", "chatgpt", "bing", "bard", "bot", "model", "assistant"])
+@pytest.mark.parametrize("asker", ["human", "user", "prompter"])
+def test_roles_of_sharegpt_and_its_copies_are_read(name, asker):
+    turns = [{"from": asker, "value": "Hi"}, {"from": name, "value": "Hello!"}]
+    assert sharegpt({"conversations": turns}) == chatml({"messages": turns}) == {"messages": HELLO}
+
+
+def test_history_is_earlier_turns():
+    row = {"instruction": "Of Spain?", "output": "Madrid.", "history": [["Capital of France?", "Paris."]]}
+    expected = [
+        ("user", "Capital of France?"),
+        ("assistant", "Paris."),
+        ("user", "Of Spain?"),
+        ("assistant", "Madrid."),
+    ]
+    assert [(turn["role"], turn["content"]) for turn in alpaca(row)["messages"]] == expected
+    assert alpaca(row | {"history": json.dumps(row["history"])}) == alpaca(row)
+    assert alpaca(row | {"history": []}) == alpaca(row | {"history": None})
+    assert fault(alpaca, row | {"history": [["a"]]}) == "history[0] should be a question and its answer, not ['a']."
+    assert fault(alpaca, row | {"history": [["a", " "]]}) == "history[0][1] is blank."
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_prompt_beside_the_turns_comes_first(name):
+    expected = {"messages": [{"role": "system", "content": "Be kind."}, *HELLO]}
+    assert chatml({"messages": HELLO, name: "Be kind."}) == expected
+    assert sharegpt({"conversations": HELLO_SHAREGPT, name: "Be kind."}) == expected
+    assert prompt_completion({"prompt": "Hi", "completion": "Hello!", name: "Be kind."}) == expected
+    assert alpaca({"instruction": "Hi", "output": "Hello!", name: "Be kind."}) == expected
+    assert chatml(expected | {name: "Be kind."}) == expected
+
+
+def test_two_system_prompts_that_differ_are_refused():
+    row = {"messages": HELLO, "system": "Be kind.", "system_prompt": "Be brief."}
+    assert fault(chatml, row) == "system and system_prompt are both system prompts, and differ: one of them has to go."
+
+
+@pytest.mark.parametrize("key", ["function_call", "function_calls", "tool_calls"])
+def test_older_names_of_calls_and_tools_are_read(key):
+    turns = [
+        HELLO[0],
+        {"role": "assistant", "content": "I look.", key: {"name": "weather", "arguments": '{"city": "Bonn"}'}},
+        {"role": "function", "name": "weather", "content": "grey"},
+    ]
+    assert chatml({"messages": turns, "functions": [{"name": "weather"}]}) == {
+        "messages": [
+            HELLO[0],
+            {"role": "assistant", "content": "I look.", "tool_calls": [WEATHER]},
+            {"role": "tool", "content": "grey", "name": "weather"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather"}}],
+    }
+
+
+@pytest.mark.parametrize("arguments", [{"arguments": ""}, {"arguments": None}, {"arguments": {}}, {"parameters": {}}])
+def test_a_call_without_arguments_is_read(arguments):
+    call = {"type": "function", "function": {"name": "now"} | arguments}
+    found = chatml({"messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]})
+    expected = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    assert found["messages"][1]["tool_calls"] == [expected]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_are_read(key):
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "two and two"}
+    turns = [HELLO[0], {"role": "assistant", "content": "4", key: "two and two"}]
+    assert chatml({"messages": turns}) == {"messages": [HELLO[0], thought]}
+
+
+def test_two_thoughts_that_differ_are_refused():
+    row = {"messages": [HELLO[0], HELLO[1] | {"reasoning": "a", "thinking": "b"}]}
+    expected = "messages[1] has thinking and reasoning, which differ: one of them has to go."
+    assert fault(chatml, row) == expected
+
+
+def test_messages_may_be_the_json_text_of_a_list():
+    assert chatml({"messages": json.dumps(HELLO)}) == {"messages": HELLO}
+    assert sharegpt({"conversations": json.dumps(HELLO_SHAREGPT)}) == {"messages": HELLO}
+
+
+def test_variables_of_the_template_stay_with_the_row():
+    row = {"messages": HELLO, "chat_template_kwargs": {"enable_thinking": False}}
+    assert chatml(row) == row
+    refused = "chat_template_kwargs should name variables of the chat template, not {'tools': []}."
+    assert fault(chatml, row | {"chat_template_kwargs": {"tools": []}}) == refused
+
+
+@pytest.mark.parametrize("key", ["image", "images", "audio", "audios", "video", "videos"])
+def test_what_is_seen_or_heard_is_refused(key):
+    refused = f"{key}: ['cat.png'] cannot be read, only text is trained on."
+    assert fault(chatml, {"messages": HELLO, key: ["cat.png"]}) == refused
+    assert fault(alpaca, {"instruction": "Hi", "output": "Hello!", key: ["cat.png"]}) == refused
+    assert fault(text, {"text": "Once", key: ["cat.png"]}) == refused
+    assert fault(chatml, {"messages": [HELLO[0] | {key: ["cat.png"]}, HELLO[1]]}) == f"messages[0].{refused}"
+    assert chatml({"messages": HELLO, key: []}) == {"messages": HELLO}
+
+
+# oasst
+
+TREE = {
+    "role": "prompter",
+    "text": "Hi",
+    "replies": [
+        {"role": "assistant", "text": "unranked", "rank": None, "replies": []},
+        {"role": "assistant", "text": "second", "rank": 1, "replies": []},
+        {"role": "assistant", "text": "gone", "rank": 0, "deleted": True, "replies": []},
+        {
+            "role": "assistant",
+            "text": "Hello!",
+            "rank": 0,
+            "replies": [{"role": "prompter", "text": "and then?", "rank": None, "replies": []}],
+        },
     ],
-)
-def test_a_mark_that_cannot_be_followed_is_refused(mark, expected):
-    assert fault(chatml, {"messages": [HELLO[0], HELLO[1] | mark]}) == expected
+}
+
+
+def test_oasst_takes_the_best_ranked_reply_and_ends_with_an_answer():
+    assert oasst({"message_tree_id": "1", "prompt": TREE}) == {"messages": HELLO}
+
+
+def test_oasst_refuses_a_question_without_a_reply():
+    assert fault(oasst, {"prompt": TREE | {"replies": []}}) == "prompt: nothing to train on, no assistant turn."
+    wrong = "prompt should be a tree of messages with role, text and replies, not 'Hi'."
+    assert fault(oasst, {"prompt": "Hi"}) == wrong
 
 
 # prompt_completion and text
@@ -468,29 +675,7 @@ def test_text_names_the_field_that_is_wrong(row, expected):
     assert fault(text, row) == expected
 
 
-# choosing a formatter
-
-
-@pytest.mark.parametrize(
-    ("columns", "name"),
-    [
-        (["messages"], "chatml"),
-        (["prompt", "prompt_id", "messages"], "chatml"),
-        (["conversations", "source"], "sharegpt"),
-        (["instruction", "input", "output", "text"], "alpaca"),
-        (["prompt", "completion"], "prompt_completion"),
-        (["text", "url"], "text"),
-    ],
-)
-def test_auto_names_the_formatter_whose_columns_are_there(columns, name):
-    assert detect_formatter(columns) == name
-
-
-def test_auto_lists_the_columns_that_no_formatter_reads():
-    assert fault(detect_formatter, iter(["question", "answer"])) == (
-        "no formatter reads the columns question, answer. "
-        "Name one with its own, such as {name: alpaca, instruction: question, output: answer}."
-    )
+# by name
 
 
 def test_formatters_are_found_by_name():
@@ -499,6 +684,7 @@ def test_formatters_are_found_by_name():
         ("sharegpt", sharegpt),
         ("chatml", chatml),
         ("prompt_completion", prompt_completion),
+        ("oasst", oasst),
         ("text", text),
     ]
 
@@ -510,6 +696,7 @@ ROWS = {
     "sharegpt": {"conversations": HELLO_SHAREGPT},
     "chatml": {"messages": HELLO},
     "prompt_completion": {"prompt": "Hi", "completion": "Hello!"},
+    "oasst": {"prompt": {"role": "prompter", "text": "Hi", "replies": [{"role": "assistant", "text": "Hello!"}]}},
     "text": {"text": "Once upon a time"},
 }
 
@@ -607,15 +794,15 @@ def test_tool_calling_rows_come_through_whole(name, count):
 def test_tool_calling_rows_survive_a_dataset(name, count):
     rows = rows_of(name)
     mapped = Dataset.from_list(rows).map(sharegpt, remove_columns=["conversations"])
-    # Arrow gives every tool the parameters of all tools, null; reading the rows again removes them
-    assert [chatml(row) for row in mapped] == [drop_nulls(sharegpt(row)) for row in rows]
+    # Arrow gives every tool the parameters of all tools, null
+    assert [chatml(drop_nulls(row)) for row in mapped] == [drop_nulls(sharegpt(row)) for row in rows]
 
 
 # the module
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(formatters).failed == 0
+    assert [doctest.testmod(module).failed for module in (formatters, messages, fields, detection)] == [0] * 4
 
 
 def test_importing_the_formatters_loads_no_heavy_library():

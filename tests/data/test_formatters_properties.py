@@ -6,7 +6,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_recipes.data.formatters import alpaca, chatml, drop_nulls, prompt_completion, sharegpt, text
+from sft_recipes.data.formatters import alpaca, chatml, prompt_completion, sharegpt, text
+from sft_recipes.data.messages import drop_nulls
 
 TEXT = st.text(max_size=40)  # every code point but lone surrogates, which are no text
 ANSWER = TEXT.filter(str.strip)

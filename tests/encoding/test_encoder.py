@@ -211,9 +211,8 @@ def test_rows_do_not_touch_each_other(chat_tokenizer):
 def test_a_template_without_tools_refuses_them_rather_than_dropping_them(chat_tokenizer, template):
     tokenizer, marked, _ = chat_tokenizer("tiny", template)
     messages = [*ask("Hi", "Hello!"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
-    with pytest.raises(DataError, match="no place for") as caught:
+    with pytest.raises(DataError, match="no place for"):
         Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}, {"messages": messages}])
-    assert caught.value.row == 1
 
 
 def test_an_unknown_supervise_is_refused(chat_tokenizer):

@@ -1,0 +1,148 @@
+"""Which keys of a row are read, which are known to be metadata, and which are neither, so that they are said aloud."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sft_recipes.data.messages import (
+    CALL_FIELDS,
+    CALLING_ROLES,
+    MESSAGE_FIELDS,
+    PART_FIELDS,
+    REASONING,
+    ROLES,
+    SPEECH,
+    TOOL_CALLS,
+    TRAIN_FLAGS,
+    drop_nulls,
+    has_value,
+    read_json,
+)
+
+# What may stand beside a text without a word in the report: no one would train on it
+METADATA = frozenset((
+    "id", "_id", "idx", "index", "uid", "uuid", "guid", "hash", "md5", "sha", "sha256", "row_id", "example_id",
+    "question_id", "answer_id", "prompt_id", "message_id", "parent_id", "message_tree_id", "tree_state",
+    "conversation_id", "conv_id", "thread_id", "session_id", "user_id", "worker_id", "annotator_id",
+    "annotator", "author", "username", "source", "sources", "source_id", "dataset", "dataset_name", "origin",
+    "subset", "split", "file", "filename", "path", "url", "uri", "link", "license", "licence", "category",
+    "categories", "topic", "topics", "domain", "genre", "type", "task_type", "task_name", "tag", "tags",
+    "keywords", "language", "lang", "locale", "country", "created", "created_at", "updated", "updated_at",
+    "date", "time", "timestamp", "year", "version", "score", "scores", "rating", "ratings", "rank", "reward",
+    "quality", "difficulty", "votes", "upvotes", "likes", "views", "num_turns", "length", "num_tokens",
+    "token_count", "model", "model_name", "model_id", "temperature", "finish_reason", "stop_reason", "usage",
+    "meta", "metadata", "refusal", "annotations", "cache_control",
+))  # fmt: skip
+ALIASES = {"system": "system_prompt", "tools": "functions"}  # read as well, where the column has its usual name
+# The formatters' parameters for texts, in the order in which templates render them
+IN_ORDER = ("history", "instruction", "input", "conversations", "messages", "prompt", "completion", "output", "text")
+LEVELS = (MESSAGE_FIELDS, PART_FIELDS | CALL_FIELDS, CALL_FIELDS)  # in a message, in its parts or calls, in a function
+
+
+class RowFields:
+    """What one formatter reads of its rows: the texts that have to be rendered, and the keys that are left.
+
+    Our formatters declare their columns by parameters with defaults. A user's own declares none, and `oasst` a tree:
+    there the texts are those of the conversation that came of the row.
+
+    >>> from functools import partial
+    >>> from sft_recipes.data.formatters import alpaca
+    >>> fields = RowFields(partial(alpaca, output="response"))
+    >>> row = {"instruction": "Hi", "response": "Yo", "output": "not this", "source": "forum"}
+    >>> fields.unread(row), [text for text, _ in fields.texts(row)]
+    (['output'], ['Hi', 'Yo'])
+    """
+
+    def __init__(self, formatter: Callable[..., Any]):
+        defaults = {name: each.default for name, each in inspect.signature(formatter).parameters.items()}
+        given = {name: default for name, default in defaults.items() if isinstance(default, str)}
+        self.declared = bool(given)
+        self.said = [given[name] for name in IN_ORDER if name in given]
+        self.parsed = [given[name] for name in ("history", "conversations", "messages") if name in given]
+        self.system, self.tools = (
+            [given[name], *([ALIASES[name]] if given[name] == name else [])] if name in given else []
+            for name in ALIASES
+        )
+        self.known = METADATA.union(given.values(), self.system, self.tools, TRAIN_FLAGS, ["chat_template_kwargs"])
+
+    def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with lists where it has the JSON text of one, and without the nulls of Arrow."""
+        row = row if isinstance(row, dict) else drop_nulls(row)
+        return row | {key: read_json(row[key], key) for key in self.parsed if isinstance(row.get(key), str)}
+
+    def texts(self, row: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+        """Everything that a row says, and whether it is rendered behind what came before it: a system prompt, a tool, a
+        call, a thought stand where the template has its place for them."""
+        for column in self.said:
+            value = row.get(column)
+            for item in value if isinstance(value, list) else [value] if value else []:
+                yield from said_by(item)
+        yield from ((row[column], False) for column in self.system if row.get(column))
+        for tool in (tool for column in self.tools for tool in read_json(row.get(column) or [], column)):
+            if isinstance(name := tool.get("function", tool).get("name"), str):
+                yield name, False
+
+    def unread(self, row: Mapping[str, Any]) -> list[str]:
+        """The names of the keys with a value, at any level, that are neither read nor metadata.
+
+        A text that repeats one that is read, or holds them all as Alpaca's rendered `text` does, is not lost.
+        """
+        if not self.declared:
+            return []
+        names = [key for key in row if key not in self.known and has_value(row[key])]
+        if names and self.said:
+            said = [text for text, _ in self.texts(row)]
+            names = [key for key in names if row[key] not in said and not holds_all(row[key], said)]
+        for column in self.said:
+            if isinstance(row.get(column), list):
+                names += left_over(row[column], LEVELS)
+        return list(dict.fromkeys(names))
+
+
+def holds_all(text: Any, said: Sequence[str]) -> bool:
+    """Whether something is a text that holds all the others."""
+    return isinstance(text, str) and all(each in text for each in said)
+
+
+def left_over(values: Any, levels: Sequence[frozenset[str]]) -> Iterator[str]:
+    """The keys with a value in messages, their parts and calls that are neither read there nor metadata."""
+    for item in values if isinstance(values, list) else [values]:
+        for key, value in item.items() if isinstance(item, Mapping) else []:
+            if key not in levels[0]:
+                yield from [key] if key not in METADATA and has_value(value) else []
+            elif isinstance(value, list | Mapping) and key in (*SPEECH, *TOOL_CALLS, "function"):
+                yield from left_over(value, levels[1:])
+
+
+def said_by(turn: Any) -> Iterator[tuple[str, bool]]:
+    """What a message says; of a bare text, or a question with its answer, all of it."""
+    if not isinstance(turn, Mapping):
+        yield from ((text, True) for text in ([turn] if isinstance(turn, str) else turn))
+        return
+    speaker = str(turn.get("role") or turn.get("from")).lower()
+    for key, value in turn.items():
+        if key in TOOL_CALLS or (key in SPEECH and speaker in CALLING_ROLES):
+            yield from ((text, False) for text in said_by_call(read_json(value or [], key)))
+        elif key in SPEECH or key in REASONING:
+            parts = [value] if isinstance(value, str) else [part["text"] for part in value or []]
+            yield from ((text, key in SPEECH and ROLES.get(speaker) != "system") for text in parts)
+
+
+def said_by_call(value: Any, inside: bool = False) -> Iterator[str]:
+    """The name of a call, or of several; inside of its arguments every name, text and number, as JSON writes them."""
+    if isinstance(value, list):
+        for item in value:
+            yield from said_by_call(item, inside)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if inside:
+                yield key
+            if inside or key in ("function", "name"):
+                yield from said_by_call(item, inside)
+            elif key in ("arguments", "parameters"):
+                yield from said_by_call(read_json(item or {}, key), inside=True)
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield json.dumps(value)

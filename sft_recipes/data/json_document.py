@@ -1,0 +1,153 @@
+"""A JSON document of any size, item by item: an array, objects one after another, or what stands under a key."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from sft_recipes.errors import DataError
+
+Item = tuple[Any, str, int]  # a value or the error that it gave, its text, and the line where it begins
+CHUNK_CHARACTERS = 1 << 20  # that are read at once
+SPACE = re.compile(r"\s*")
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of whose equal keys json would keep the last alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {max(names, key=names.count)!r} stands twice in one object")
+    return found
+
+
+def finite_float(text: str) -> float:
+    """A number with a fraction or an exponent; beyond 1.8e308 Python would make it infinite."""
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {text} is too large")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=finite_float)
+
+
+def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
+    """The items of the document that begins with `head` and goes on in `file`; raises DataError where it breaks off.
+
+    Under the key `field` stands a list of rows, or a mapping from columns to lists.
+    """
+    document = Document(file, head)
+    if field is not None:
+        document.enter(field)
+    if document.peek() == "[":
+        yield from document.array()
+    elif field is None:
+        while document.peek():
+            yield document.value()
+    else:
+        columns, text, line = document.value()
+        yield from ((row, text, line) for row in rows_of_columns(columns, field))
+    while field is not None and document.take(",}") == ",":
+        document.key_and_colon()
+        document.value()
+    if document.peek():
+        document.fail("more follows after the rows")
+
+
+def rows_of_columns(columns: Any, field: str) -> Iterator[dict[str, Any]]:
+    """The rows of a mapping from columns to lists of one length."""
+    lists = list(columns.values()) if isinstance(columns, dict) else []
+    if not lists or not all(isinstance(cells, list) and len(cells) == len(lists[0]) for cells in lists):
+        raise DataError(f"field {field}: should be a list of rows, or lists of one length by column.")
+    return (dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True))
+
+
+class Document:
+    """A JSON text that is read as far as it is asked for, so that an item takes no more memory than its own."""
+
+    def __init__(self, file: TextIO, text: str):
+        self.file, self.text, self.place = file, text, 0
+        self.line, self.counted = 1, 0  # the line of the character `counted`
+
+    def read_on(self) -> bool:
+        """Takes in more of the file, at least as much as waits; False at its end."""
+        self.line_at(self.place)
+        more = self.file.read(max(CHUNK_CHARACTERS, len(self.text) - self.place))
+        self.text, self.place, self.counted = self.text[self.place :] + more, 0, 0
+        return bool(more)
+
+    def line_at(self, place: int) -> int:
+        """The line of a character."""
+        self.line += self.text.count("\n", self.counted, place)
+        self.counted = place
+        return self.line
+
+    def peek(self) -> str:
+        """The next character that is no space, '' at the end."""
+        while True:
+            self.place = SPACE.match(self.text, self.place).end()
+            if self.place < len(self.text):
+                return self.text[self.place]
+            if not self.read_on():
+                return ""
+
+    def take(self, known: str) -> str:
+        """Steps over the next character, which has to be one of these."""
+        found = self.peek()
+        if not found or found not in known:
+            self.fail(f"{found or 'its end'} stands where {' or '.join(known)} should")
+        self.place += 1
+        return found
+
+    def value(self) -> Item:
+        """The next value; its error where it is JSON, but not to be used."""
+        self.peek()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.place)
+            except json.JSONDecodeError as error:
+                # a text that is cut shows so at its end, or where its last string begins
+                cut = error.pos > len(self.text) - 20 or error.msg.startswith("Unterminated")
+                if not (cut and self.read_on()):
+                    self.fail(error.msg, error.pos)
+                continue
+            except ValueError as error:
+                value, end = error, json.JSONDecoder().raw_decode(self.text, self.place)[1]
+            start = self.place
+            if end + 2 < len(self.text) or not self.read_on():  # a number may go on, 1 with e-5
+                end += self.place - start
+                line, text = self.line_at(self.place), self.text[self.place : end]
+                self.place = end
+                return value, text, line
+
+    def array(self) -> Iterator[Item]:
+        """The items of the array that begins here."""
+        self.take("[")
+        if self.peek() == "]":
+            self.place += 1
+            return
+        while True:
+            yield self.value()
+            if self.take(",]") == "]":
+                return
+
+    def enter(self, field: str) -> None:
+        """Goes to the value of a key of the object that begins here."""
+        self.take("{")
+        names = []
+        while (name := self.key_and_colon()) != field:
+            names.append(name)
+            self.value()
+            if self.take(",}") == "}":
+                raise DataError(f"field {field}: the file has {', '.join(names)}.")
+
+    def key_and_colon(self) -> str:
+        """Steps over a key, which is given back, and the colon behind it."""
+        name = self.value()[0] if self.peek() == '"' else self.take('"')
+        self.take(":")
+        return name
+
+    def fail(self, why: str, place: int | None = None) -> None:
+        """Raises DataError with the line."""
+        raise DataError(f"line {self.line_at(self.place if place is None else place)}: not JSON ({why}).")

@@ -1,0 +1,79 @@
+"""The rows of a source as they were read, by number: local files as they are written, all else as Arrow has it."""
+
+import marshal
+from array import array
+from collections import UserDict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+
+import numpy as np
+from datasets import Dataset
+from datasets.config import HF_DATASETS_CACHE
+
+from sft_recipes.data.reading import Fault, Row
+
+MEMORY_BYTES = 1 << 26  # of one source's rows, beyond which they lie in a file that ends with the process
+BATCH_ROWS = 1000  # that are taken out of Arrow at once
+Record = tuple[int, Row, str]  # the row's number, the row or its fault, and its file and line
+
+
+class ArrowRow(UserDict):
+    """A row of a Dataset, and no dict: Arrow has filled it with nulls for every key that another row has."""
+
+
+class FileRows:
+    """The rows of local files in a random order that costs no memory; a number is a row's place in its split."""
+
+    def __init__(self, read: Iterable[tuple[Row, str, int]]):
+        Path(HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
+        self.file = SpooledTemporaryFile(MEMORY_BYTES, dir=HF_DATASETS_CACHE)  # noqa: SIM115 - it lives as long as the rows
+        self.ends, self.lines, self.paths = array("Q", [0]), array("Q"), array("L")
+        names: dict[str, int] = {}
+        columns: dict[str, None] = {}
+        for row, path, line in read:
+            self.file.write(packed := marshal.dumps(str(row) if isinstance(row, Fault) else row))
+            self.ends.append(self.ends[-1] + len(packed))
+            self.lines.append(line)
+            self.paths.append(names.setdefault(path, len(names)))
+            if isinstance(row, dict) and not row.keys() <= columns.keys():
+                columns |= dict.fromkeys(row)
+        self.names, self.columns = list(names), list(columns)
+        self.places = range(len(self.lines))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def select(self, places: np.ndarray) -> "FileRows":
+        """The rows at these places, which are numbered anew; the file is shared."""
+        chosen = object.__new__(FileRows)
+        chosen.__dict__ |= self.__dict__ | {"places": [self.places[place] for place in places]}
+        return chosen
+
+    def records(self, numbers: Iterable[int]) -> Iterator[Record]:
+        """The rows of these numbers, one after another."""
+        for number in map(int, numbers):
+            place = self.places[number]
+            self.file.seek(self.ends[place])
+            row = marshal.loads(self.file.read(self.ends[place + 1] - self.ends[place]))
+            where = f"{self.names[self.paths[place]]}, line {self.lines[place]}"
+            yield number, Fault(row) if isinstance(row, str) else row, where
+
+
+class ArrowRows:
+    """The rows of a Dataset."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset, self.columns = dataset, dataset.column_names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def records(self, numbers: Iterable[int]) -> Iterator[Record]:
+        """The rows of these numbers, one after another."""
+        numbers = map(int, numbers)
+        while batch := list(islice(numbers, BATCH_ROWS)):
+            columns = self.dataset.select(batch)[:]
+            for number, values in zip(batch, zip(*columns.values(), strict=True), strict=True):
+                yield number, ArrowRow(zip(columns, values, strict=True)), ""
