@@ -142,10 +142,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--system", default="", help="a system message")
     parser.add_argument("--sample", action="store_true", help="draw answers as the report's sampled ones; else greedy")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="where an answer is cut (512)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        model, tokenizer = load_run(given.run)
+        model, tokenizer = load_run(given.run, trust_remote_code=given.trust_remote_code)
     except ConfigError as error:
         sys.exit(str(error))
     if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):

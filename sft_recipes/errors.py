@@ -1,7 +1,11 @@
 """ConfigError and DataError, a user's mistake in one line, and RunInterrupted, a run's end from outside."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# C0 and C1 but for tab and line feed, Unicode's marks, embeddings, overrides and isolates of direction, surrogates
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class ConfigError(ValueError):
@@ -38,5 +42,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without its line breaks."""
-    return " ".join(str(error).split())
+    """An exception's message without its line breaks and what a terminal would obey."""
+    return " ".join(printable(str(error)).split())
+
+
+def printable(text: str) -> str:
+    """The text with � for control characters, changes of direction and lone surrogates; line breaks and tabs stay.
+
+    >>> printable("red: \\x1b[31m, \\u202e, a tab:\\t.")
+    'red: �[31m, �, a tab:\\t.'
+    """
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -47,7 +47,7 @@ def evaluate(config: Config, folder: str | Path | None = None) -> Run:
     options = config.evaluate
     if options.run is None:
         raise ConfigError("evaluate.run is missing. Write evaluate.run=outputs/NAME/DATE, the folder of a run.")
-    tuned, tokenizer = load_run(Path(options.run))
+    tuned, tokenizer = load_run(options.run, trust_remote_code=config.model.trust_remote_code)
     served = tokenizer.chat_template
     setup = set_up_run(hold_out_question_files(config, Path(options.run)), folder, tokenizer)
     inputs = setup.eval_inputs

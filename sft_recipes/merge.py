@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from sft_recipes.config.options import ModelOptions
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.loading import load_adapter_config, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
 from sft_recipes.modeling.save_load import (
     check_finished_run,
+    check_remote_code,
     load_run,
     save_sentencepiece_model,
-    saved_config,
     saved_quantization,
 )
 
@@ -33,7 +35,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FALLBACK_CONVERSATIONS = [("Hello!", "Hello, how can I help?"), ("What is two and two?", "Four.")]
 
 
-def merge(run: str | Path, out: str | Path, dtype: str = "float32") -> float:
+def merge(run: str | Path, out: str | Path, dtype: str = "float32", trust_remote_code: bool = False) -> float:
     """Writes the run's model as plain weights into `out`, and gives back how far its logits are from the trained ones.
 
     LoRA goes into the base, QLoRA into the dequantized base, the values that it was trained on. The folder gets its
@@ -41,38 +43,51 @@ def merge(run: str | Path, out: str | Path, dtype: str = "float32") -> float:
     """
     run, out = Path(run), Path(out)
     check_finished_run(run)
-    partial = out.with_name(out.name + ".partial")
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} is there already. Remove it, or write another --out.")
-    check_disk_space(run, out, dtype)
-    shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
+    check_disk_space(run, out, dtype, trust_remote_code)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent))  # ours alone
+    partial.chmod(0o755)  # mkdtemp's folders are closed to others
+    try:
+        difference = write_merged(run, partial, dtype, trust_remote_code)
+        os.rename(partial, out)
+    except BaseException as error:  # Ctrl-C, too
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and out.exists():
+            raise ConfigError(f"{out} was made by another merge meanwhile.") from error
+        raise
+    return difference
+
+
+def write_merged(run: Path, folder: Path, dtype: str, trust_remote_code: bool) -> float:
+    """Writes the merged model into `folder` and gives back how far its logits are from the trained ones."""
     quantized = saved_quantization(model_folder(str(run))) is not None
-    model, tokenizer = load_run(run, dtype)
+    model, tokenizer = load_run(run, dtype, trust_remote_code=trust_remote_code)
     rows = check_conversations(run, tokenizer)
     expected = last_logits(model, rows)
     if quantized:
         del model
         gc.collect()
-        model, _ = load_run(run, dtype, dequantize=True)
+        model, _ = load_run(run, dtype, dequantize=True, trust_remote_code=trust_remote_code)
     model = merge_adapter(model, getattr(torch, dtype))
-    log.info("Writing %s …", out)
-    model.save_pretrained(partial, max_shard_size="5GB")
-    tokenizer.save_pretrained(partial)
-    if not save_sentencepiece_model(tokenizer, partial):
+    log.info("Writing the merged model …")
+    model.save_pretrained(folder, max_shard_size="5GB")
+    tokenizer.save_pretrained(folder)
+    if not save_sentencepiece_model(tokenizer, folder):
         log.warning("The base has no tokenizer.model: llama.cpp makes other tokens of texts from tokenizer.json alone.")
-    (partial / "Modelfile").write_text(build_modelfile(tokenizer, model.generation_config), encoding="utf-8")
-    (partial / "README.md").write_text(merged_model_card(run), encoding="utf-8")
+    (folder / "Modelfile").write_text(build_modelfile(tokenizer, model.generation_config), encoding="utf-8")
+    (folder / "README.md").write_text(merged_model_card(run), encoding="utf-8")
     del model
     gc.collect()
-    difference = check_merged(partial, rows, expected, dtype)
-    os.replace(partial, out)
-    return difference
+    return check_merged(folder, rows, expected, dtype, trust_remote_code)
 
 
-def check_disk_space(run: Path, out: Path, dtype: str) -> None:
+def check_disk_space(run: Path, out: Path, dtype: str, trust_remote_code: bool = False) -> None:
     """Raises ConfigError where the disk has no room for the weights."""
     folder, carried = model_folder(str(run)), load_adapter_config(str(run))
-    options = {"trust_remote_code": bool(saved_config(run)["model"].get("trust_remote_code"))}
+    options = {"trust_remote_code": trust_remote_code}
+    check_remote_code(ModelOptions(folder, **options))
     try:
         shape = AutoConfig.from_pretrained(carried.base_model_name_or_path if carried else folder, **options)
     except OSError as error:
@@ -124,17 +139,19 @@ def last_logits(model: torch.nn.Module, rows: list[list[int]]) -> list[torch.Ten
     return [model(input_ids=ids, use_cache=False).logits[0, -32:].float().cpu() for ids in inputs]
 
 
-def check_merged(folder: Path, rows: list[list[int]], expected: list[torch.Tensor], dtype: str) -> float:
+def check_merged(
+    folder: Path, rows: list[list[int]], expected: list[torch.Tensor], dtype: str, trust_remote_code: bool = False
+) -> float:
     """The largest difference between the logits of the folder, loaded anew, and the trained model's.
 
     Both compute in `dtype`. Raises ConfigError where it is more than rounding brings: 1e-4, or 0.2 in half precision,
     times the spread of the logits where that is above 1.
     """
-    found = last_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(), rows)
+    options = {"trust_remote_code": trust_remote_code}
+    found = last_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval(), rows)
     difference = max((one - other).abs().max().item() for one, other in zip(found, expected, strict=True))
     limit = (1e-4 if dtype == "float32" else 0.2) * max(1.0, torch.cat(expected).std().item())
     if not difference <= limit:
-        shutil.rmtree(folder)
         raise ConfigError(
             f"The merged model's logits differ by {difference:.2g} from the trained model's, more than the {limit:.2g} "
             "that rounding brings. Nothing was written."
@@ -148,15 +165,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="outputs/NAME/DATE")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not be there")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="fp32 keeps everything, bf16 is half as large")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        difference = merge(given.run, given.out, DTYPES[given.dtype])
+        difference = merge(given.run, given.out, DTYPES[given.dtype], given.trust_remote_code)
     except ConfigError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        shutil.rmtree(given.out.with_name(given.out.name + ".partial"), ignore_errors=True)
         sys.exit("Interrupted.")
     print(f"{given.out}: its logits are within {difference:.1g} of the trained model's.")
 

@@ -19,6 +19,15 @@ from typing import Any
 from sft_recipes.config.options import JudgeOptions
 from sft_recipes.errors import ConfigError, one_line
 
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Lets a redirect fail: the key goes to the host that the user named, and to no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(NoRedirects)
 RETRY_WAITS = (1, 4, 16)  # seconds before each further try, where the server is busy and does not say how long
 
 
@@ -153,7 +162,7 @@ def request_reply(options: JudgeOptions, question: str, tries: int) -> JudgeRepl
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         wait = RETRY_WAITS[min(attempt, len(RETRY_WAITS) - 1)]
         try:
-            with urllib.request.urlopen(request, timeout=options.timeout) as response:
+            with OPENER.open(request, timeout=options.timeout) as response:
                 return parse_reply(response.read())
         except urllib.error.HTTPError as error:
             why = f"HTTP {error.code} {one_line(Exception(error.read(2000).decode(errors='replace')))[:200]}"

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
-from sft_recipes.modeling.loading import load_weights, model_folder
+from sft_recipes.modeling.loading import load_adapter_config, load_model_config, load_weights, model_folder
 
 log = logging.getLogger(__name__)
 QUANTIZATION_FILE = "quantization_config.json"
@@ -133,23 +133,41 @@ def log_loading_hint(model: PeftModel, folder: Path) -> None:
 
 
 def load_run(
-    run: str | Path, dtype: str | None = None, dequantize: bool = False
+    run: str | Path, dtype: str | None = None, dequantize: bool = False, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """The model of a finished run as it was trained, an adapter on its base quantized as then, and its tokenizer.
 
-    `dtype` replaces the run's own. Raises ConfigError for a folder that is not of a finished run.
+    `dtype` replaces the run's own. Whether code that comes with the model may run, its opener alone decides, never the
+    folder: without `trust_remote_code` such a model is refused. Raises ConfigError, also for a folder that is not of a
+    finished run.
     """
     check_finished_run(run := Path(run))
     folder, config = model_folder(str(run)), saved_config(run)
-    kept = ("trust_remote_code", "attn_implementation", "dtype")
+    kept = ("attn_implementation", "dtype")
     options = ModelOptions(folder, **{key: value for key, value in config["model"].items() if key in kept})
-    options = replace(options, dtype=dtype or options.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    options = replace(options, dtype=dtype or options.dtype, trust_remote_code=trust_remote_code)
+    check_remote_code(options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     quantization = saved_quantization(folder)
     if quantization and dtype:
         quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
     model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
     return model.eval(), tokenizer
+
+
+def check_remote_code(options: ModelOptions) -> None:
+    """Raises ConfigError where the model or its base runs code of its own and nobody has allowed that."""
+    try:
+        load_model_config(options)
+    except ConfigError as error:
+        if "trust_remote_code" not in str(error.__cause__):
+            raise
+        adapter = load_adapter_config(options.id)
+        base = adapter.base_model_name_or_path if adapter else options.id
+        raise ConfigError(
+            f"{base} brings code of its own. If you trust its authors, add --trust-remote-code "
+            "(mode=evaluate: model.trust_remote_code=true; in Python: trust_remote_code=True)."
+        ) from error
 
 
 def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
@@ -179,6 +197,7 @@ def saved_quantization(folder: str) -> BitsAndBytesConfig | None:
 
 def saved_config(run: Path) -> dict[str, Any]:
     """The run's composed config, with empty `model` and `data` where there is none (a merged model's folder)."""
-    file = next((path for path in (run, run.parent) if (path / ".hydra" / "config.yaml").is_file()), None)
+    own = run.parent if run.name == "model" else run  # no other parent decides anything
+    file = own if (own / ".hydra" / "config.yaml").is_file() else None
     values = OmegaConf.to_container(OmegaConf.load(file / ".hydra" / "config.yaml")) if file else {}
     return {"model": {}, "data": {}} | values

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from sft_recipes.errors import printable
 from sft_recipes.reporting.figures import save_figure, to_svg
-from sft_recipes.reporting.text import escape_markdown, fit_cell, render_table, show_control_characters
+from sft_recipes.reporting.text import escape_markdown, fit_cell, render_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ def load_environment(escaping: bool) -> Environment:
 
 def show_controls(value: Any) -> Any:
     """A value that is put into HTML, its control characters made visible."""
-    return show_control_characters(value) if type(value) is str else value
+    return printable(value) if type(value) is str else value
 
 
 def markdown_text(text: str) -> str:
@@ -101,7 +102,7 @@ def fence(text: str) -> str:
 
 def html_text(text: str) -> Markup:
     """A paragraph of HTML, escaped: `code` is code, a line break is one."""
-    escaped = str(escape(show_control_characters(text)))
+    escaped = str(escape(printable(str(text))))
     return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escaped).replace("\n", "<br>\n"))
 
 

@@ -1,6 +1,7 @@
 """The files of a finished run, read without torch."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +109,20 @@ def iterate_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes metrics.json or supervision.json, from which every table and figure can be made again."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Writes a .jsonl file."""
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes the file whole or not at all, and in the place of a link, never through it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("xb") as file:  # x opens nothing that is there
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from sft_recipes.reporting import result_notes, result_tables, setup_sections
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve, plot_losses, plot_weight_change
 from sft_recipes.reporting.model_card import write_model_card
-from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves, read_json, read_run
+from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves, read_json, read_run, replace_file
 from sft_recipes.reporting.text import fit_cell, render_table
 
 
@@ -25,8 +25,8 @@ def write_report(folder: Path, price_per_hour: float | None = None) -> str:
     values = report_values(run, price_per_hour)
     pictures = [values[name] for name in ("curves", "weight_curves") if values[name]]
     save_pictures(folder, pictures)
-    (folder / "report.md").write_text(render_markdown("report.jinja", **values), encoding="utf-8")
-    (folder / "report.html").write_text(render_html("report.jinja", run.name, **values), encoding="utf-8")
+    replace_file(folder / "report.md", render_markdown("report.jinja", **values))
+    replace_file(folder / "report.html", render_html("report.jinja", run.name, **values))
     write_model_card(run, values, pictures)
     return terminal_report(run, shutil.get_terminal_size().columns)
 

@@ -13,7 +13,7 @@ from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.metrics import get_path
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve
-from sft_recipes.reporting.run_folder import read_json, read_yaml
+from sft_recipes.reporting.run_folder import read_json, read_yaml, replace_file
 from sft_recipes.reporting.sweep_figures import plot_curves, plot_grid
 from sft_recipes.reporting.sweep_table import (
     UNFINISHED,
@@ -79,8 +79,8 @@ def write_sweep_report(folder: Path) -> str:
         "grid": grid,
     }
     save_pictures(folder, [picture for picture in (curves, grid) if picture])
-    (folder / "report.md").write_text(render_markdown("sweep.jinja", **values), encoding="utf-8")
-    (folder / "report.html").write_text(render_html("sweep.jinja", **values), encoding="utf-8")
+    replace_file(folder / "report.md", render_markdown("sweep.jinja", **values))
+    replace_file(folder / "report.html", render_html("sweep.jinja", **values))
     table = fit_to_width(table_rows(groups, objective, short_name), objective, shutil.get_terminal_size().columns)
     return "\n".join([summary, "", *table, "", *failed, *best_setting(groups), f"All of it: {folder}/report.html"])
 

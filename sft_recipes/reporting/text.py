@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from sft_recipes.errors import printable
+
 
 def format_value(value: float | None, form: str) -> str:
     """A number by its format specification, or a `duration` in seconds; empty where there is none.
@@ -60,17 +62,12 @@ def fit_cell(text: str, width: int) -> str:
     >>> fit_cell("one\\ntwo", 10), fit_cell("日本語の文", 6)
     ('one⏎two', '日本…')
     """
-    text = show_control_characters(text.replace("\n", "⏎").replace("\t", " "))
+    text = printable(text.replace("\n", "⏎").replace("\t", " "))
     if display_width(text) <= width:
         return text
     while display_width(text) >= width:
         text = text[: min(len(text) - 1, width)]
     return text + "…"
-
-
-def show_control_characters(text: str) -> str:
-    """The text with � for each control character; line breaks and tabs stay."""
-    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def display_width(text: str) -> int:

@@ -1,0 +1,119 @@
+"""What others made decides nothing: run folders, judge endpoints, links, and texts that a terminal would obey."""
+
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from sft_recipes import chat, load_run
+from sft_recipes import merge as merging
+from sft_recipes.config.options import JudgeOptions
+from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.evaluation.judge import run_judge
+from sft_recipes.merge import merge
+from sft_recipes.reporting.run_folder import write_json
+
+CODE = 'open("it_ran", "w")\nfrom transformers import LlamaConfig\nclass Mine(LlamaConfig):\n    model_type = "mine"\n'
+
+
+@pytest.fixture
+def foreign_run(tmp_path, monkeypatch):
+    """A run folder of a stranger's: its model brings code, and its own config says that it may run."""
+    monkeypatch.chdir(tmp_path)
+    (model := tmp_path / "run" / "model").mkdir(parents=True)
+    (model / "mine.py").write_text(CODE)
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}))
+    (tmp_path / "run" / ".hydra").mkdir()
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text("model: {id: x, trust_remote_code: true}\n")
+    return tmp_path / "run"
+
+
+def test_a_run_folder_does_not_decide_that_its_code_runs(foreign_run, capsys):
+    for opened in (lambda: load_run(foreign_run), lambda: merge(foreign_run, "out")):
+        with pytest.raises(ConfigError, match="brings code of its own.*--trust-remote-code"):
+            opened()
+    for command in (chat.main, merging.main):
+        with pytest.raises(SystemExit) as left:
+            command([str(foreign_run), *(["--out", "out"] if command is merging.main else [])])
+        assert "--trust-remote-code" in f"{left.value.code} {capsys.readouterr().err}"
+    assert not os.path.exists("it_ran")
+
+
+def test_the_opener_s_own_flag_decides(foreign_run):
+    with pytest.raises((ConfigError, ValueError, OSError, ImportError, AttributeError)):
+        load_run(foreign_run, trust_remote_code=True)  # the folder has no weights
+    assert os.path.exists("it_ran")
+
+
+def test_a_file_is_written_in_the_place_of_a_link_and_not_through_it(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "metrics.json").symlink_to(tmp_path / "mine.txt")
+    write_json(tmp_path / "metrics.json", {"a": 1})
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "mine.txt"]
+
+
+def test_a_folder_of_the_user_s_called_partial_survives_a_merge(tmp_path, foreign_run):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError):
+        merge(foreign_run, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", [".", "/", "run"])
+def test_merging_into_a_folder_that_is_there_gets_a_line(foreign_run, out):
+    with pytest.raises(ConfigError, match="is there already"):
+        merge(foreign_run, out)
+
+
+def test_the_judge_s_key_follows_no_redirect(monkeypatch):
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # urllib would follow a redirected POST with a GET
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(302 if self.path.startswith("/v1") else 200)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("JUDGE_API_KEY", "key-1")
+    options = JudgeOptions(f"http://127.0.0.1:{server.server_port}/v1", "m", api_key_env="JUDGE_API_KEY")
+    found = run_judge([{"prompt": "q", "base": "a", "tuned": "b"}], options)
+    server.shutdown()
+    assert "HTTP 302" in found["error"] and {path for path, _ in seen} == {"/v1/chat/completions"}
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_printed():
+    with pytest.raises(ConfigError) as raised:
+        JudgeOptions("http://localhost/v1", "m", api_key_env="sk-SECRET-1")
+    assert "SECRET" not in str(raised.value) and "OPENAI_API_KEY" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "goes"),
+    [("OPENAI_API_KEY", "api.openai.com", True), ("OPENAI_API_KEY", "evil.example", False), ("AWS_SECRET_ACCESS_KEY", "evil.example", False), ("JUDGE_API_KEY", "evil.example", True), ("OPENAI_API_KEY", "localhost:8000", True), ("OPENAI_API_KEY", "openai.com.evil.example", False)],
+)  # fmt: skip
+def test_a_variable_s_key_goes_to_the_host_of_its_name(name, host, goes, monkeypatch):
+    monkeypatch.setenv(name, "k")
+    if not goes:
+        with pytest.raises(ConfigError, match=f"would send {name} to {host}"):
+            JudgeOptions(f"http://{host}/v1", "m", api_key_env=name)
+        monkeypatch.setenv("SFT_RECIPES_JUDGE_KEYS", name)
+    JudgeOptions(f"http://{host}/v1", "m", api_key_env=name)
+
+
+def test_an_error_s_line_moves_no_cursor_and_turns_no_text_around():
+    assert one_line(ValueError("a\x1b[2Jb\u202ec\x9bd\udc80e\nf")) == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c\N{REPLACEMENT CHARACTER}d\N{REPLACEMENT CHARACTER}e f"  # fmt: skip
