@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, exit_on_user_error
 from sft_recipes.modeling.loading import load_adapter_config, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
 from sft_recipes.modeling.save_load import (
@@ -152,12 +152,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        difference = merge(given.run, given.out, DTYPES[given.dtype])
-    except ConfigError as error:
-        sys.exit(str(error))
+        with exit_on_user_error():
+            difference = merge(given.run, given.out, DTYPES[given.dtype])
     except KeyboardInterrupt:
         shutil.rmtree(given.out.with_name(given.out.name + ".partial"), ignore_errors=True)
-        sys.exit("Interrupted.")
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     print(f"{given.out}: its logits are within {difference:.1g} of the trained model's.")
 
 
