@@ -43,8 +43,9 @@ def user_message(error: Exception) -> str:
         key, root = found.groups()
         if root not in root_keys():
             return unknown_field(root, root, root_keys(addable_groups()), "the config")
-        hint = re.search(r"To append to your config use \+.*", text) if root == "hydra" else None  # ours take no others
-        return f"There is no {key}." + (f" {hint[0]}" if hint else "")
+        hint = re.search(r"To append to your (config|default list) use \+.*", text)
+        known = hint and (root == "hydra" or hint[1] == "default list")  # our own keys are all there are
+        return f"There is no {key}." + (f" {hint[0]}" if known else "")
     for pattern, line in HYDRA_ERROR_MESSAGES.items():
         if found := re.search(pattern, text):
             return line.format(*(", ".join(part.split()) for part in found.groups()))
@@ -65,11 +66,8 @@ def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
 def unreadable_override(override: str) -> str:
     """The line for an override that Hydra cannot read."""
     key, equals, value = override.partition("=")
-    if (
-        equals
-        and value.startswith("{")
-        and (bare := re.sub(r"""([{,]\s*)(["'])(\w+)\2\s*:""", r"\1\3:", value)) != value
-    ):
+    bare = re.sub(r"""([{,]\s*)(["'])(\w+)\2\s*:""", r"\1\3:", value)
+    if value.startswith("{") and bare != value:
         return f"{override} cannot be read: keys of a mapping have no quotes. Write '{key}={bare}'"
     if equals:
         return f"{override} cannot be read as key=value. Put the value into quotes inside quotes: {key}='\"…\"'"

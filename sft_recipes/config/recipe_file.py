@@ -1,4 +1,4 @@
-"""A recipe in a file of one's own, and one to begin with: `python -m sft_recipes init`, `python -m sft_recipes my.yaml`."""
+"""A recipe file of one's own: `python -m sft_recipes init` writes my.yaml, `python -m sft_recipes my.yaml` runs it."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""A finished run's own config as the one that a command starts from: `mode=evaluate evaluate.run=outputs/lima/<date>`."""
+"""A finished run's own config as the start of a command: `mode=evaluate evaluate.run=outputs/lima/<date>`."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -30,6 +30,8 @@ def store_saved_run(run: Path, chosen: Collection[str] = ()) -> str:
     for group in chosen:
         kept = saved.get(group, {}) if group == "data" else {}
         saved[group] = {key: value for key, value in kept.items() if not isinstance(value, Mapping)}
+    if "data" in chosen and "formatter" not in chosen:
+        saved["formatter"] = {"name": "auto"}  # the run's own was for its own rows
     ours = OmegaConf.to_container(OmegaConf.load(config_folder("conf") / "config.yaml"))  # keys that an older run lacks
     node = OmegaConf.merge(ours, saved)
     node.defaults = ["open_groups", "_self_", *({group: None} for group in OPEN_GROUPS)]

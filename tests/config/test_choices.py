@@ -39,8 +39,7 @@ def test_each_job_of_a_sweep_over_adapters_says_it(command, monkeypatch, tmp_pat
     ("recipe", "line"),
     [
         ("lima", "data.file would be added to data=lima. Write data=file to train on it alone, or 'data=[lima,file]' to train on both."),
-        ("balanced_mix", "data.file would be added to data=smoltalk,fineweb_edu. Write data=file to train on it alone, "
-         "or 'data=[smoltalk,fineweb_edu,file]' to train on both."),
+        ("tiny", "data.file would be added to data=tiny. Write data=file to train on it alone, or 'data=[tiny,file]' to train on both."),
     ],
 )  # fmt: skip
 def test_a_file_without_its_choice_is_refused_with_what_to_write(recipe, line):

@@ -54,15 +54,22 @@ def test_a_saved_config_is_run_from_its_own_folder(started, tmp_path):
     started("+recipe=tiny", "seed=7", "hydra.run.dir=first")
     again = started("-cp", "first/.hydra", "-cn", "config")
     assert again.seed == 7 and again.composed == started("+recipe=tiny", "seed=7").composed
-    assert started("-cp", "first/.hydra", "-cn", "config", "data=prose").sources.keys() >= {"prose"}
+    assert set(started("-cp", "first/.hydra", "-cn", "config", "+data=prose").sources) == {"tiny", "prose"}
+
+
+def test_a_group_that_an_own_primary_config_does_not_have_keeps_hydras_hint(command, started):
+    started("+recipe=tiny", "hydra.run.dir=first")
+    line = "There is no data. To append to your default list use +data=prose\n"
+    assert command("-cp", "first/.hydra", "-cn", "config", "data=prose") == (2, "", line)
 
 
 def test_a_primary_config_without_ours_is_one_line(command, tmp_path):
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "bare.yaml").write_text("name: bare\n")
-    line = "data is missing. Write data=…, or begin the file's defaults with - config.\n"
-    code, _, said = command("-cd", "my", "-cn", "bare")
-    assert code == 2 and said.endswith(line)
+    code, printed, _ = command("-cd", "my", "-cn", "bare")  # Hydra's own logging is on stdout
+    assert code == 2 and printed.endswith(
+        " - data is missing. Write data=…, or begin the file's defaults with - config.\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def listed(printed: str) -> dict[str, str]:
 def test_the_trainers_fields_are_trls_with_the_defaults_that_hold_here(command):
     code, printed, _ = command("--help", "trainer")
     fields = listed(printed)
-    assert code == 0 and SFTConfig().max_grad_norm == 1.0 and fields["trainer.max_grad_norm"] == "1.0"
+    assert code == 0 and SFTConfig.max_grad_norm == 1.0 and fields["trainer.max_grad_norm"] == "1.0"
     assert fields["trainer.learning_rate"] == "2e-05" and fields["trainer.effective_batch_size"] == "null"
     assert "trainer.output_dir" not in fields  # not used here
     assert "      refuse a run that will not fit" in printed.splitlines()  # of ours, from the comment beside it
