@@ -1,5 +1,6 @@
 """The folder that a run may write into: a new one, or with overwrite=true that of an earlier run, cleared first."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from sft_recipes.errors import ConfigError, exit_on_user_error
 RESULTS = ("metrics.json", "supervision.json", "model", "checkpoint-*")  # a folder with one of these holds a run
 BESIDE = (  # what else a run writes
     ".hydra", "sft_recipes.log", "answers.jsonl", "samples.jsonl", "report.md", "report.html", "loss.png",
-    "weight_change.png", "preview.html", "error.txt", "lr_find.json", "lr_find.html", "lr_find.png", "runs",
+    "weight_change.png", "preview.html", "error.txt", "lr_find.json", "lr_find.html", "lr_find.png", "runs", ".lock",
 )  # fmt: skip
 HYDRAS = (".hydra", "sft_recipes.log")  # written before the run looks at its config
 
@@ -26,8 +27,19 @@ def check_run_folder(folder: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ConfigError(f"{folder} holds a run already. Write another folder, or overwrite=true to replace the run.")
+    check_not_in_use(folder)
     for path in written(folder, RESULTS + BESIDE):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_not_in_use(folder: Path) -> None:
+    """Raises ConfigError where a run is still writing; the lock that it holds on a file ends with its process."""
+    if (folder / ".lock").is_file():
+        with (folder / ".lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"{folder} is in use by {file.read().strip()}. Write another folder.") from error
 
 
 def written(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:

@@ -1,8 +1,11 @@
 """Whose folder a run writes into: a typo leaves none, and no run is written over in silence."""
 
+import re
+
 import pytest
 
 from sft_recipes import compose
+from sft_recipes.training.interruption import own_folder
 from sft_recipes.training.setup import open_run_folder
 from support.configs import error_of
 
@@ -49,6 +52,13 @@ def test_with_overwrite_what_the_run_wrote_is_removed_and_nothing_else(command, 
     hydras = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "sft_recipes.log"}
     assert files_of(old_run) == {"notes.txt", "my.png"} | hydras
     assert "old" not in {(old_run / name).read_text() for name in hydras}
+
+
+def test_a_run_that_is_still_writing_is_not_overwritten(command, old_run):
+    with own_folder(old_run):
+        code, _, said = command("hydra.run.dir=run", "overwrite=true")
+    assert code == 2 and re.fullmatch(r"run is in use by process \d+ on \S+\. Write another folder\.\n", said)
+    assert (old_run / "metrics.json").read_text() == "old"
 
 
 def test_a_sweeps_folder_is_refused_too(command, old_run, tmp_path):
