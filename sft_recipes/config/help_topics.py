@@ -3,7 +3,7 @@
 import inspect
 import re
 import textwrap
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from pydoc import locate
 from typing import Any
 
@@ -51,10 +51,10 @@ def describe_topic(name: str) -> str:
 
 
 def class_fields(target: type) -> list[tuple[str, Any, str]]:
-    """Name, default and one sentence of every field that a config may set: from its `help`, comment or docstring."""
-    if not is_dataclass(target):
-        signature = inspect.signature(target).parameters.values()
-        named = [one for one in signature if one.kind is one.POSITIONAL_OR_KEYWORD]
+    """Name, default and one sentence of every field that a config may set: its `help`, or the comment beside it."""
+    parameters = inspect.signature(target).parameters
+    if parameters.keys() != {item.name for item in fields(target) if item.init}:  # it has a constructor of its own
+        named = [one for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
         return [(one.name, "required" if one.default is one.empty else one.default, "") for one in named]
     comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(target), re.MULTILINE))
     found = []
