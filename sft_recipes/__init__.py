@@ -48,6 +48,8 @@ HOMES = {
     "load_run": "modeling.save_load",
     "show_mask": "data.mask_view",
 }
+if sys.argv[:1] == ["-m"]:  # python -m puts the working folder first, where a datasets.py of the user's hides datasets
+    sys.path.append(sys.path.pop(0))
 VERBS = ("evaluate", "merge", "preview", "train")  # modules of their own, with a command or a mode of this name
 # What our dependencies say of each other: bitsandbytes advises a package that is not published; PEFT 0.21 and TRL 1.16
 # ask models by a name that transformers 5.23 has deprecated, and when they ask by the new one, that line goes

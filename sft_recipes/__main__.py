@@ -10,26 +10,30 @@ from pathlib import Path
 from traceback import clear_frames
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.main import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sft_recipes.config.command_line import check_user_folder, raise_usage_error, rerun_command, rewrite_arguments
+from sft_recipes.config.choices import check_choices
+from sft_recipes.config.command_line import next_commands, prepare_command, raise_usage_error, rerun_command
+from sft_recipes.config.help_topics import describe_topic
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
-from sft_recipes.config.hydra_plugin import addable_groups, config_folder, register_with_hydra
+from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
+from sft_recipes.config.run_folder import remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
+# What is done with a finished run or beside one; what runs a config is a mode
+VERBS = {"chat": "chat", "merge": "merge", "report": "report", "recipes": "recipes", "init": "config.recipe_file"}
 register_with_hydra()
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
 logging.getLogger("huggingface_hub").propagate = False  # it prints with a handler of its own
 
 
-@hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name="config")
 def run_job(composed: DictConfig) -> float:
     """One job: the mode's module does it, and its objective goes back to Hydra's sweeper."""
     register_with_hydra()  # a process that joblib starts has not run this file
@@ -39,15 +43,21 @@ def run_job(composed: DictConfig) -> float:
     gc.collect()  # a trainer and its parts name each other, so the job before this one holds its model until then
     try:
         config = from_hydra(composed)
+        check_choices(composed, HydraConfig.get())
         set_offline_if_hub_unreachable(config)
         config = replace(config, command=rerun_command())
-        return import_module(f"sft_recipes.{config.mode}").main(config, folder)
+        objective = import_module(f"sft_recipes.{config.mode}").main(config, folder)
+        if (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
+            print(f"\n{next_commands(folder, config.mode)}")
+        return objective
     except Exception as error:
         if isinstance(error, USER_ERRORS):
             log.error(user_message(error))
         else:
             log.exception("The run failed.")
         if HydraConfig.get().mode == RunMode.RUN:
+            if isinstance(error, USER_ERRORS):
+                remove_if_nothing_was_run(folder)
             sys.exit(2 if isinstance(error, USER_ERRORS) else 1)  # a raise would make Hydra print more
         error.logged = True
         failure.write_text(failure_reason(error) + "\n", encoding="utf-8")
@@ -67,18 +77,22 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, waiting threads took the demo from 22 to 137 s
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
-    sys.path.insert(0, os.getcwd())  # for a formatter of the user's, also under the console script
+    sys.path.append(os.getcwd())  # for a formatter of the user's, also under the console script
+    if sys.argv[1:] and sys.argv[1] in VERBS:
+        return import_module(f"sft_recipes.{VERBS[sys.argv[1]]}").main(sys.argv[2:])
     try:
         parser = get_args_parser()
         parser.error = raise_usage_error  # argparse would print its usage, too
-        arguments = parser.parse_intermixed_args()
-        check_user_folder(arguments.config_dir, arguments.overrides)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in arguments.overrides):
+        options = parser.parse_intermixed_args()
+        if options.help and options.overrides and "=" not in options.overrides[0]:
+            return print(describe_topic(options.overrides[0]))
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in options.overrides):
             raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
-        if not arguments.shell_completion:
-            sys.argv[1:] = rewrite_arguments(sys.argv[1:], arguments.overrides, addable_groups(arguments.config_dir))
+        primary = "config"
+        if not options.shell_completion:
+            sys.argv[1:], primary = prepare_command(sys.argv[1:], options)
         try:
-            run_job()
+            hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name=primary)(run_job)()
         finally:  # also after Ctrl-C and after a job that failed
             failed = finish_sweep()
         if failed:

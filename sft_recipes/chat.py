@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import exit_on_user_error
 from sft_recipes.modeling.save_load import load_run
 
 HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
@@ -145,10 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
+    with exit_on_user_error():
         model, tokenizer = load_run(given.run, trust_remote_code=given.trust_remote_code)
-    except ConfigError as error:
-        sys.exit(str(error))
     if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
         model.to("cuda")
     options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}

@@ -1,7 +1,9 @@
 """ConfigError and DataError, a user's mistake in one line, and RunInterrupted, a run's end from outside."""
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 # C0 and C1 but for tab and line feed, Unicode's marks, embeddings, overrides and isolates of direction, surrogates
@@ -22,6 +24,16 @@ class RunInterrupted(KeyboardInterrupt):
     def __init__(self, line: str, code: int = 130):
         super().__init__(line)
         self.code = code
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Ends the process with exit code 2 and one line on stderr for a user's mistake."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        print(one_line(error), file=sys.stderr)
+        sys.exit(2)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

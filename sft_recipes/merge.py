@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.config.options import ModelOptions
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, exit_on_user_error
 from sft_recipes.modeling.loading import load_adapter_config, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
 from sft_recipes.modeling.save_load import (
@@ -170,11 +170,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        difference = merge(given.run, given.out, DTYPES[given.dtype], given.trust_remote_code)
-    except ConfigError as error:
-        sys.exit(str(error))
+        with exit_on_user_error():
+            difference = merge(given.run, given.out, DTYPES[given.dtype], given.trust_remote_code)
     except KeyboardInterrupt:
-        sys.exit("Interrupted.")
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     print(f"{given.out}: its logits are within {difference:.1g} of the trained model's.")
 
 

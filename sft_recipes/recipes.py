@@ -2,7 +2,6 @@
 
 import argparse
 import signal
-import sys
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -10,18 +9,19 @@ from hydra.core.global_hydra import GlobalHydra
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config, from_hydra
-from sft_recipes.errors import did_you_mean
+from sft_recipes.errors import ConfigError, did_you_mean, exit_on_user_error
 from sft_recipes.reporting.provenance import compare_with_source, other_departures
 from sft_recipes.reporting.text import render_table
 
 
+@exit_on_user_error()
 def main(arguments: list[str] | None = None) -> None:
     """Lists the recipes; with a name, shows the source's values beside ours."""
     parser = argparse.ArgumentParser(prog="python -m sft_recipes.recipes", description=main.__doc__)
     parser.add_argument("name", nargs="?", help="a recipe of the list")
     name = parser.parse_args(arguments).name
     if name and name not in recipe_names():
-        sys.exit(f"There is no recipe={name}.{did_you_mean(name, recipe_names())}")
+        raise ConfigError(f"There is no recipe={name}.{did_you_mean(name, recipe_names())}")
     print(
         "\n".join(
             render_table(list_recipes([name])) + ["", *recipe_page(compose_recipe(name))]

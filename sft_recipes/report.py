@@ -1,10 +1,9 @@
 """A run's or a sweep's folder as a report, or two runs compared: `python -m sft_recipes.report outputs/lima/<date>`."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, exit_on_user_error
 from sft_recipes.reporting.run_report import compare_runs, write_report
 from sft_recipes.reporting.sweep_report import is_sweep, write_sweep_report
 
@@ -15,11 +14,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
     parser.add_argument("--price-per-hour", type=float, help="of the machine: the report says what the training cost")
     options = parser.parse_args(arguments)
-    try:
+    with exit_on_user_error():
         print(report_folders(options.folder, options.price_per_hour))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def report_folders(folders: list[Path], price_per_hour: float | None = None) -> str:

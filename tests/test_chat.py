@@ -110,7 +110,8 @@ def test_sampling_is_the_reports(tmp_path):
     assert sampling_options(tmp_path) == {"temperature": 0.3, "top_p": 0.8}
 
 
-def test_what_is_no_run_gets_a_line(tmp_path):
+def test_what_is_no_run_gets_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path)])
-    assert str(stopped.value).endswith("is not the folder of a finished run: it has no model/ with a tokenizer.")
+    line = f"{tmp_path} is not the folder of a finished run: it has no model/ with a tokenizer.\n"
+    assert (stopped.value.code, capsys.readouterr().err) == (2, line)

@@ -193,10 +193,11 @@ def test_killed_in_the_middle_it_leaves_no_folder_of_that_name_and_the_next_one_
     ).is_file() and partial.exists()  # a merge deletes what it has made itself, and nothing else
 
 
-def test_what_is_no_run_gets_a_line(tmp_path):
+def test_what_is_no_run_gets_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path), "--out", str(tmp_path / "out")])
-    assert str(stopped.value) == f"{tmp_path} is not the folder of a finished run: it has no model/ with a tokenizer."
+    line = f"{tmp_path} is not the folder of a finished run: it has no model/ with a tokenizer.\n"
+    assert (stopped.value.code, capsys.readouterr().err) == (2, line)
 
 
 def say(template: str, messages: list[dict[str, str]]) -> str:

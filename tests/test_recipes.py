@@ -93,10 +93,10 @@ def test_a_run_that_changes_a_value_shows_it_beside_the_sources():
     assert rows["trainer.weight_decay"] == ["0.0", "0.0", ""]
 
 
-def test_a_recipe_that_is_not_there_is_one_line():
+def test_a_recipe_that_is_not_there_is_one_line(capsys):
     with pytest.raises(SystemExit) as raised:
         recipes.main(["lim"])
-    assert raised.value.code == "There is no recipe=lim. Did you mean lima?"
+    assert (raised.value.code, capsys.readouterr().err) == (2, "There is no recipe=lim. Did you mean lima?\n")
 
 
 def test_the_list_does_without_torch(tmp_path):

@@ -215,13 +215,14 @@ def test_held_out_rows_without_a_question_are_not_asked(tiny_run, tmp_path):
     assert [json.loads(line)["prompt"] for line in (folder / "answers.jsonl").read_text().splitlines()] == ["Hi"]
 
 
-def test_a_prompt_is_trained_where_the_template_adds_no_tokens(tiny_run):
+def test_a_prompt_is_trained_where_the_template_adds_no_tokens(tiny_run, capsys):
     code, _, folder = tiny_run("adapter.type=prompt_tuning", "+adapter.prompt_tuning.num_virtual_tokens=4",
                               "model.chat_template=alpaca_short", *SHORT_TINY_RUN)  # fmt: skip
     assert code == 0 and (folder / "model" / "adapter_model.safetensors").is_file()
     chat.main([str(folder), "--prompt", "Hi", "--max-new-tokens", "2"])
-    with pytest.raises(SystemExit, match="PROMPT_TUNING adds no weights that could be merged."):
+    with pytest.raises(SystemExit, match="2"):
         merge.main([str(folder), "--out", str(folder / "out")])
+    assert "PROMPT_TUNING adds no weights that could be merged." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])

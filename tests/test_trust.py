@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -14,6 +16,7 @@ from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.merge import merge
 from sft_recipes.reporting.run_folder import write_json
+from support.paths import ROOT
 
 CODE = 'open("it_ran", "w")\nfrom transformers import LlamaConfig\nclass Mine(LlamaConfig):\n    model_type = "mine"\n'
 
@@ -41,6 +44,20 @@ def test_a_run_folder_does_not_decide_that_its_code_runs(foreign_run, capsys):
             command([str(foreign_run), *(["--out", "out"] if command is merging.main else [])])
         assert "--trust-remote-code" in f"{left.value.code} {capsys.readouterr().err}"
     assert not os.path.exists("it_ran")
+
+
+def test_evaluating_a_run_from_its_own_config_takes_no_trust_from_there(foreign_run, command):
+    code, _, said = command("mode=evaluate", f"evaluate.run={foreign_run}", "data=tiny")
+    assert code == 2 and "brings code of its own" in said and not os.path.exists("it_ran")
+
+
+def test_a_file_beside_the_data_hides_no_library(tmp_path):
+    (tmp_path / "yaml.py").write_text("raise SystemExit('imported from the working folder')")
+    command = [sys.executable, "-m", "sft_recipes.recipes", "lima"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_opener_s_own_flag_decides(foreign_run):

@@ -2,15 +2,64 @@
 
 import re
 import shlex
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 from sft_recipes.config.hydra_errors import unknown_choice
-from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
+from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
+from sft_recipes.config.recipe_file import recipe_file, store_recipe_file
+from sft_recipes.config.saved_run import store_saved_run
 from sft_recipes.config.schema import root_keys
 from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, one_line
+
+
+def prepare_command(typed: Sequence[str], options: Namespace) -> tuple[list[str], str]:
+    """The arguments for Hydra, and the primary config that they are laid over; `options` is what its parser read.
+
+    The bare command runs the demo, `mode=evaluate evaluate.run=RUN` starts from RUN's own config, and whoever names a
+    primary config (-cn, -cp) gets that and nothing of ours. Raises ConfigError for what Hydra would say less well.
+    """
+    check_user_folder(options.config_dir, options.overrides)
+    overrides, primary = options.overrides, "config"
+    if options.config_name is None and options.config_path is None:
+        groups = addable_groups(options.config_dir)
+        overrides = [store_recipe_file(Path(word)) if is_recipe_file(word) else word for word in overrides]
+        check_overrides(overrides, groups)
+        primary = choose_primary(overrides, groups)
+    rest = [absolute_path(word, options.config_path) for word in typed if word not in options.overrides]
+    return rest + [part for override in overrides for part in split_formatter_override(override)], primary
+
+
+def is_recipe_file(word: str) -> bool:
+    """Whether an argument is a YAML file that is here: `my.yaml`."""
+    return "=" not in word and word.endswith((".yaml", ".yml")) and Path(word).is_file()
+
+
+def absolute_path(word: str, config_path: str | None) -> str:
+    """The value of -cp as a full path: Hydra would look for it beside our code instead of here."""
+    here = config_path and word.endswith(config_path) and Path(config_path).is_dir()
+    return word.removesuffix(config_path) + str(Path(config_path).absolute()) if here else word
+
+
+def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
+    """The primary config of a command that names none."""
+    keys = [override.partition("=")[0] for override in overrides]
+    if {f"+{group}" for group in groups}.difference(["+debug", "+sweep"]).intersection(keys):
+        return "config"
+    parser = OverridesParser.create()
+    given = [override for override in overrides if override.startswith(("mode=", "evaluate.run="))]
+    values = {one.key_or_group: one.value() for one in parser.parse_overrides(given) if not one.is_sweep_override()}
+    if values.get("mode") == "evaluate" and values.get("evaluate.run"):
+        run = Path(str(values["evaluate.run"]))
+        if "model" not in keys or any((folder / ".hydra").is_dir() for folder in (run, run.parent)):
+            return store_saved_run(run, set(keys).intersection(OPEN_GROUPS))
+    return "config" if "model" in keys else "demo"
 
 
 def check_user_folder(folder_name: str | None, overrides: list[str]) -> None:
@@ -44,18 +93,9 @@ def raise_usage_error(complaint: str) -> None:
     raise ConfigError(f"{one_line(ValueError(complaint))}. The options are listed by --hydra-help.")
 
 
-def rewrite_arguments(argv: list[str], overrides: list[str], groups: list[str]) -> list[str]:
-    """The options, then the overrides: +recipe=tiny where nothing is chosen, formatter=module.function as a name.
-
-    Raises ConfigError for a group of `groups` without its +, and for a + with a name that there is not.
-
-    >>> rewrite_arguments(["trainer.max_steps=5", "--cfg", "job"], ["trainer.max_steps=5"], ["recipe"])
-    ['--cfg', 'job', 'trainer.max_steps=5', '+recipe=tiny']
-    >>> rewrite_arguments(["+recipe=lima", "formatter=mine.rows"], ["+recipe=lima", "formatter=mine.rows"], ["recipe"])
-    ['+recipe=lima', 'formatter=auto', 'formatter.name=mine.rows']
-    """
-    pairs = [override.partition("=") for override in overrides]
-    for key, equals, value in pairs:
+def check_overrides(overrides: Sequence[str], groups: Sequence[str]) -> None:
+    """Raises ConfigError for a group of `groups` without its +, and for a + with a name that there is not."""
+    for key, equals, value in (override.partition("=") for override in overrides):
         if key in groups:
             raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
         if key.lstrip("+") in (*groups, *OPEN_GROUPS) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
@@ -63,21 +103,41 @@ def rewrite_arguments(argv: list[str], overrides: list[str], groups: list[str]) 
         root = re.split(r"[.@/:]", key.lstrip("+"))[0]
         if key.startswith("+") and root not in [*groups, *root_keys()]:
             raise ConfigError(unknown_field(f"+{root}", root, root_keys(groups), "the config"))
-    choosing = {"model", *(f"+{group}" for group in groups)} - {"+debug", "+sweep"}
-    default = [] if choosing.intersection(key for key, _, _ in pairs) else ["+recipe=tiny"]
-    options = [argument for argument in argv if argument not in overrides]
-    return options + [part for override in overrides for part in split_formatter_override(override)] + default
 
 
 def split_formatter_override(override: str) -> list[str]:
-    """`formatter=module.function` as the two overrides that Hydra knows."""
+    """`formatter=module.function` as the two overrides that Hydra knows.
+
+    >>> split_formatter_override("formatter=mine.rows")
+    ['formatter=auto', 'formatter.name=mine.rows']
+    """
     key, _, name = override.partition("=")
     return ["formatter=auto", f"formatter.name={name}"] if key == "formatter" and "." in name else [override]
 
 
 def rerun_command() -> str:
-    """What a user types to have this run again, with the overrides of this job alone."""
+    """What a user types to have this run again: the folders, the primary config and the overrides of this job.
+
+    A job of a sweep is repeated alone, without what was said about the sweep.
+    """
     hydra = HydraConfig.get()
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    options = [part for folder in folders for part in ("-cd", folder)]
-    return shlex.join(["python", "-m", "sft_recipes", *options, *hydra.overrides.task])
+    places = {source.provider: source.path for source in hydra.runtime.config_sources}
+    options = ["-cd", places["command-line"]] if "command-line" in places else []
+    options += ["-cp", places["main"]] if Path(places["main"]) != config_folder("conf") else []
+    options += ["-cn", hydra.job.config_name] if hydra.job.config_name not in PRIMARY_CONFIGS else []
+    left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if hydra.mode == RunMode.MULTIRUN else r"hydra\.mode="
+    kept = [override for override in hydra.overrides.hydra if not re.match(left_out, override)]
+    typed = [recipe_file(override) or override for override in hydra.overrides.task]
+    return shlex.join(["python", "-m", "sft_recipes", *options, *typed, *kept])
+
+
+def next_commands(folder: Path, mode: str) -> str:
+    """Where a finished run's report and model are, and what to type next."""
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    run, lines = shlex.quote(str(shown)), [("Report", f"{shown}/report.html")]
+    if mode == "train":
+        lines += [("Model", f"{shown}/model"), ("Chat", f"python -m sft_recipes chat {run}")]
+        lines += [("Evaluate", f"python -m sft_recipes mode=evaluate evaluate.run={run}")]
+        if (folder / "model" / "adapter_config.json").is_file():
+            lines += [("Merge", f"python -m sft_recipes merge {run} --out {shlex.quote(shown.name)}-merged")]
+    return "\n".join(f"{label + ':':<9} {text}" for label, text in lines)

@@ -2,33 +2,53 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from sft_recipes.config.choices import check_choices
 from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
-from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder, register_with_hydra
+from sft_recipes.config.recipe_file import store_recipe_file
+from sft_recipes.config.saved_run import store_saved_run
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import validate_kwargs
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, one_line
 
 
-def compose(recipe: str | None = None, *overrides: str, **groups: Mapping[str, Any]) -> Config:
+def compose(
+    recipe: str | None = None, *overrides: str, run: str | Path | None = None, **groups: Mapping[str, Any]
+) -> Config:
     """The config that `python -m sft_recipes +recipe=RECIPE OVERRIDES` runs, for a notebook or a pipeline.
 
-    `overrides` are Hydra's own (`"adapter=lora"`, `"trainer.learning_rate=1e-5"`). `groups` are plain values that
-    are laid over the result: `trainer={"max_steps": 100}`; datasets of `data={"file": {…}}` replace the recipe's own.
+    `recipe` is one of ours or a YAML file. `run` is the folder of a finished run, whose own config takes the place of a
+    recipe: `evaluate(compose(run="outputs/lima/2026-11-20_15-26-03"))`. `overrides` are Hydra's own (`"adapter=lora"`,
+    `"trainer.learning_rate=1e-5"`). `groups` are plain values that are laid over the result:
+    `trainer={"max_steps": 100}`; datasets of `data={"file": {…}}` replace the recipe's own.
     Raises ConfigError for whatever the command would refuse.
 
     >>> compose("lima", "trainer.num_train_epochs=3", data={"mine": {"data_files": "my.jsonl"}}).sources.keys()
     dict_keys(['mine'])
     """
-    chosen = [f"+recipe={recipe}"] if recipe else []
+    if recipe and "=" in recipe:
+        raise ConfigError(f"compose begins with the name of a recipe, or None: compose(None, {recipe!r}).")
     with hydra_initialized():
         try:
-            composed = hydra.compose("config", [*chosen, *overrides])
+            primary, chosen = "config", [f"+recipe={recipe}"] if recipe else []
+            if recipe and recipe.endswith((".yaml", ".yml")):
+                chosen = [store_recipe_file(Path(recipe))]
+            if run:
+                primary = store_saved_run(Path(run), {key.partition("=")[0] for key in overrides} & set(OPEN_GROUPS))
+                chosen += [f"evaluate.run='{run}'"]
+            composed = hydra.compose(primary, [*chosen, *overrides], return_hydra_config=True)
+            check_choices(composed, composed.hydra)
+            OmegaConf.set_struct(composed, False)
+            del composed["hydra"]
+        except OSError as error:
+            raise ConfigError(one_line(error)) from error
         except USER_ERRORS as error:
             raise ConfigError(user_message(error)) from error
         for group, values in groups.items():

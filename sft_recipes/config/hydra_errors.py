@@ -41,11 +41,11 @@ def user_message(error: Exception) -> str:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}."
     if found := re.match(r"(?:In '\S+': )?Could not override '(([^'.]*)[^']*)'", text):
         key, root = found.groups()
-        return (
-            unknown_field(root, root, root_keys(addable_groups()), "the config")
-            if root not in root_keys()
-            else f"There is no {key}."
-        )
+        if root not in root_keys():
+            return unknown_field(root, root, root_keys(addable_groups()), "the config")
+        hint = re.search(r"To append to your (config|default list) use \+.*", text)
+        known = hint and (root == "hydra" or hint[1] == "default list")  # our own keys are all there are
+        return f"There is no {key}." + (f" {hint[0]}" if known else "")
     for pattern, line in HYDRA_ERROR_MESSAGES.items():
         if found := re.search(pattern, text):
             return line.format(*(", ".join(part.split()) for part in found.groups()))
@@ -65,9 +65,14 @@ def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
 
 def unreadable_override(override: str) -> str:
     """The line for an override that Hydra cannot read."""
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
+    bare = re.sub(r"""([{,]\s*)(["'])(\w+)\2\s*:""", r"\1\3:", value)
+    if value.startswith("{") and bare != value:
+        return f"{override} cannot be read: keys of a mapping have no quotes. Write '{key}={bare}'"
     if equals:
         return f"{override} cannot be read as key=value. Put the value into quotes inside quotes: {key}='\"…\"'"
     recipe = Path(override).stem
+    if override.endswith((".yaml", ".yml")) and "/" not in override and not Path(override).is_file():
+        return f"There is no file {override}. `python -m sft_recipes init {override}` writes one."
     there = (config_folder("recipes") / "recipe" / f"{recipe}.yaml").is_file()
     return f"{override!r} has no value. Write {f'+recipe={recipe}' if there else f'{override}=VALUE'}."

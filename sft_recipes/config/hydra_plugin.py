@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft_recipes.config.metrics import is_lower_better
 
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
+PRIMARY_CONFIGS = ("config", "demo", "saved_run")  # ours; a user names others with -cn
 
 
 def config_folder(name: str) -> Path:
@@ -43,15 +44,17 @@ def objective_direction(objective: str | None) -> Literal["minimize", "maximize"
 
 
 class RecipesSearchPath(SearchPathPlugin):
-    """Adds recipes/ to what Hydra searches."""
+    """Adds recipes/ to what Hydra searches, and conf/ behind a folder that -cp put in its place."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if all(element.path != str(config_folder("conf")) for element in search_path.get_path()):
+            search_path.append("sft_recipes.conf", f"file://{config_folder('conf')}")
         search_path.append("sft_recipes", f"file://{config_folder('recipes')}")
 
 
 def register_with_hydra() -> None:
     """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
-    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "data_checks")}
+    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "data_checks", "preview")}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)

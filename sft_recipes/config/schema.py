@@ -76,6 +76,8 @@ def from_hydra(composed: DictConfig) -> Config:
         if key not in root_keys() or key == "hydra":
             raise ConfigError(unknown_field(key, key, root_keys(), "the config"))
     for group in ("data", "adapter", "trainer"):
+        if group not in values:  # in a primary config of one's own
+            raise ConfigError(f"{group} is missing. Write {group}=…, or begin the file's defaults with - config.")
         if not isinstance(values[group], Mapping):
             raise ConfigError(f"{group} should be a mapping, not {show_value(values[group])}.")
     check_ranges(values)

@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 # Names of dependencies that begin with an underscore and have no public counterpart, by file, with the reason.
 # A test compares the list with the code.
 PRIVATE_NAMES = {
-    "__main__.py": {"hydra._internal": "Hydra's parser, for what was typed, before Hydra reads it"},
     "data/sources.py": {"_fingerprint": "the identity of a dataset's rows"},
     "evaluation/benchmarks.py": {
         "_yaml_loader": "reads a task's YAML with its includes, without running its functions"

@@ -26,7 +26,7 @@ def describe_setup(run: RunFiles) -> list[str]:
     lines = [describe_model(run)]
     if run.metrics.get("mode") != "evaluate":
         lines.append(describe_training(as_mapping(run.config.get("trainer")), count_processes(run)))
-    lines.append(describe_recipe(run.overrides))
+    lines.append(describe_recipe(run.overrides, run.config.get("name") if run.config.get("provenance") else None))
     return lines + ([describe_parity(run.supervision.get("parity"))] if run.supervision else [])
 
 
@@ -67,8 +67,8 @@ def count_processes(run: RunFiles) -> int:
     return get_number(run.metrics, "environment.processes") or 1
 
 
-def describe_recipe(overrides: Sequence[str]) -> str:
-    """The recipe, and what was typed on top of it.
+def describe_recipe(overrides: Sequence[str], name: str | None = None) -> str:
+    """The recipe, by the override that added it or else by its name, and what was typed on top of it.
 
     >>> describe_recipe(["+recipe=lima", "seed=1"]), describe_recipe(["seed=1"])
     ('Recipe: `+recipe=lima`; overrides: `seed=1`.', 'Overrides: `seed=1`.')
@@ -77,6 +77,7 @@ def describe_recipe(overrides: Sequence[str]) -> str:
         ", ".join(f"`{override}`" for override in overrides if override.startswith("+") == added)
         for added in (True, False)
     )
+    recipe = recipe or (f"`{name}`" if name else "")
     if recipe:
         return f"Recipe: {recipe}" + (f"; overrides: {typed}." if typed else ", unchanged.")
     return f"Overrides: {typed}." if typed else "No recipe, no overrides."

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig
 
+from sft_recipes.config.run_folder import check_run_folder
 from sft_recipes.config.schema import Config
 from sft_recipes.data.pipeline import prepare_rows
 from sft_recipes.data.prepare import TrainingData
@@ -66,8 +67,13 @@ class RunSetup:
 
 
 def open_run_folder(config: Config, folder: str | Path | None = None) -> Path:
-    """The run's folder with its composed config in it: outputs/NAME/DATE_TIME where none is named."""
+    """The run's folder with its composed config in it: outputs/NAME/DATE_TIME where none is named.
+
+    Raises ConfigError where it holds a run already, which is neither resumed nor to be overwritten.
+    """
     folder = Path(folder or Path("outputs", config.name, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")).resolve()
+    if not config.trainer.fields.get("resume_from_checkpoint"):
+        check_run_folder(folder, config.overwrite)
     saved = folder / ".hydra" / "config.yaml"
     if not saved.exists():  # the command's Hydra has written it
         saved.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,90 @@
+"""What the files that were chosen and the overrides that were typed do to each other, where nobody would expect it."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
+from sft_recipes.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class ConfigFile(NamedTuple):
+    """A file of a composed config: `adapter/lora`, the place of its keys ("" is the root), and its own content."""
+
+    path: str
+    place: str
+    values: dict[str, Any]  # as they stand: not resolved, ??? where one is missing
+
+
+def check_choices(composed: DictConfig, hydra: HydraConf) -> None:
+    """Warns of values of a typed choice that the recipe overrides, and says which source overrides alone have made.
+
+    Raises ConfigError where such a source has the name of one of ours: who types data.file.data_files=my.jsonl
+    without data=file means to train on that, not on the recipe's data as well.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    values = {override.key_or_group: override.value() for override in parsed}
+    picked = {f"{group}/{name}" for group in OPEN_GROUPS for name in as_list(values.get(group))}
+    files = composed_files(hydra)
+    for file in files:
+        if file.path in picked:
+            warn_of_overridden(file, composed, [key for key in values if key not in OPEN_GROUPS])
+    chosen = [file.path.removeprefix("data/") for file in files if file.path.startswith("data/")]
+    for name in added_sources(files, composed) if chosen else []:
+        if (config_folder("conf") / "data" / f"{name}.yaml").is_file():
+            raise ConfigError(
+                f"data.{name} would be added to data={','.join(chosen)}. Write data={name} to train on it alone, "
+                f"or 'data=[{','.join([*chosen, name])}]' to train on both."
+            )
+        log.info("data.%s is trained on beside data=%s.", name, ",".join(chosen))
+
+
+def composed_files(hydra: HydraConf) -> list[ConfigFile]:
+    """The files that the run's config was composed of, in their order, without Hydra's own."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
+    found, files = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN), []
+    for default in found.defaults:
+        source = next((source for source in loader.get_sources() if source.is_config(default.config_path)), None)
+        if source and default.config_path.partition("/")[0] != "hydra":
+            values = OmegaConf.to_container(source.load_config(default.config_path).config)
+            values.pop("defaults", None)
+            files.append(ConfigFile(default.config_path, default.package or "", values))
+    return files
+
+
+def warn_of_overridden(file: ConfigFile, composed: DictConfig, typed: Sequence[str]) -> None:
+    """Warns of every key of a chosen file that has another value in the config, unless that was typed, too."""
+    for path, value in key_paths(file.values, file.place):
+        holds = OmegaConf.select(composed, path)
+        written = value in (None, "???") or "${" in str(value) or any(f"{path}.".startswith(f"{key}.") for key in typed)
+        if value != holds and not written:
+            line = "%s: the recipe's own %s=%s holds, not %s. To change it, write %s=%s."
+            log.warning(line, file.path.replace("/", "="), path, holds, value, path, value)
+
+
+def added_sources(files: Sequence[ConfigFile], composed: DictConfig) -> list[str]:
+    """The datasets of `data` that no file of the config names, so that overrides alone have made them."""
+    paths = (path.split(".") for file in files for path, _ in key_paths(file.values, file.place))
+    named = {path[1] for path in paths if path[0] == "data" and len(path) > 1}
+    return [name for name, value in composed.data.items() if isinstance(value, DictConfig) and name not in named]
+
+
+def key_paths(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
+    """The dotted path and the value of every key of a file."""
+    for key, value in values.items():
+        path = f"{place}.{key}".lstrip(".")
+        yield from key_paths(value, path) if isinstance(value, Mapping) and value else [(path, value)]
+
+
+def as_list(value: Any) -> list[Any]:
+    """The names of a choice: one, or several."""
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,89 @@
+"""Whose folder a run writes into: a typo leaves none, and no run is written over in silence."""
+
+import re
+
+import pytest
+
+from sft_recipes import compose
+from sft_recipes.training.interruption import own_folder
+from sft_recipes.training.setup import open_run_folder
+from support.configs import error_of
+
+LINE = "run holds a run already. Write another folder, or overwrite=true to replace the run.\n"
+# What a run leaves, as the README lists it
+FILES = ("metrics.json", "supervision.json", "answers.jsonl", "samples.jsonl", "report.md", "report.html", "loss.png",
+         "weight_change.png", "model/config.json", "checkpoint-4/config.json", "runs/events", "error.txt")  # fmt: skip
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """The folder of a finished run, with two files of the user's beside the run's."""
+    for name in (*FILES, ".hydra/config.yaml", "sft_recipes.log", "notes.txt", "my.png"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("old")
+    return tmp_path / "run"
+
+
+def files_of(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("typed", ["seed=abc", "trainer.learning_ratee=1", "data.file.data_files=rows.jsonl"])
+def test_a_mistake_leaves_no_folder(command, tmp_path, typed):
+    assert command("+recipe=tiny", typed)[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_mistake_leaves_the_folders_of_other_runs(command, tmp_path):
+    (tmp_path / "outputs" / "other").mkdir(parents=True)
+    command("+recipe=tiny", "seed=abc")
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["other"]
+
+
+def test_the_folder_of_a_run_is_refused_and_left_as_it_is(command, old_run):
+    before = files_of(old_run)
+    assert command("hydra.run.dir=run") == (2, "", LINE)
+    assert files_of(old_run) == before and {(old_run / name).read_text() for name in before} == {"old"}
+
+
+def test_with_overwrite_what_the_run_wrote_is_removed_and_nothing_else(command, old_run, monkeypatch):
+    monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
+    assert command("hydra.run.dir=run", "overwrite=true")[0] == 0
+    hydras = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "sft_recipes.log"}
+    assert files_of(old_run) == {"notes.txt", "my.png"} | hydras
+    assert "old" not in {(old_run / name).read_text() for name in hydras}
+
+
+def test_a_run_that_is_still_writing_is_not_overwritten(command, old_run):
+    with own_folder(old_run):
+        code, _, said = command("hydra.run.dir=run", "overwrite=true")
+    assert code == 2 and re.fullmatch(r"run is in use by process \d+ on \S+\. Write another folder\.\n", said)
+    assert (old_run / "metrics.json").read_text() == "old"
+
+
+def test_a_sweeps_folder_is_refused_too(command, old_run, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    old_run.rename(tmp_path / "sweep" / "0")
+    code, _, said = command("-m", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert (code, said) == (2, LINE.replace("run holds", "sweep/0 holds"))
+
+
+def test_a_run_that_is_resumed_writes_into_its_own_folder(command, old_run, monkeypatch):
+    monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
+    assert command("hydra.run.dir=run", "trainer.resume_from_checkpoint=run/checkpoint-4")[0] == 0
+    assert (old_run / "metrics.json").is_file()
+
+
+def test_a_folder_with_other_files_or_a_refused_run_is_no_run(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
+    assert command("hydra.run.dir=run", "seed=abc")[0] == 2
+    (tmp_path / "run" / "notes.txt").touch()
+    assert command("hydra.run.dir=run")[0] == 0
+
+
+def test_from_python_the_folder_of_a_run_is_refused_too(old_run):
+    line = error_of(open_run_folder, compose("tiny"), old_run)
+    assert line == f"{old_run} holds a run already. Write another folder, or overwrite=true to replace the run."
+    assert open_run_folder(compose("tiny", "overwrite=true"), old_run) == old_run
+    assert files_of(old_run) == {"notes.txt", "my.png", ".hydra/config.yaml"}
+    assert "name: tiny" in (old_run / ".hydra" / "config.yaml").read_text()
