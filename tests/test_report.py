@@ -70,7 +70,9 @@ def test_report_md_has_supervision_training_and_config(run):
     page = (folder / "report.md").read_text()
     assert "| tiny   | 10   | 2        | 9    | 90     | 30        |" in page
     assert "| tiny   | duplicate | 1       | drop   |" in page
-    assert "7 steps in 3 s, 1,000 trained parameters" in page
+    assert (
+        "7 steps in 3.0 s, 1,000 trained parameters, 0.500 mean training loss, 0.250 held-out loss at the end." in page
+    )
     assert "seed: 42" in page
 
 
@@ -260,7 +262,7 @@ def page(tmp_path_factory, request):
         "tuned is better 12",
         "most in layer 0 mlp, 2.00%",
         "7 said in 7",
-        "training time 2:00:00",
+        "training time 2.0 h",
         "tokens per second 4,000",
         "model FLOPs utilization (MFU) 41.0%",
         "commit 53f5a44",
@@ -272,6 +274,38 @@ def page(tmp_path_factory, request):
 )
 def test_the_report_says(page, said):
     assert said in page
+
+
+NASTY = "<script>alert(1)</script> & `x` <img src=x onerror=y>"
+
+
+def test_whatever_stands_in_a_run_s_files_is_text_on_its_pages(run):
+    folder = full(run("a"))
+    for path in ("model.id", "model.chat_template", "adapter.type", "data.lima.path", "data.lima.formatter",
+                 "provenance.source", "evaluate.raw_text", "trainer.lr_scheduler_type"):  # fmt: skip
+        change(folder, "supervision.json", f"config.{path}", NASTY)
+    change(folder, "supervision.json", "config.provenance.unknown", [NASTY])
+    change(folder, "supervision.json", "versions", {NASTY: NASTY})
+    change(folder, "supervision.json", "digest.sha256", NASTY)
+    change(folder, "metrics.json", "warnings", [NASTY])
+    for path in (
+        "command",
+        "forgetting.verdict",
+        "benchmarks.verdict",
+        "judge.model",
+        "environment.gpu",
+        "after.mine.x",
+    ):
+        change(folder, "metrics.json", path, NASTY)
+    change(folder, "metrics.json", "weight_change", {NASTY: 0.5})
+    (folder / "answers.jsonl").write_text(json.dumps({"prompt": NASTY, "base": NASTY, "tuned": NASTY}) + "\n")
+    (folder / "samples.jsonl").write_text(json.dumps({"prompt": NASTY, "text": NASTY, "step": 1}) + "\n")
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([f"+{NASTY}", NASTY]))
+    (folder / ".hydra" / "config.yaml").write_text(json.dumps(NASTY) + ": 1")
+    markdown(folder)
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page and "<img" not in page and "&lt;script&gt;alert(1)" in page
+    assert "&amp;lt;" not in page and "&amp;amp;" not in page  # nor is anything escaped twice
 
 
 def test_an_equal_value_is_no_departure(page):

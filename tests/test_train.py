@@ -140,10 +140,10 @@ def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(tiny_run):
 
 
 def test_the_preview_s_page_is_dark_where_the_system_is_and_has_a_legend(tiny_run):
-    code, _, folder = tiny_run("mode=preview", "preview.rows=0", "name=<b>mine</b>")
+    code, _, folder = tiny_run("mode=preview", "preview.rows=0", "name='<b>mine'")
     page = (folder / "preview.html").read_text(encoding="utf-8")
     assert code == 0 and page.count("@media screen and (prefers-color-scheme: dark)") == 2  # the page and the mask
-    assert '<meta name="color-scheme" content="light dark">' in page and "<b>mine</b>" not in page
+    assert '<meta name="color-scheme" content="light dark">' in page and "<title>&lt;b&gt;mine: preview" in page
     legend = page.partition("<h2>")[0]
     assert '<span class="on">with loss</span>' in legend and '<span class="stop">stop token, with loss</span>' in legend
 

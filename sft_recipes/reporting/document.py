@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from sft_recipes.errors import printable
 from sft_recipes.reporting.figures import save_figure, to_svg
-from sft_recipes.reporting.text import escape_markdown, fit_cell, render_table
+from sft_recipes.reporting.text import escape_markdown, fit_cell, format_value, render_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,17 @@ def load_environment(escaping: bool) -> Environment:
         undefined=StrictUndefined,
         finalize=show_controls if escaping else None,
     )
-    filters = (escape_markdown, markdown_text, markdown_table, fence, html_text, number_columns, cell_start, svg)
+    filters = (
+        format_value,
+        escape_markdown,
+        markdown_text,
+        markdown_table,
+        fence,
+        html_text,
+        number_columns,
+        cell_start,
+        svg,
+    )
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 
@@ -102,8 +112,8 @@ def fence(text: str) -> str:
 
 def html_text(text: str) -> Markup:
     """A paragraph of HTML, escaped: `code` is code, a line break is one."""
-    escaped = str(escape(printable(str(text))))
-    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escaped).replace("\n", "<br>\n"))
+    escaped = text if isinstance(text, Markup) else escape(printable(str(text)))  # a template's block is escaped
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escaped)).replace("\n", "<br>\n"))
 
 
 def number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:

@@ -1,6 +1,7 @@
 """Figures by matplotlib, for paper, for a light page and for a dark one."""
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,8 +87,6 @@ def has_curve(history: Sequence[Mapping[str, float]]) -> bool:
 
 def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
     """The training loss, the held-out loss and, where it is logged, the learning rate, over the steps."""
-    from matplotlib.ticker import LogLocator
-
     rates = history_column(history, "learning_rate")
     panels = {"rows": 2, "height": 3.8, "height_ratios": (3, 1)} if rates[0] else {}
     figure, panels = styled_subplots(**panels, sharex=True, squeeze=False)
@@ -99,11 +98,7 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
             upper.plot(steps, values, marker=marker or ("o" if len(steps) == 1 else ""), markersize=4, label=label)
             drawn += values
     upper.set_ylabel("loss (nats a token)")
-    if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
-        upper.set_yscale("log")
-        upper.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        for place in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
-            place("{x:g}")
+    scale_losses(upper, drawn)
     draw_legend(upper)
     if rates[0]:
         lower.plot(*rates, color=COLOURS["green"])
@@ -111,6 +106,18 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
     lower.set_xlabel("step")
     figure.align_ylabels()
     return figure
+
+
+def scale_losses(axes: "Axes", values: Sequence[float]) -> None:
+    """Gives the axes a logarithmic scale with labels at 1, 2 and 5 where the losses span more than a factor of ten."""
+    from matplotlib.ticker import LogLocator
+
+    values = [value for value in values if math.isfinite(value)]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter("{x:g}")
 
 
 def history_column(history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:

@@ -10,6 +10,7 @@ from typing import Any
 from sft_recipes.config.metrics import as_mapping, finite_number, get_path, metrics_on
 from sft_recipes.reporting.document import Picture, render_markdown
 from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
+from sft_recipes.reporting.setup_sections import rerun_command
 
 
 def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
@@ -19,7 +20,9 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
         return
     from huggingface_hub import ModelCard
 
-    page = render_markdown("report.jinja", **{**values, "card": True, "usage": usage_snippet(run)})
+    values = {**values, "card": True, "usage": usage_snippet(run)}
+    values["names_a_path"] = re.search(r"(?<![\w.])/", rerun_command(run))  # of this machine
+    page = render_markdown("report.jinja", **values)
     ModelCard(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}").save(folder / "README.md")
     for picture in pictures:
         shutil.copyfile(run.folder / picture.file, folder / picture.file)

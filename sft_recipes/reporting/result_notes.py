@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft_recipes.config.metrics import METRICS, as_mapping, finite_number, get_number, get_path
+from sft_recipes.config.metrics import as_mapping, finite_number, get_number, get_path
 from sft_recipes.reporting.provenance import TRAINER_DEFAULTS
 from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
-from sft_recipes.reporting.setup_sections import format_seconds
-from sft_recipes.reporting.text import format_value
 
 
 def run_warnings(metrics: Mapping[str, Any]) -> list[str]:
@@ -37,15 +35,6 @@ def describe_worst_task(metrics: Mapping[str, Any]) -> str:
     return "" if worst is None else f" The worst changed by {worst:+.1f} points."
 
 
-def describe_forgetting(metrics: Mapping[str, Any]) -> str:
-    """The verdict on the loss on raw text, or why there is none."""
-    if verdict := get_path(metrics, "forgetting.verdict"):
-        return f"Verdict: {verdict}. {describe_change(metrics)}"
-    if METRICS["raw_text_loss"].tuned_value(metrics) is not None:
-        return "The loss on raw text is in the first table; the run has no verdict on it."
-    return "Not measured. `evaluate.raw_text=FILE` takes the loss on a text file before and after training."
-
-
 def forgetting_advice(run: RunFiles) -> list[str]:
     """What would reduce forgetting in this run, each with the config for it; none where the check passed.
 
@@ -56,7 +45,7 @@ def forgetting_advice(run: RunFiles) -> list[str]:
         return []
     trainer, advice = TRAINER_DEFAULTS | as_mapping(run.config.get("trainer")), []
     rate, epochs = trainer["learning_rate"], trainer["num_train_epochs"]
-    advice.append(f"A lower learning rate than {rate:g}: `trainer.learning_rate={0.3 * rate:.0e}`")
+    advice.append(f"A lower learning rate than {rate:g}: `trainer.learning_rate={0.3 * rate:.2g}`")
     if epochs > 1 and trainer["max_steps"] < 0:
         advice.append(f"Fewer epochs than {epochs:g}: `trainer.num_train_epochs={epochs // 2 or 1:g}`")
     if get_path(run.config, "adapter.type") in (None, "none"):
@@ -76,32 +65,7 @@ def is_raw_text(run: RunFiles, name: str) -> bool:
     )
 
 
-def describe_training_result(metrics: Mapping[str, Any]) -> str:
-    """Steps, time, size and losses in one sentence; empty where nothing was trained."""
-    steps, seconds = get_number(metrics, "steps"), get_number(metrics, "train_seconds")
-    parts = []
-    if steps:
-        time = "" if seconds is None else f" in {format_seconds(seconds)}"
-        parts.append(f"{steps:,} step{'s' * (steps != 1)}{time}")
-    for key, form, name in (
-        ("trainable_parameters", ",", "trained parameters"),
-        ("train_loss", ".3f", "mean training loss"),
-        ("eval_loss", ".3f", "held-out loss at the end"),
-    ):
-        value = get_number(metrics, key)
-        parts += [f"{format_value(value, form)} {name}"] if value is not None else []
-    return f"{', '.join(parts)}." if steps is not None and parts else ""
-
-
 def weight_changes(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The norm of the change over the norm before, for each part of the model that has a finite one."""
     changes = iterate_leaves(as_mapping(metrics.get("weight_change")))
     return {part: value for part, value in changes if finite_number(value) is not None}
-
-
-def describe_weights(metrics: Mapping[str, Any]) -> str:
-    """What the figure of the weights shows, and where they changed most."""
-    changes = weight_changes(metrics)
-    most = max(changes, key=changes.get)
-    text = "The norm of the change over the norm of the base model's weights"
-    return f"{text}; most in `{most}`, {changes[most]:.2%}."

@@ -1,9 +1,7 @@
 """How a run was made, as lines and tables of a report: model, data, recipe, data checks, cost, environment, command."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,6 @@ from sft_recipes.reporting.provenance import (
 from sft_recipes.reporting.result_tables import Rows, with_body
 from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
 from sft_recipes.reporting.text import fit_cell, format_value
-
-
-def describe_setup(run: RunFiles) -> list[str]:
-    """A line each on the model, the training, the recipe, and on training's and serving's prompt."""
-    if not run.config.get("model"):
-        return []
-    lines = [describe_model(run)]
-    if run.metrics.get("mode") != "evaluate":
-        lines.append(describe_training(as_mapping(run.config.get("trainer")), count_processes(run)))
-    lines.append(describe_recipe(run.overrides, run.config.get("name") if run.config.get("provenance") else None))
-    return lines + ([describe_parity(run.supervision.get("parity"))] if run.supervision else [])
-
-
-def describe_model(run: RunFiles) -> str:
-    """The model, what of it is trained, and its chat template."""
-    model = as_mapping(run.config.get("model"))
-    kind = get_path(run.config, "adapter.type") or "none"
-    kind = {"lora": "LoRA", "none": "every weight"}.get(kind, kind)
-    kind = "QLoRA" if get_path(run.config, "adapter.quantization") else kind
-    sizes = [get_number(run.metrics, key) for key in ("trainable_parameters", "parameters")]
-    share = "" if None in sizes else f", {sizes[0] / max(sizes[1], 1):.2%} of {sizes[1]:,} parameters"
-    template = model.get("chat_template")
-    template = f"`{shorten_path(template)}`" if template else "of the tokenizer's own"
-    return f"Model: `{shorten_path(model.get('id', 'not named'))}`, {kind}{share}; chat template {template}."
 
 
 def describe_training(trainer: Mapping[str, Any], processes: int = 1) -> str:
@@ -62,6 +36,15 @@ def describe_training(trainer: Mapping[str, Any], processes: int = 1) -> str:
     return f"Training: learning rate {values['learning_rate']:g}, {schedule}; {duration}; {batch}; {rows}."
 
 
+def describe_method(run: RunFiles) -> str:
+    """What is trained, and its share of the parameters where that is known."""
+    kind = get_path(run.config, "adapter.type") or "none"
+    kind = {"lora": "LoRA", "none": "every weight"}.get(kind, kind)
+    kind = "QLoRA" if get_path(run.config, "adapter.quantization") else kind
+    trained, all_of_them = (get_number(run.metrics, key) for key in ("trainable_parameters", "parameters"))
+    return f"{kind}, {trained / all_of_them:.2%} of {all_of_them:,} parameters" if trained and all_of_them else kind
+
+
 def count_processes(run: RunFiles) -> int:
     """The number of processes that trained together."""
     return get_number(run.metrics, "environment.processes") or 1
@@ -81,13 +64,6 @@ def describe_recipe(overrides: Sequence[str], name: str | None = None) -> str:
     if recipe:
         return f"Recipe: {recipe}" + (f"; overrides: {typed}." if typed else ", unchanged.")
     return f"Overrides: {typed}." if typed else "No recipe, no overrides."
-
-
-def describe_parity(found: Any) -> str:
-    """That training and inference prompts match: where they do not, a run ends before training."""
-    rows = found if isinstance(found, int) else get_number(found, "rows")
-    count = f" ({rows:,} rows checked)" if rows else ""
-    return f"Training and inference prompts match, by the saved tokenizer's own template{count}."
 
 
 def source_table(run: RunFiles) -> Rows:
@@ -156,20 +132,13 @@ def cost_table(metrics: Mapping[str, Any], price_per_hour: float | None) -> Rows
     rows = [["", ""]]
     for metric in metrics_on("cost"):
         value = get_number(metrics, metric.name)
-        if value is not None:
-            text = format_seconds(value) if metric.format == "duration" else format_value(value, metric.format)
-            rows.append([metric.label, text])
+        rows += [] if value is None else [[metric.label, format_value(value, metric.format)]]
     seconds = get_number(metrics, "train_seconds")
     price = get_number(metrics, "price_per_hour") if price_per_hour is None else price_per_hour
     if price is not None and seconds is not None:
         paid = price * seconds / 3600
         rows.append([f"price of the training, at {price:g} an hour", f"{paid:,.2f}" if paid >= 0.1 else f"{paid:.2g}"])
     return with_body(rows)
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds as they are up to two minutes, then as h:mm:ss."""
-    return f"{seconds:.3g} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
 
 
 def environment_table(run: RunFiles) -> Rows:
@@ -188,8 +157,3 @@ def rerun_command(run: RunFiles) -> str:
     if run.metrics.get("command"):
         return str(run.metrics["command"])
     return f"python -m sft_recipes {shlex.join(run.overrides)}" if run.overrides else ""
-
-
-def names_a_path(command: str) -> bool:
-    """Whether the command names an absolute path, which is one of this machine."""
-    return bool(re.search(r"(?<![\w.])/", command))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.reporting.figures import COLOURS, SERIES, history_column, styled_subplots
+from sft_recipes.reporting.figures import COLOURS, SERIES, history_column, scale_losses, styled_subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ def plot_curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figur
 
     Groups are in the table's order; beyond 16 of them only the best four have a colour.
     """
-    from matplotlib.ticker import LogLocator, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     on_the_way = any(
         len(history_column(job.metrics.get("history", []), "eval_loss")[0]) > 1 for g in groups for job in g.jobs
@@ -37,14 +37,10 @@ def plot_curves(groups: Sequence["Group"], tidy: Callable[[str], str]) -> "Figur
                 if not steps:
                     continue
                 axes.plot(steps, values, marker="o" if len(steps) == 1 else "", markersize=4, label=name, **look)
-                drawn += [value for value in values if math.isfinite(value)]
+                drawn += values
                 name = "_"  # one entry of the legend for all seeds
         axes.set_ylabel(f"{label} loss (nats a token)")
-        if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-            for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                place("{x:g}")
+        scale_losses(axes, drawn)
     panels[-1][0].set_xlabel("step")
     panels[-1][0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     names = ", ".join(key.rpartition(".")[2] for key in groups[0].settings)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from sft_recipes.errors import printable
 
 
-def format_value(value: float | None, form: str) -> str:
-    """A number by its format specification, or a `duration` in seconds; empty where there is none.
+def format_value(value: float | None, form: str, sentence: str = "{}") -> str:
+    """A number by its format specification, or a `duration` in seconds, in a sentence; empty where there is none.
 
-    >>> format_value(0.25, ".1%"), format_value(None, ".1%"), format_value(600, "duration")
-    ('25.0%', '', '10 min')
+    >>> format_value(0.25, ".1%"), format_value(None, ".1%"), format_value(600, "duration", "in {}")
+    ('25.0%', '', 'in 10 min')
     """
     if value is None:
         return ""
-    return format_duration(value) if form == "duration" else f"{value:{form}}"
+    return sentence.format(format_duration(value) if form == "duration" else f"{value:{form}}")
 
 
 def format_duration(seconds: float) -> str:
