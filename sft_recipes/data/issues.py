@@ -1,4 +1,4 @@
-"""What is wrong with an encoded row, seen beside the row as it was read: a bit for every issue, and the fields of some."""
+"""What is wrong with an encoded row, seen beside the row as it was read: a bit for each issue, and fields by name."""
 
 import json
 import re
@@ -30,6 +30,29 @@ def find_issues(
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
     """One int64 a row, a bit set for each issue that it has by itself; and the columns of FIELD_COLUMNS: JSON lists of
     the fields that are not read, and of the one that is not rendered, or not whole."""
+    found = find_token_issues(encoder, conversations, encoded, train_on)
+    names: dict[str, list[str]] = {"unread": [], "unrendered": []}
+    for row, (raw, conversation, text) in enumerate(zip(rows, conversations, encoded["text"], strict=True)):
+        raw = fields.parse(raw)
+        unread, field = fields.unread(raw), ""
+        found[row] |= ISSUE_BIT["unread_field"] * bool(unread)
+        if messages := conversation.get("messages"):
+            texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(conversation)
+            issue, field = find_missing_text(texts, text)
+            found[row] |= ISSUE_BIT[issue] if issue else 0
+            in_order = ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages))
+            blank = any(message["role"] == "user" and not message["content"].strip() for message in messages)
+            found[row] |= ISSUE_BIT["roles_out_of_order"] * (not in_order) | ISSUE_BIT["blank_question"] * blank
+            found[row] |= ISSUE_BIT["typed_control_token"] * encoded["typed"][row]
+        names["unread"].append(json.dumps(unread))
+        names["unrendered"].append(json.dumps([field] if field else []))
+    return found, names
+
+
+def find_token_issues(
+    encoder: Encoder, conversations: Sequence[Conversation], encoded: Mapping[str, list], train_on: str
+) -> np.ndarray:
+    """One int64 a row, a bit set for each issue that its tokens and labels show."""
     ids, labels = encoded["input_ids"], encoded["labels"]
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     row_of = np.repeat(np.arange(len(ids)), lengths)
@@ -43,36 +66,17 @@ def find_issues(
     ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
     double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
     found[row_of[double]] |= ISSUE_BIT["double_bos_or_eos"]
-    if train_on != "all":
-        stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
-        finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
-        bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
-        for row, ends in zip(*np.unique(row_of[bare], return_counts=True), strict=True):
-            messages = conversations[row].get("messages", [])
-            spans = [span for message in messages for span in message.get("train_detail", [])]
-            cuts = sum(not span["train"] and span["begin_offset"] > 0 for span in spans)  # there the row ends the loss
-            found[row] |= ISSUE_BIT["stop_not_supervised"] * bool(messages and ends > cuts)
-    names: dict[str, list[str]] = {"unread": [], "unrendered": []}
-    for row, (raw, conversation, text) in enumerate(zip(rows, conversations, encoded["text"], strict=True)):
-        raw = fields.parse(raw)
-        unread, field = fields.unread(raw), ""
-        found[row] |= ISSUE_BIT["unread_field"] * bool(unread)
-        if "messages" in conversation:
-            texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(conversation)
-            issue, field = find_missing_text(texts, text)
-            found[row] |= ISSUE_BIT[issue] if issue else 0
-        names["unread"].append(json.dumps(unread))
-        names["unrendered"].append(json.dumps([field] if field else []))
-        if "messages" not in conversation:
-            continue
-        messages = conversation["messages"]
-        if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
-            found[row] |= ISSUE_BIT["roles_out_of_order"]
-        if any(message["role"] == "user" and not message["content"].strip() for message in messages):
-            found[row] |= ISSUE_BIT["blank_question"]
-        if encoded["typed"][row]:
-            found[row] |= ISSUE_BIT["typed_control_token"]
-    return found, names
+    if train_on == "all":
+        return found
+    stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
+    finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
+    bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
+    for row, ends in zip(*np.unique(row_of[bare], return_counts=True), strict=True):
+        messages = conversations[row].get("messages", [])
+        spans = [span for message in messages for span in message.get("train_detail", [])]
+        cuts = sum(not span["train"] and span["begin_offset"] > 0 for span in spans)  # there the row ends the loss
+        found[row] |= ISSUE_BIT["stop_not_supervised"] * bool(messages and ends > cuts)
+    return found
 
 
 def is_marked_untrained(conversation: Conversation, train_on: str) -> bool:
