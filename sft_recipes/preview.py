@@ -18,8 +18,8 @@ from datasets import concatenate_datasets
 from markupsafe import Markup
 
 from sft_recipes.config.schema import Config
-from sft_recipes.data.audit import ISSUE_BIT
 from sft_recipes.data.fields import RowFields
+from sft_recipes.data.issues import ISSUE_BIT
 from sft_recipes.data.mask_view import MASK_LEGEND, MASK_STYLE, Token, mask_tokens, render_html, render_terminal
 from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.prepare import TrainingData

@@ -1,121 +1,28 @@
-"""The supervision ledger: what encoding found in every row, counted, with what is done about it."""
+"""The issues of all rows counted, with what is done about them; and whether training shows what serving would."""
 
 import json
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from sft_recipes.config.options import CheckPolicy
-from sft_recipes.data.fields import RowFields
-from sft_recipes.data.formatters import Conversation, chatml
+from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, ROLE_ORDER
 from sft_recipes.data.token_rows import flat_values, row_arrays
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder, iterate_strings
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
-ISSUES = [field.name for field in fields(CheckPolicy)]
-ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces"])}
-CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
-
-
-def find_issues(
-    encoder: Encoder,
-    fields: RowFields,
-    rows: Sequence[Mapping[str, Any]],
-    conversations: Sequence[Conversation],
-    encoded: Mapping[str, list],
-    train_on: str,
-) -> tuple[np.ndarray, list[str]]:
-    """One int64 a row, a bit set for each issue that it has by itself; and the names of its unread fields."""
-    ids, labels = encoded["input_ids"], encoded["labels"]
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    row_of = np.repeat(np.arange(len(ids)), lengths)
-    flat, carries = np.concatenate(ids), np.concatenate(labels) != IGNORE_INDEX
-    last = np.zeros(len(flat), dtype=bool)
-    last[np.cumsum(lengths) - 1] = True
-    found = np.zeros(len(ids), dtype=np.int64)
-    for row in np.flatnonzero(np.bincount(row_of[carries], minlength=len(ids)) == 0):
-        marked = is_marked_untrained(conversations[row], train_on)
-        found[row] |= ISSUE_BIT["marked_untrained" if marked else "nothing_supervised"]
-    ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
-    double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
-    found[row_of[double]] |= ISSUE_BIT["double_bos_or_eos"]
-    if train_on != "all":
-        stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
-        finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
-        bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
-        for row in np.unique(row_of[bare]):
-            if any("train_detail" in message for message in conversations[row].get("messages", [])):
-                continue  # where the row itself ends the loss there is no stop token
-            found[row] |= ISSUE_BIT["stop_not_supervised"] * ("messages" in conversations[row])
-    unread = []
-    for row, (raw, conversation, text) in enumerate(zip(rows, conversations, encoded["text"], strict=True)):
-        raw = fields.parse(raw)
-        unread.append(", ".join(fields.unread(raw)))
-        if unread[-1]:
-            found[row] |= ISSUE_BIT["unread_field"]
-        if "messages" not in conversation:
-            continue
-        texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(conversation)
-        if missing := find_missing_text(texts, text):
-            found[row] |= ISSUE_BIT[missing]
-        messages = conversation["messages"]
-        if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
-            found[row] |= ISSUE_BIT["roles_out_of_order"]
-        if any(message["role"] == "user" and not message["content"].strip() for message in messages):
-            found[row] |= ISSUE_BIT["blank_question"]
-        if encoded["typed"][row]:
-            found[row] |= ISSUE_BIT["typed_control_token"]
-    return found, unread
-
-
-def is_marked_untrained(conversation: Conversation, train_on: str) -> bool:
-    """Whether flags of a row leave none of the answers to train on that `train_on` would choose."""
-    answers = [message for message in conversation.get("messages", []) if message["role"] == "assistant"]
-    flags = [answer.get("train") for answer in (answers[-1:] if train_on == "last" else answers)]
-    return conversation.get("train") is False or (bool(flags) and all(flag is False for flag in flags))
-
-
-# s(ystem) first if at all, then u(ser) and a(ssistant) in turn; t(ool) messages stand between two of the assistant's
-ROLE_ORDER = re.compile(r"s?(ua(t+a)*)+")
-
-
-def find_missing_text(texts: Iterable[tuple[str, bool]], text: str) -> str:
-    """The issue with a rendered text: `content_missing` where something that a row says does not stand in it, verbatim
-    or as JSON writes it; `whitespace_trimmed` where only spaces and line breaks around it are gone; else ''.
-
-    >>> find_missing_text([("Hi ", True), ("Yo", True)], "user: Hi model: Yo")
-    ''
-    >>> find_missing_text([("Hi  ", True), ("Yo", True)], "user: Hi model: Yo")
-    'whitespace_trimmed'
-    """
-    place, issue = 0, ""
-    for said, in_order in texts:
-        if not (bare := said.strip()):
-            continue
-        begin = place if in_order else 0
-        start, length = text.find(said, begin), len(said)
-        if start < 0:
-            written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
-            start, length = next(((at, len(form)) for form in written if (at := text.find(form, begin)) >= 0), (-1, 0))
-        if start < 0:
-            start, length, issue = text.find(bare, begin), len(bare), "whitespace_trimmed"
-        if start < 0:
-            return "content_missing"
-        place = start + length if in_order else place
-    return issue
 
 
 def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset, dict[str, Any]]:
     """The rows that the policy keeps, and the count and first twenty row numbers of every problem that was found.
 
-    Of unread fields it also has the names, with the number of rows that have them. Raises DataError for the first
+    Where a problem is one of fields it also has their names, with the number of rows. Raises DataError for the first
     problem whose policy is `raise`.
     """
     found, numbers = flat_values(rows, "problems"), flat_values(rows, "row")
@@ -126,9 +33,10 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
             continue
         action = getattr(policy, problem)
         record[problem] = {"rows": int(hit.sum()), "policy": action, "first": numbers[hit][:20].tolist()}
-        if problem == "unread_field":
-            names = Counter(field for row in rows.select(np.flatnonzero(hit))["unread"] for field in row.split(", "))
-            record[problem]["fields"] = dict(names.most_common())
+        if problem in FIELD_COLUMNS:
+            named = rows.select(np.flatnonzero(hit))[FIELD_COLUMNS[problem]]
+            counts = Counter(field for row in named for field in json.loads(row))
+            record[problem]["fields"] = dict(counts.most_common())
         listed = ", ".join(map(str, record[problem]["first"][:5]))
         if action == "raise":
             raise DataError(
@@ -138,8 +46,13 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
             )
         if action == "drop":
             gone |= hit
-    rows = rows.remove_columns("unread")
+    rows = drop_field_names(rows)
     return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
+
+
+def drop_field_names(rows: Dataset) -> Dataset:
+    """The rows without the columns that name fields, once these are counted."""
+    return rows.remove_columns(sorted({*FIELD_COLUMNS.values()}))
 
 
 def describe_issue(issue: str, entry: Mapping[str, Any]) -> str:

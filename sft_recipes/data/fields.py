@@ -26,17 +26,19 @@ METADATA = frozenset((
     "question_id", "answer_id", "prompt_id", "message_id", "parent_id", "message_tree_id", "tree_state",
     "conversation_id", "conv_id", "thread_id", "session_id", "user_id", "worker_id", "annotator_id",
     "annotator", "author", "username", "source", "sources", "source_id", "dataset", "dataset_name", "origin",
-    "subset", "split", "file", "filename", "path", "url", "uri", "link", "license", "licence", "category",
-    "categories", "topic", "topics", "domain", "genre", "type", "task_type", "task_name", "tag", "tags",
-    "keywords", "language", "lang", "locale", "country", "created", "created_at", "updated", "updated_at",
-    "date", "time", "timestamp", "year", "version", "score", "scores", "rating", "ratings", "rank", "reward",
-    "quality", "difficulty", "votes", "upvotes", "likes", "views", "num_turns", "length", "num_tokens",
-    "token_count", "model", "model_name", "model_id", "temperature", "finish_reason", "stop_reason", "usage",
-    "meta", "metadata", "refusal", "annotations", "cache_control",
+    "subset", "split", "dump", "file", "file_path", "filename", "path", "url", "uri", "link", "license",
+    "licence", "category", "categories", "subcategory", "topic", "topics", "domain", "genre", "type",
+    "task_type", "task_name", "tag", "tags", "keywords", "language", "language_score", "lang", "locale",
+    "country", "created", "created_at", "updated", "updated_at", "date", "time", "timestamp", "year", "version",
+    "score", "scores", "int_score", "rating", "ratings", "rank", "reward", "quality", "difficulty", "votes",
+    "upvotes", "likes", "views", "num_turns", "length", "num_tokens", "token_count", "model", "model_name",
+    "model_id", "temperature", "finish_reason", "stop_reason", "usage", "meta", "metadata", "refusal",
+    "annotations", "cache_control",
 ))  # fmt: skip
 ALIASES = {"system": "system_prompt", "tools": "functions"}  # read as well, where the column has its usual name
 # The formatters' parameters for texts, in the order in which templates render them
 IN_ORDER = ("history", "instruction", "input", "conversations", "messages", "prompt", "completion", "output", "text")
+Said = tuple[str, str, bool]  # the name of a field, a text of it, whether it comes behind the text before it
 LEVELS = (MESSAGE_FIELDS, PART_FIELDS | CALL_FIELDS, CALL_FIELDS)  # in a message, in its parts or calls, in a function
 
 
@@ -50,7 +52,7 @@ class RowFields:
     >>> from sft_recipes.data.formatters import alpaca
     >>> fields = RowFields(partial(alpaca, output="response"))
     >>> row = {"instruction": "Hi", "response": "Yo", "output": "not this", "source": "forum"}
-    >>> fields.unread(row), [text for text, _ in fields.texts(row)]
+    >>> fields.unread(row), [text for _, text, _ in fields.texts(row)]
     (['output'], ['Hi', 'Yo'])
     """
 
@@ -71,17 +73,18 @@ class RowFields:
         row = row if isinstance(row, dict) else drop_nulls(row)
         return row | {key: read_json(row[key], key) for key in self.parsed if isinstance(row.get(key), str)}
 
-    def texts(self, row: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-        """Everything that a row says, and whether it is rendered behind what came before it: a system prompt, a tool, a
-        call, a thought stand where the template has its place for them."""
+    def texts(self, row: Mapping[str, Any]) -> Iterator[Said]:
+        """Everything that a row says: its field, the text, and whether it is rendered behind what came before it. A
+        system prompt, a tool, a call, a thought stand where the template has its place for them."""
         for column in self.said:
             value = row.get(column)
             for item in value if isinstance(value, list) else [value] if value else []:
-                yield from said_by(item)
-        yield from ((row[column], False) for column in self.system if row.get(column))
-        for tool in (tool for column in self.tools for tool in read_json(row.get(column) or [], column)):
-            if isinstance(name := tool.get("function", tool).get("name"), str):
-                yield name, False
+                yield from said_by(item, column)
+        yield from ((column, row[column], False) for column in self.system if row.get(column))
+        for column in self.tools:
+            for tool in read_json(row.get(column) or [], column):
+                if isinstance(name := tool.get("function", tool).get("name"), str):
+                    yield column, name, False
 
     def unread(self, row: Mapping[str, Any]) -> list[str]:
         """The names of the keys with a value, at any level, that are neither read nor metadata.
@@ -92,7 +95,7 @@ class RowFields:
             return []
         names = [key for key in row if key not in self.known and has_value(row[key])]
         if names and self.said:
-            said = [text for text, _ in self.texts(row)]
+            said = [text for _, text, _ in self.texts(row)]
             names = [key for key in names if row[key] not in said and not holds_all(row[key], said)]
         for column in self.said:
             if isinstance(row.get(column), list):
@@ -115,18 +118,19 @@ def left_over(values: Any, levels: Sequence[frozenset[str]]) -> Iterator[str]:
                 yield from left_over(value, levels[1:])
 
 
-def said_by(turn: Any) -> Iterator[tuple[str, bool]]:
+def said_by(turn: Any, column: str) -> Iterator[Said]:
     """What a message says; of a bare text, or a question with its answer, all of it."""
     if not isinstance(turn, Mapping):
-        yield from ((text, True) for text in ([turn] if isinstance(turn, str) else turn))
+        yield from ((column, text, True) for text in ([turn] if isinstance(turn, str) else turn))
         return
     speaker = str(turn.get("role") or turn.get("from")).lower()
     for key, value in turn.items():
         if key in TOOL_CALLS or (key in SPEECH and speaker in CALLING_ROLES):
-            yield from ((text, False) for text in said_by_call(read_json(value or [], key)))
+            yield from ((key, text, False) for text in said_by_call(read_json(value or [], key)))
         elif key in SPEECH or key in REASONING:
             parts = [value] if isinstance(value, str) else [part["text"] for part in value or []]
-            yield from ((text, key in SPEECH and ROLES.get(speaker) != "system") for text in parts)
+            field, in_order = (f"{speaker} {key}", ROLES.get(speaker) != "system") if key in SPEECH else (key, False)
+            yield from ((field, text, in_order) for text in parts)
 
 
 def said_by_call(value: Any, inside: bool = False) -> Iterator[str]:

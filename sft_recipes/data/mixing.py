@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sft_recipes.data.audit import ISSUE_BIT
+from sft_recipes.data.issues import ISSUE_BIT
 from sft_recipes.data.token_rows import ORIGIN, flat_values, row_arrays, row_lengths, take_rows, to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import ConfigError, DataError

@@ -15,13 +15,14 @@ from sft_recipes.data.audit import (
     apply_policy,
     check_train_serve_parity,
     count_faults,
-    find_issues,
+    drop_field_names,
     log_issues,
     mark_duplicates,
     row_hashes,
 )
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.issues import FIELD_COLUMNS, find_issues
 from sft_recipes.data.mixing import apply_max_length_policy, mark_long_rows, sample_mixture
 from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
 from sft_recipes.data.reading import Fault
@@ -70,7 +71,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
         kept[name], problems = apply_policy(name, mine, config.data_checks)
         kept[name], cut = apply_max_length_policy(name, kept[name], max_length, cutting)
         gone = np.isin(flat_values(mine, "row"), flat_values(kept[name], "row"), invert=True)
-        left_out.append(take_rows(mine.remove_columns("unread"), np.flatnonzero(gone)))
+        left_out.append(take_rows(drop_field_names(mine), np.flatnonzero(gone)))
         audit[name] = part.audit | {"problems": part.audit["problems"] | problems | cut}
         log_issues(name, problems | cut)
     kept = sample_mixture(kept, {name: source.share for name, source in config.sources.items()}, config.seed)
@@ -108,7 +109,7 @@ def read_source(name: str, config: Config, encoder: Encoder) -> TrainingData:
     audit = {"fingerprint": source_fingerprint(where, source, rows), "parity": len(some)}
     audit |= {"rows": len(trained), "held_out": len(held_out), "problems": unusable}
     questions = [talk for talk in talks if "messages" in talk]
-    return TrainingData(train, held_out.remove_columns("unread"), questions, audit)
+    return TrainingData(train, drop_field_names(held_out), questions, audit)
 
 
 def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: Config) -> np.ndarray:
@@ -156,11 +157,12 @@ def encode_rows(
     """The records as token ids and labels, one in `every` as a conversation, and the numbers and faults of the rest.
 
     Beside `input_ids` and `labels` stand `source`, its index; `row`, the number in its split; `piece`, which a raw text
-    is cut into and -1 for a conversation; `problems`, a bit for each issue; and `unread`, the names of unread fields.
+    is cut into and -1 for a conversation; `problems`, a bit for each issue; and the columns of FIELD_COLUMNS.
     """
     source, records = config.sources[name], iter(records)
     columns = {"input_ids": [], "labels": []}
-    batches, raw, numbers, pieces, unread, faults = [], [], [], [], [], []
+    batches, raw, numbers, pieces, faults = [], [], [], [], []
+    names: dict[str, list[str]] = {column: [] for column in FIELD_COLUMNS.values()}
     problems, fields = [np.zeros(0, dtype=np.int64)], RowFields(formatter) if formatter else None
 
     def rendered() -> Iterator[list[list[Piece]]]:
@@ -190,9 +192,10 @@ def encode_rows(
                 rows += encoded[key]
             pieces += [-1 if "messages" in talk else 0 for talk in talks]
             batches[len(problems) - 1] = talks[::every]
-            found, names = find_issues(encoder, fields, raw.pop(0), talks, encoded, source.train_on)
+            found, fresh = find_issues(encoder, fields, raw.pop(0), talks, encoded, source.train_on)
             problems.append(found)
-            unread += names
+            for column, values in fresh.items():
+                names[column] += values
     index = list(config.sources).index(name)
     origin = {"source": [index] * len(numbers), "row": numbers, "piece": pieces, "problems": np.concatenate(problems)}
-    return to_dataset(columns, origin, {"unread": unread}), [talk for talks in batches for talk in talks], faults
+    return to_dataset(columns, origin, names), [talk for talks in batches for talk in talks], faults

@@ -5,20 +5,20 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sft_recipes.data.audit import ISSUE_BIT, ISSUES, check_train_serve_parity, find_issues
+from sft_recipes.data.audit import check_train_serve_parity
 from sft_recipes.data.digest import audit_record, digest_rows
 from sft_recipes.data.fields import RowFields
+from sft_recipes.data.issues import ISSUE_BIT, ISSUES, find_issues
 from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.prepare import load_data
 from sft_recipes.data.token_rows import to_dataset
-from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
+from support.base_tokenizers import encoder_with_template
 from support.configs import data_config
 from support.paths import ROOT, TINY_MODEL
 from support.rows import question_rows, write_jsonl
@@ -77,15 +77,6 @@ def test_each_problem_is_found_where_it_is(encoder, case):
     assert issues_of(encoder, [GOOD, conversation]) == [set(), expected]
 
 
-def marked(encoder, tmp_path: Path, template: str) -> Encoder:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(encoder.tokenizer.name_or_path)
-    path = tmp_path / "mine.jinja"
-    path.write_text(template)
-    return Encoder(tokenizer, prepare_tokenizer(tokenizer, str(path))[0])
-
-
 DROPS_SYSTEM = (
     "{% for m in messages if m.role != 'system' %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content + "
     "eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -104,7 +95,7 @@ TWO_ENDS = DROPS_SYSTEM.replace("{% endgeneration %}", "{% endgeneration %}{{ eo
     ],
 )
 def test_a_template_that_loses_something_is_found_out(encoder, tmp_path, template, messages, expected):
-    mine = marked(encoder, tmp_path, template)
+    mine = encoder_with_template(encoder, tmp_path / "mine.jinja", template)
     assert issues_of(mine, [{"messages": messages}]) == [expected]
 
 
@@ -163,7 +154,7 @@ def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
 def test_a_template_that_serves_another_prompt_than_it_trains_is_refused(encoder, tmp_path):
     other = DROPS_SYSTEM.replace("assistant: {% endif %}", "bot: {% endif %}")
     with pytest.raises(ConfigError, match="serving …'.*bot: '"):
-        check_train_serve_parity(marked(encoder, tmp_path, other), [GOOD])
+        check_train_serve_parity(encoder_with_template(encoder, tmp_path / "mine.jinja", other), [GOOD])
 
 
 def test_a_conversation_that_the_assistant_opens_is_trained(encoder, tmp_path):
@@ -183,7 +174,9 @@ def test_earlier_answers_that_merge_with_a_line_break_are_no_other_context(encod
 def test_a_template_that_changes_earlier_answers_is_refused(encoder, tmp_path):
     talk = [say("user"), say("assistant", "long"), say("user"), say("assistant", "short")]
     with pytest.raises(ConfigError, match="before an answer, serving"):
-        check_train_serve_parity(marked(encoder, tmp_path, CUTS_WHEN_SERVED), [{"messages": talk}])
+        check_train_serve_parity(
+            encoder_with_template(encoder, tmp_path / "mine.jinja", CUTS_WHEN_SERVED), [{"messages": talk}]
+        )
 
 
 CUTS_WHEN_SERVED = DROPS_SYSTEM.replace(

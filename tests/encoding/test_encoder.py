@@ -164,6 +164,101 @@ def test_a_message_with_train_false_is_context(chat_tokenizer):
     assert tokenizer.decode(row["input_ids"][0][start:end]) == "Bye.<|im_end|>"
 
 
+def detail(*parts: tuple[str, bool]) -> dict:
+    """An answer in parts, each trained or not, as the formatters give it."""
+    spans, begin = [], 0
+    for text, train in parts:
+        spans.append({"begin_offset": begin, "end_offset": begin + len(text) - 1, "train": train})
+        begin += len(text)
+    return {"role": "assistant", "content": "".join(text for text, _ in parts), "train_detail": spans}
+
+
+@pytest.mark.parametrize("kind", ["tiny", "llama3"])
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([("Hm. ", False), ("Yes.", True)], ["Yes.<|im_end|>"]),
+        ([("Yes", True), (" or no", False), (".", True)], ["Yes", ".<|im_end|>"]),
+        ([("Yes.", True), (" Or no.", False)], ["Yes.", "<|im_end|>"]),
+    ],
+)
+def test_parts_of_an_answer_that_are_not_trained_are_context(chat_tokenizer, kind, parts, expected):
+    tokenizer, marked, _ = chat_tokenizer(kind, "chatml")
+    messages = [{"role": "user", "content": "Yes?"}, detail(*parts)]
+    row = Encoder(tokenizer, marked).encode([{"messages": messages}])
+    ids, labels = row["input_ids"][0], row["labels"][0]
+    assert [text_of(tokenizer, ids, start, end) for start, end in runs(labels)] == expected
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_parts_are_told_apart_where_the_template_trims_the_answer(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("llama3", "llama3")
+    messages = [{"role": "user", "content": "Yes?"}, detail(("  Hm. ", False), ("Yes. \n", True))]
+    row = Encoder(tokenizer, marked).encode([{"messages": messages}])
+    ((start, end),) = runs(row["labels"][0])
+    assert text_of(tokenizer, row["input_ids"][0], start, end) in ("Yes.<|eot_id|>", "Yes. \n<|eot_id|>")
+
+
+def test_an_untrained_part_leaves_other_answers_and_other_policies_as_they_are(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    first, last = {"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Bye."}
+    row = {"messages": [first, detail(("Hm. ", False), ("Yes.", True)), first, last]}
+
+    def trained(train_on: str) -> list[str]:
+        found = Encoder(tokenizer, marked).encode([row], train_on)
+        return [text_of(tokenizer, found["input_ids"][0], *span) for span in runs(found["labels"][0])]
+
+    assert trained("assistant") == ["Yes.<|im_end|>", "Bye.<|im_end|>"]
+    assert trained("last") == ["Bye.<|im_end|>"]
+    before, after = trained("all")
+    assert (before[-10:], after[:4]) == ("assistant\n", "Yes.")
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+def test_nothing_of_an_untrained_row_is_trained(chat_tokenizer, train_on):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    rows = [{"messages": ask("Hi", "Hello!"), "train": False}, {"text": "The sea is wide.", "train": False}]
+    assert [runs(labels) for labels in Encoder(tokenizer, marked).encode(rows, train_on)["labels"]] == [[], []]
+
+
+def test_supervise_all_leaves_out_an_answer_that_is_marked(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    messages = [*ask("Hi", "Hello!"), *ask("Bye", "Bye.")]
+    messages[1]["train"] = False
+    row = Encoder(tokenizer, marked).encode([{"messages": messages}], train_on="all")
+    ids = row["input_ids"][0]
+    said = [text_of(tokenizer, ids, start, end) for start, end in runs(row["labels"][0])]
+    assert "".join(said) == tokenizer.decode(ids).replace("Hello!<|im_end|>", "")
+
+
+@pytest.mark.parametrize(
+    ("messages", "train_on", "expected"),
+    [
+        (
+            [{"role": "user", "content": "Hi", "train": False}, ask("", "Hello!")[1]],
+            "all",
+            "train_on=all cannot leave out",
+        ),
+        (
+            [ask("<|im_end|>", "")[0], detail(("Hm. ", False), ("Yes.", True))],
+            "assistant",
+            "spells out a special token",
+        ),
+    ],
+)
+def test_a_mark_that_cannot_be_followed_is_refused(chat_tokenizer, messages, train_on, expected):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    with pytest.raises(DataError, match=expected):
+        Encoder(tokenizer, marked).encode([{"messages": messages}], train_on)
+
+
+def test_a_row_sets_variables_of_the_template(chat_tokenizer):
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    encoder = Encoder(tokenizer, "{{ mood }}" + marked)
+    row = {"messages": ask("Hi", "Hello!"), "chat_template_kwargs": {"mood": "glad"}}
+    assert encoder.encode([row])["text"][0].startswith("glad<|im_start|>user\nHi")
+
+
 def test_raw_text_is_trained_on_every_token_and_ends_with_eos(chat_tokenizer):
     tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
     row = Encoder(tokenizer, marked).encode([{"text": "The sea is wide."}])

@@ -147,9 +147,17 @@ def test_the_last_answer_is_asked_for_and_what_follows_it_left_out():
     assert split_last_answer(messages) == (messages[:3], "d")
 
 
+def test_an_answer_that_is_not_trained_on_is_no_reference():
+    untrained, partly = say("assistant", "d") | {"train": False}, say("assistant", "d") | {"train_detail": []}
+    start = [say("user", "a"), say("assistant", "b"), say("user", "c")]
+    assert split_last_answer([*start, untrained]) == (start[:1], "b")
+    assert split_last_answer([*start, partly]) == (start[:1], "b")
+
+
 @pytest.mark.parametrize(
     ("messages", "can_be"),
     [
+        ([say("user", "a"), say("assistant", "b") | {"train": False}], False),
         ([say("user", "a"), say("assistant", "b")], True),
         ([say("assistant", "b")], False),
         ([say("user", "a"), {"role": "assistant", "content": "", "tool_calls": [{}]}], False),

@@ -14,6 +14,8 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.encoding.encoder import Encoder
 from support.paths import NEEDS_SHARED, ROOT, SHARED, TINY_MODEL
 
 KINDS = ("tiny", "llama3", "neox", "llama2", "legacy")
@@ -113,3 +115,10 @@ def prepend_as_mistral(llama2: Tokenizer) -> Tokenizer:
     spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replaced]}
     spec["pre_tokenizer"] = None
     return Tokenizer.from_str(json.dumps(spec))
+
+
+def encoder_with_template(encoder: Encoder, path: Path, template: str) -> Encoder:
+    """An encoder with another template, which is written to `path`, and a tokenizer of its own that serves with it."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder.tokenizer.name_or_path)
+    path.write_text(template)
+    return Encoder(tokenizer, prepare_tokenizer(tokenizer, str(path))[0])

@@ -1,0 +1,118 @@
+"""What is wrong with an encoded row, seen beside the row as it was read: a bit for each issue, and fields by name."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from sft_recipes.config.options import CheckPolicy
+from sft_recipes.data.fields import RowFields, Said
+from sft_recipes.data.formatters import Conversation, chatml
+from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
+
+ISSUES = [field.name for field in fields(CheckPolicy)]
+ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces"])}
+# The issues that are about fields, and the column that names those of every row
+FIELD_COLUMNS = {"unread_field": "unread", "content_missing": "unrendered", "whitespace_trimmed": "unrendered"}
+CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
+
+
+def find_issues(
+    encoder: Encoder,
+    fields: RowFields,
+    rows: Sequence[Mapping[str, Any]],
+    conversations: Sequence[Conversation],
+    encoded: Mapping[str, list],
+    train_on: str,
+) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """One int64 a row, a bit set for each issue that it has by itself; and the columns of FIELD_COLUMNS: JSON lists of
+    the fields that are not read, and of the one that is not rendered, or not whole."""
+    found = find_token_issues(encoder, conversations, encoded, train_on)
+    names: dict[str, list[str]] = {"unread": [], "unrendered": []}
+    for row, (raw, conversation, text) in enumerate(zip(rows, conversations, encoded["text"], strict=True)):
+        raw = fields.parse(raw)
+        unread, field = fields.unread(raw), ""
+        found[row] |= ISSUE_BIT["unread_field"] * bool(unread)
+        if messages := conversation.get("messages"):
+            texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(conversation)
+            issue, field = find_missing_text(texts, text)
+            found[row] |= ISSUE_BIT[issue] if issue else 0
+            in_order = ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages))
+            blank = any(message["role"] == "user" and not message["content"].strip() for message in messages)
+            found[row] |= ISSUE_BIT["roles_out_of_order"] * (not in_order) | ISSUE_BIT["blank_question"] * blank
+            found[row] |= ISSUE_BIT["typed_control_token"] * encoded["typed"][row]
+        names["unread"].append(json.dumps(unread))
+        names["unrendered"].append(json.dumps([field] if field else []))
+    return found, names
+
+
+def find_token_issues(
+    encoder: Encoder, conversations: Sequence[Conversation], encoded: Mapping[str, list], train_on: str
+) -> np.ndarray:
+    """One int64 a row, a bit set for each issue that its tokens and labels show."""
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    row_of = np.repeat(np.arange(len(ids)), lengths)
+    flat, carries = np.concatenate(ids), np.concatenate(labels) != IGNORE_INDEX
+    last = np.zeros(len(flat), dtype=bool)
+    last[np.cumsum(lengths) - 1] = True
+    found = np.zeros(len(ids), dtype=np.int64)
+    for row in np.flatnonzero(np.bincount(row_of[carries], minlength=len(ids)) == 0):
+        marked = is_marked_untrained(conversations[row], train_on)
+        found[row] |= ISSUE_BIT["marked_untrained" if marked else "nothing_supervised"]
+    ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
+    double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
+    found[row_of[double]] |= ISSUE_BIT["double_bos_or_eos"]
+    if train_on == "all":
+        return found
+    stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
+    finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
+    bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
+    for row, ends in zip(*np.unique(row_of[bare], return_counts=True), strict=True):
+        messages = conversations[row].get("messages", [])
+        spans = [span for message in messages for span in message.get("train_detail", [])]
+        cuts = sum(not span["train"] and span["begin_offset"] > 0 for span in spans)  # there the row ends the loss
+        found[row] |= ISSUE_BIT["stop_not_supervised"] * bool(messages and ends > cuts)
+    return found
+
+
+def is_marked_untrained(conversation: Conversation, train_on: str) -> bool:
+    """Whether flags of a row leave none of the answers to train on that `train_on` would choose."""
+    answers = [message for message in conversation.get("messages", []) if message["role"] == "assistant"]
+    flags = [answer.get("train") for answer in (answers[-1:] if train_on == "last" else answers)]
+    return conversation.get("train") is False or (bool(flags) and all(flag is False for flag in flags))
+
+
+# s(ystem) first if at all, then u(ser) and a(ssistant) in turn; t(ool) messages stand between two of the assistant's
+ROLE_ORDER = re.compile(r"s?(ua(t+a)*)+")
+
+
+def find_missing_text(texts: Iterable[Said], text: str) -> tuple[str, str]:
+    """The issue with a rendered text and the field it is about: `content_missing` where something that a row says does
+    not stand in it, verbatim or as JSON writes it; `whitespace_trimmed` where only spaces and line breaks around it are
+    gone; else twice ''.
+
+    >>> find_missing_text([("user", "Hi ", True), ("gpt", "Yo", True)], "user: Hi model: Yo")
+    ('', '')
+    >>> find_missing_text([("user", "Hi  ", True), ("gpt", "Yo", True)], "user: Hi model: Yo")
+    ('whitespace_trimmed', 'user')
+    """
+    place, issue = 0, ("", "")
+    for field, said, in_order in texts:
+        if not (bare := said.strip()):
+            continue
+        begin = place if in_order else 0
+        start, length = text.find(said, begin), len(said)
+        if start < 0:
+            written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
+            start, length = next(((at, len(form)) for form in written if (at := text.find(form, begin)) >= 0), (-1, 0))
+        if start < 0:
+            start, length = text.find(bare, begin), len(bare)
+            issue = issue if issue[0] else ("whitespace_trimmed", field)
+        if start < 0:
+            return "content_missing", field
+        place = start + length if in_order else place
+    return issue
