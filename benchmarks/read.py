@@ -46,7 +46,7 @@ def main() -> None:
     from prepare import machine  # which loads TRL, and the processes that are measured do without
 
     print(f"{machine()}\n{options.rows:,} rows, median of {options.rounds}\n")
-    print(f"{'file':18} {'MiB':>6}  {'side':12} {'seconds':>8} {'peak MiB':>9}   ours / load_dataset")
+    print(f"{'file':18} {'MiB':>6}  {'side':12} {'seconds':>8} {'CPU':>7} {'peak MiB':>9}   ours / load_dataset")
     with tempfile.TemporaryDirectory() as folder:
         for path in write_files(Path(folder), options.rows):
             compare(path, options.rows, options.rounds)
@@ -66,10 +66,11 @@ def compare(path: Path, rows: int, rounds: int) -> None:
     for side, median in medians.items():
         ratios = ""
         if side == "ours":
-            time_ratio, memory_ratio = (median[key] / medians["load_dataset"][key] for key in ("seconds", "mib"))
-            ratios = f"   time {time_ratio:.2f}, memory {memory_ratio:.2f}"
-        size = path.stat().st_size / 2**20
-        print(f"{path.name:18} {size:6.1f}  {side:12} {median['seconds']:8.2f} {median['mib']:9.0f}{ratios}")
+            names = {"seconds": "time", "cpu": "CPU", "mib": "memory"}
+            found = (f"{label} {median[key] / medians['load_dataset'][key]:.2f}" for key, label in names.items())
+            ratios = f"   {', '.join(found)}"
+        figures = f"{median['seconds']:8.2f} {median['cpu']:7.2f} {median['mib']:9.0f}"
+        print(f"{path.name:18} {path.stat().st_size / 2**20:6.1f}  {side:12} {figures}{ratios}", flush=True)
 
 
 def in_own_process(side: str, path: Path) -> dict[str, float]:
@@ -83,7 +84,7 @@ def in_own_process(side: str, path: Path) -> dict[str, float]:
 
 
 def measure(side: str, path: str) -> dict[str, float]:
-    """Seconds, and the peak of memory above what the imports take, of reading a file and going over its rows."""
+    """Seconds, CPU seconds, and the peak of memory above the imports', of reading a file and going over its rows."""
     import datasets
 
     from sft_recipes.config.options import Source
@@ -93,7 +94,7 @@ def measure(side: str, path: str) -> dict[str, float]:
     source = Source(data_files=path)
     kind = "csv" if ".csv" in path else "json"
     Path("/proc/self/clear_refs").write_text("5")  # Linux begins the peak anew; getrusage would keep that of imports
-    before, start, count = peak_mib(), time.perf_counter(), 0
+    before, start, used, count = peak_mib(), time.perf_counter(), time.process_time(), 0
     if side == "ours":
         rows = load_rows("data.file", source, "train")
         for _ in rows.records(range(len(rows))):
@@ -101,7 +102,8 @@ def measure(side: str, path: str) -> dict[str, float]:
     else:
         for _ in datasets.load_dataset(kind, data_files=path, split="train"):
             count += 1
-    return {"seconds": time.perf_counter() - start, "mib": peak_mib() - before, "rows": count}
+    cpu = time.process_time() - used  # of all threads; other work on the machine does not count in it
+    return {"seconds": time.perf_counter() - start, "cpu": cpu, "mib": peak_mib() - before, "rows": count}
 
 
 def peak_mib() -> float:

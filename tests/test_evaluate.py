@@ -10,6 +10,7 @@ from sft_recipes.data.prepare import TrainingData
 from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements
 from support.benchmark_tasks import CHOICE, world_questions
 from support.commands import SHORT_TINY_RUN, read_metrics, run_command
+from support.rows import question_rows, write_jsonl
 
 SHORT = ["trainer.max_steps=6", "evaluate.rows=12", "trainer.logging_steps=1"]
 BEST = ["trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2",
@@ -64,6 +65,29 @@ def test_evaluating_has_no_training_loss_to_be_its_objective(trained, tmp_path):
     )
     assert code == 2 and "objective=train_loss is not measured in this run." in log(tmp_path)
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_file_of_questions_that_the_run_did_not_train_on_is_asked_whole(trained, tmp_path):
+    questions = question_rows(23, answer="Where does it live?")
+    path = write_jsonl(tmp_path / "probe.jsonl", questions)
+    options = ["mode=evaluate", f"evaluate.run={trained}", "data=file", f"data.file.data_files={path}"]
+    code, _ = run_command(tmp_path / "run", *options, "evaluate.temperature=0", "evaluate.raw_text=null")
+    answers = lines(tmp_path / "run" / "answers.jsonl")
+    record = json.loads((tmp_path / "run" / "supervision.json").read_text())["sources"]["file"]
+    assert code == 0 and len(answers) == 23  # the default of 20 is for rows held out of training
+    assert {answer["reference"] for answer in answers} == {"Where does it live?"}
+    assert (record["rows"], record["held_out"], record["kept"], record["tokens"]) == (0, 23, 0, 0)
+    assert "data.file: the run was not trained on these files, so all of their rows are held out." in log(
+        tmp_path / "run"
+    )
+
+
+def test_of_a_file_of_questions_some_can_be_drawn(trained, tmp_path):
+    path = write_jsonl(tmp_path / "probe.jsonl", question_rows(23))
+    options = ["mode=evaluate", f"evaluate.run={trained}", "data=file", f"data.file.data_files={path}"]
+    few = ["data.file.rows=5", "evaluate.temperature=0", "evaluate.raw_text=null"]
+    assert run_command(tmp_path / "run", *options, *few)[0] == 0
+    assert len(lines(tmp_path / "run" / "answers.jsonl")) == 5
 
 
 def test_evaluate_without_a_run_says_what_to_write(tmp_path):

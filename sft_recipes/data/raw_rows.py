@@ -14,7 +14,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from sft_recipes.data.reading import Fault, Row
 
-MEMORY_BYTES = 1 << 26  # of one source's rows, beyond which they lie in a file that ends with the process
+MEMORY_BYTES = 1 << 22  # of one source's rows, beyond which they lie in a file that ends with the process
 BATCH_ROWS = 1000  # that are taken out of Arrow at once
 Record = tuple[int, Row, str]  # the row's number, the row or its fault, and its file and line
 

@@ -120,7 +120,9 @@ def checked_row(value: Any, text: str) -> Row:
         place, half = next(lone_surrogates(value), ("", ""))
         if broken:
             byte = ord(half or next(lone_surrogates(text))[1]) - 0xDC00
-            return Fault(f"{place or 'it'} has the byte 0x{byte:02x}, which is none of data.NAME.encoding")
+            return Fault(
+                f"{place or 'it'} has the byte 0x{byte:02x}, which is not valid in its encoding (data.NAME.encoding)"
+            )
         if half:
             return Fault(f"{place} has half a character ({half!a})")
     if isinstance(value, dict):

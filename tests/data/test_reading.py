@@ -250,7 +250,7 @@ def test_a_column_that_was_named_may_be_missing_from_some_rows(encoder, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "line", "fault"),
     [
-        ("a.jsonl", b'{"output": "Yo"}\n{"output": "Y\xff"}\n', 2, "output has the byte 0xff, which is none of"),
+        ("a.jsonl", b'{"output": "Yo"}\n{"output": "Y\xff"}\n', 2, "output has the byte 0xff, which is not valid in its encoding (data.NAME.encoding)"),
         ("a.jsonl", b'{"output": "Yo"}\n{"x": ["a", {"y": "\xc3"}]}\n', 2, "x[1].y has the byte 0xc3"),
         ("a.csv", b"a,b\n1,2\n3,\xe9\n", 3, "b has the byte 0xe9"),
         ("a.txt", b"ok\n\xe9\n", 2, "text has the byte 0xe9"),
