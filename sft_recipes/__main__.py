@@ -19,6 +19,7 @@ from sft_recipes.config.command_line import check_user_folder, raise_usage_error
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import addable_groups, config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
+from sft_recipes.config.saved_run import store_saved_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep
@@ -69,13 +70,18 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
     sys.path.insert(0, os.getcwd())  # for a formatter of the user's, also under the console script
     try:
+        resumed = sys.argv[1:2] == ["resume"]
+        if resumed:
+            if len(sys.argv) < 3 or "=" in sys.argv[2]:
+                raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
+            sys.argv[1:3] = ["--config-name", store_saved_run(Path(sys.argv[2]))]
         parser = get_args_parser()
         parser.error = raise_usage_error  # argparse would print its usage, too
         arguments = parser.parse_intermixed_args()
         check_user_folder(arguments.config_dir, arguments.overrides)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in arguments.overrides):
             raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
-        if not arguments.shell_completion:
+        if not arguments.shell_completion and not resumed:
             sys.argv[1:] = rewrite_arguments(sys.argv[1:], arguments.overrides, addable_groups(arguments.config_dir))
         try:
             run_job()
@@ -84,7 +90,7 @@ def main() -> None:
         if failed:
             exit_with("", 1)
     except RunInterrupted as stop:
-        exit_with(str(stop), stop.code)
+        exit_with("", stop.code)  # it has been logged
     except KeyboardInterrupt:
         exit_with("Interrupted.", 130)
     except Exception as error:
