@@ -19,7 +19,7 @@ from sft_recipes.config.command_line import check_user_folder, raise_usage_error
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import addable_groups, config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
-from sft_recipes.config.saved_run import store_saved_run
+from sft_recipes.config.resumed_run import store_resumed_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep
@@ -74,7 +74,7 @@ def main() -> None:
         if resumed:
             if len(sys.argv) < 3 or "=" in sys.argv[2]:
                 raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
-            sys.argv[1:3] = ["--config-name", store_saved_run(Path(sys.argv[2]))]
+            sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
         parser = get_args_parser()
         parser.error = raise_usage_error  # argparse would print its usage, too
         arguments = parser.parse_intermixed_args()

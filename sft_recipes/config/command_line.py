@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
-from sft_recipes.config.saved_run import NAME as SAVED_RUN
+from sft_recipes.config.resumed_run import NAME as RESUMED_RUN
 from sft_recipes.config.schema import root_keys
 from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, one_line
@@ -81,6 +81,6 @@ def rerun_command() -> str:
     hydra = HydraConfig.get()
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     options = [part for folder in folders for part in ("-cd", folder)]
-    if hydra.job.config_name == SAVED_RUN:
+    if hydra.job.config_name == RESUMED_RUN:
         options = ["resume", hydra.runtime.output_dir]
     return shlex.join(["python", "-m", "sft_recipes", *options, *hydra.overrides.task])

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.errors import ConfigError
 
-NAME = "saved_run"  # by which Hydra finds it
+NAME = "resumed_run"  # by which Hydra finds it
 
 
-def store_saved_run(run: Path) -> str:
+def store_resumed_run(run: Path) -> str:
     """Gives Hydra the run's composed config as a primary one that resumes it in its folder, and gives back its name.
 
     The folder's .hydra stays what the run was started with. Raises ConfigError for a folder without a config.
