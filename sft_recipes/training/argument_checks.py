@@ -46,11 +46,16 @@ def check_schedule(arguments: SFTConfig) -> None:
 
 
 def check_optimizer(arguments: SFTConfig) -> None:
-    """Raises ConfigError for an optimizer whose package is missing or whose targets are not named."""
+    """Raises ConfigError for an optimizer whose package or hardware is missing, found out by a step of its own."""
     name = arguments.optim.value
     try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments, NamedLayers(arguments.optim_target_modules))
-    except (ImportError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+        optimizer, values = Trainer.get_optimizer_cls_and_kwargs(arguments, NamedLayers(arguments.optim_target_modules))
+        if "model" not in values and "optimizer_dict" not in values:
+            # bitsandbytes packs the state of 4,096 values and more
+            weight = torch.nn.Parameter(torch.zeros(64, 128, device=arguments.device))
+            weight.grad = torch.zeros_like(weight)
+            optimizer([weight], **values).step()
+    except Exception as error:  # each optimizer's package has errors of its own
         raise ConfigError(f"trainer.optim={name}: {one_line(error)}") from error
 
 
