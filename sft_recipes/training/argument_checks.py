@@ -51,8 +51,8 @@ def check_optimizer(arguments: SFTConfig) -> None:
     try:
         optimizer, values = Trainer.get_optimizer_cls_and_kwargs(arguments, NamedLayers(arguments.optim_target_modules))
         if "model" not in values and "optimizer_dict" not in values:
-            # bitsandbytes packs the state of 4,096 values and more
-            weight = torch.nn.Parameter(torch.zeros(64, 128, device=arguments.device))
+            # bitsandbytes packs the state of 4,096 values and more, and pages that of 100,000
+            weight = torch.nn.Parameter(torch.zeros(256, 512, device=arguments.device))
             weight.grad = torch.zeros_like(weight)
             optimizer([weight], **values).step()
     except Exception as error:  # each optimizer's package has errors of its own
