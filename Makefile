@@ -7,7 +7,7 @@ BIN     = $(VENV)/bin
 # the oldest releases that pyproject.toml allows of the libraries whose fields and hooks we use
 OLDEST  = $(shell sed -nE 's/^ *"(trl|transformers|peft|datasets)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
 
-.PHONY: help demo compare test test-oldest lint tiny clean
+.PHONY: help demo compare test test-faults test-oldest lint tiny clean
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -19,6 +19,9 @@ compare: $(VENV)/installed  ## train every recipe on the tiny model and show the
 
 test: $(VENV)/installed-test  ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-faults: $(VENV)/installed-test  ## kill runs at every point, and resume them, in about fifteen minutes
+	ALL_FAULTS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults
 
 test-oldest:  ## run it in a second environment, on the oldest trl, transformers, peft and datasets that are allowed
 	$(MAKE) test VENV=.venv-oldest PINS='$(OLDEST)'

@@ -21,6 +21,7 @@ from sft_recipes.config.help_topics import describe_topic
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
+from sft_recipes.config.resumed_run import store_resumed_run
 from sft_recipes.config.run_folder import remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
@@ -81,6 +82,11 @@ def main() -> None:
     if sys.argv[1:] and sys.argv[1] in VERBS:
         return import_module(f"sft_recipes.{VERBS[sys.argv[1]]}").main(sys.argv[2:])
     try:
+        resumed = sys.argv[1:2] == ["resume"]
+        if resumed:
+            if len(sys.argv) < 3 or "=" in sys.argv[2]:
+                raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
+            sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
         parser = get_args_parser()
         parser.error = raise_usage_error  # argparse would print its usage, too
         options = parser.parse_intermixed_args()
@@ -98,7 +104,7 @@ def main() -> None:
         if failed:
             exit_with("", 1)
     except RunInterrupted as stop:
-        exit_with(str(stop), stop.code)
+        exit_with("", stop.code)  # it has been logged
     except KeyboardInterrupt:
         exit_with("Interrupted.", 130)
     except Exception as error:

@@ -13,21 +13,28 @@ from transformers import PreTrainedModel
 
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import audit_record, digest_rows
+from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.evaluation.suite import compare_measurements, measure_model, measured_metrics
 from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.evaluation.weight_change import relative_change
-from sft_recipes.modeling.adapters import prepare_peft_config
-from sft_recipes.modeling.loading import load_model
-from sft_recipes.modeling.save_load import push_model, save_model
+from sft_recipes.modeling.adapters import check_module_names, prepare_peft_config
+from sft_recipes.modeling.loading import build_empty_model, load_model
+from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor
-from sft_recipes.training.checkpoints import check_disk_space, describe_run, find_resumable
+from sft_recipes.training.checkpoints import (
+    check_disk_space,
+    check_unfinished,
+    describe_run,
+    find_resumable,
+    last_checkpoint_line,
+)
 from sft_recipes.training.interruption import own_folder
 from sft_recipes.training.lr_finder import run_lr_range_test
-from sft_recipes.training.memory import check_memory, describe_step
+from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step
 from sft_recipes.training.run_metadata import (
     count_parity_rows,
     describe_environment,
@@ -75,6 +82,7 @@ def run_training(config: Config, folder: Path) -> Run:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process
+    check_unfinished(folder, config)
     setup = set_up_run(config, folder)
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
     objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
@@ -88,8 +96,13 @@ def run_training(config: Config, folder: Path) -> Run:
     before = measure_model(trainer.model, encoder, inputs)
     monitor = LossMonitor(before.get("held_out", {}).get("loss"))
     trainer.add_callback(monitor)
-    with logging_redirect_tqdm():
-        result = trainer.train(checkpoint and str(checkpoint))
+    try:
+        with logging_redirect_tqdm():
+            result = trainer.train(checkpoint and str(checkpoint))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        step = describe_step(config, arguments, setup.longest, setup.new_token_ids)
+        doing = f"in training step {trainer.state.global_step + 1}"
+        raise ConfigError(describe_out_of_memory(step, doing) + last_checkpoint_line(folder)) from error
     after = measure_model(trainer.model, encoder, inputs)
     if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
@@ -108,7 +121,7 @@ def run_training(config: Config, folder: Path) -> Run:
         write_jsonl(folder / "answers.jsonl", answers)
         print(write_report(folder))
         if config.trainer.fields.get("push_to_hub"):
-            log.info("Pushed to %s.", push_model(folder / "model", config.name, arguments))
+            push_or_tell(folder / "model", config.name, arguments)
     if config.smoke:
         log.info(smoke_result(metrics, answers))
     check_objective(objective, metrics)
@@ -132,6 +145,8 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     `run` describes the run in its checkpoints.
     """
     config, arguments = setup.config, setup.arguments
+    if setup.peft:
+        check_module_names(setup.peft, build_empty_model(config.model), setup.new_token_ids)
     if config.trainer.check_memory:
         check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
     tokenizer, stop, new_token_ids = setup.tokenizer, setup.encoder.stop, setup.new_token_ids

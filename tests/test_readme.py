@@ -45,6 +45,10 @@ def test_every_command_runs(command, folder, monkeypatch):
         subprocess.run(command, shell=True, check=True)
     elif command.startswith("python -m sft_recipes.recipes"):
         subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True)
+    elif command.startswith("python -m sft_recipes resume"):
+        finished = next(run for run in sorted((folder / "outputs" / "tiny").iterdir()) if (run / "model").is_dir())
+        command = command.replace("outputs/tiny/<date>_<time>", str(finished)) + " trainer.max_steps=3"  # one more
+        subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True)
     elif command.startswith("python -m sft_recipes."):
         runs = sorted((folder / "outputs" / "tiny").iterdir())
         finished = next(run for run in runs if (run / "metrics.json").is_file())

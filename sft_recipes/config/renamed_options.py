@@ -4,6 +4,7 @@
 UNSUPPORTED_OPTIONS = {
     "output_dir": "Write hydra.run.dir.",
     "seed": "Write seed.",
+    "auto_find_batch_size": "It starts again with trained weights. trainer.check_memory estimates what fits.",
     "dataset_kwargs": "It is set by the run.",
     "dataset_num_proc": "Rows are encoded in batches, on all cores.",
     "dataset_text_field": "Write data.NAME.formatter={name: text, text: COLUMN}.",

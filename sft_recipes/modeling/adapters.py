@@ -37,6 +37,8 @@ def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
     kind = adapter.type
     if kind == "none":
         return None
+    if kind == "poly":
+        raise ConfigError("adapter.type=poly needs the number of a task with every row, which no row has here.")
     peft = call_validated(PEFT_CONFIGS[kind], {"task_type": "CAUSAL_LM"} | adapter.settings, f"adapter.{kind}")
     start = getattr(peft, "init_lora_weights", True)
     if start in INITS_FROM_DATA:

@@ -70,6 +70,12 @@ def load_model_config(options: ModelOptions) -> PretrainedConfig:
         raise model_not_found(id, error) from error
 
 
+def build_empty_model(options: ModelOptions) -> PreTrainedModel:
+    """The architecture that `model.id` names, with its module names and without memory for weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_model_config(options), trust_remote_code=options.trust_remote_code)
+
+
 def load_model(
     options: ModelOptions,
     quantization: BitsAndBytesConfig | None,

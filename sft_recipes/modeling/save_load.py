@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo, upload_folder, whoami
 from omegaconf import OmegaConf
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.loading import load_adapter_config, load_model_config, load_weights, model_folder
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,26 @@ def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
         repo_id=repo.repo_id, folder_path=folder, token=arguments.hub_token, ignore_patterns="training_args.bin"
     )
     return repo.url
+
+
+def push_or_tell(folder: Path, name: str, arguments: SFTConfig) -> None:
+    """Uploads `model/`; where the hub cannot be reached or refuses, the model stays saved and the log says how."""
+    try:
+        log.info("Pushed to %s.", push_model(folder, name, arguments))
+    except Exception as error:  # whatever the hub's client raises, the model is there
+        log.error("The model is in %s, but was not pushed (%s). Push it with: hf upload %s %s", folder,
+                  one_line(error)[:200], arguments.hub_model_id or name, folder)  # fmt: skip
+
+
+def check_push(arguments: SFTConfig) -> None:
+    """Raises ConfigError where the hub cannot be reached or nobody is logged in, before a run that is to be pushed."""
+    try:
+        whoami(token=arguments.hub_token)
+    except Exception as error:  # the hub's, or those of the client's own HTTP library
+        raise ConfigError(
+            f"trainer.push_to_hub=true: {one_line(error)[:200]} Log in with `hf auth login`, or leave it out and push "
+            "later with `hf upload NAME RUN/model`."
+        ) from error
 
 
 def check_finished_run(run: Path) -> None:

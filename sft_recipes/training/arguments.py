@@ -1,6 +1,5 @@
 """The config's `trainer` as TRL's arguments, and the name of the objective."""
 
-import inspect
 import logging
 import os
 from collections.abc import Mapping
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from trl import SFTConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import call_validated, matches_type, unknown_field
+from sft_recipes.config.validation import call_validated, matches_type
 from sft_recipes.errors import ConfigError, did_you_mean
+from sft_recipes.training.argument_checks import check_libraries
 from sft_recipes.training.callbacks import LossLogger, load_callbacks
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
         raise ConfigError(f"trainer.resume_from_checkpoint should be true, false or a checkpoint, not {resume!r}.")
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call_validated(SFTConfig, values | own, "trainer")
-    check_schedule(arguments.lr_scheduler_type.value, arguments.lr_scheduler_kwargs or {})
+    check_libraries(arguments)
     if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
         raise ConfigError(f"torchrun started {processes} processes without a GPU. Write trainer.use_cpu=true.")
     if arguments.packing and arguments.max_length is None:
@@ -100,16 +99,6 @@ def streaming_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("dataloader_num_workers"):
         raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, whose rows are counted as read.")
     return {"train_sampling_strategy": "random"}  # the stream shuffles, and its lengths are not known
-
-
-def check_schedule(kind: str, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a field that the schedule does not have; transformers would raise when training starts."""
-    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-    fields = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters.keys() - given
-    for name in values:
-        if name not in fields:
-            path = f"trainer.lr_scheduler_kwargs.{name}"
-            raise ConfigError(unknown_field(path, name, sorted(fields), f"trainer.lr_scheduler_type={kind}"))
 
 
 def check_trackers(wanted: str | list[str] | None) -> None:

@@ -70,6 +70,19 @@ def is_free(key: str, free_groups: set[str]) -> bool:
     return group in free_groups or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
 
 
+def check_unfinished(folder: Path, config: Config) -> None:
+    """Raises ConfigError where the run to resume is finished and is asked for no more steps than it has made."""
+    saved = read_json(folder / "supervision.json").get("config", {})
+    if not (folder / "metrics.json").is_file() or not config.trainer.fields.get("resume_from_checkpoint"):
+        return
+    before, now = (values.get("trainer", {}) for values in (saved, config.composed))
+    if all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs")):
+        raise ConfigError(
+            f"{folder} is finished, its model is in {folder / 'model'}. To train that further write model.id={folder} "
+            "in a run of its own; to make this run longer, more trainer.num_train_epochs or trainer.max_steps."
+        )
+
+
 def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from: the newest whole one of `folder` where `wanted` is true, else the one it names.
 
@@ -102,6 +115,12 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
         log.warning("The checkpoint was written by other versions, so the weights may differ in their last bits: %s.",
                     ", ".join(others))  # fmt: skip
     return checkpoint
+
+
+def last_checkpoint_line(folder: Path) -> str:
+    """A sentence on the newest checkpoint, for a run that has failed; empty where there is none."""
+    newest = next(newest_first(folder), None)
+    return f" {newest} is of before it and is kept." if newest else ""
 
 
 def newest_first(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """What happens to a run from outside: a signal that ends it with a checkpoint, a second run in its folder."""
 
 import fcntl
+import logging
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ from transformers import TrainingArguments as Arguments
 
 from sft_recipes.errors import ConfigError, RunInterrupted
 
+log = logging.getLogger(__name__)
 LOCK = ".lock"
 
 
@@ -99,8 +101,9 @@ class StopOnSignal(TrainerCallback):
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.received:
-            raise RunInterrupted(
+            line = (
                 f"Stopped by {signal.Signals(self.received).name} after step {state.global_step} of {state.max_steps}, "
-                f"which is saved. Go on with: python -m sft_recipes resume {shlex.quote(args.output_dir)}",
-                128 + self.received,
+                f"which is saved. Go on with: python -m sft_recipes resume {shlex.quote(args.output_dir)}"
             )
+            log.warning(line)
+            raise RunInterrupted(line, 128 + self.received)

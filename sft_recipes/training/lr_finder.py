@@ -11,6 +11,7 @@ import numpy as np
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 from trl import SFTTrainer
 
 from sft_recipes.config.options import LRRange
@@ -76,6 +77,7 @@ def run_lr_range_test(trainer: SFTTrainer, limits: LRRange, folder: Path) -> flo
     """
     if trainer.args.max_steps < 10:
         raise ConfigError(f"trainer.max_steps={trainer.args.max_steps} is too short for a range test. Write 100.")
+    trainer.args.save_strategy = SaveStrategy.NO
     factor = (limits.end / limits.start) ** (1 / (trainer.args.max_steps - 1))
     trainer.create_optimizer()
     first = limits.start / trainer.args.learning_rate

@@ -4,6 +4,7 @@ Parameters, gradients and the optimizer's state are counted on the meta device, 
 saving the model takes is not counted. `benchmarks/memory.py` compares the estimate with measured runs.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,11 @@ from trl import SFTConfig
 
 from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.loading import load_model_config
 from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes
 
+log = logging.getLogger(__name__)
 CUDA_CONTEXT_BYTES = 2**29  # of a GPU, taken before the first tensor; an assumption, not measured
 # Bytes of state for every trained number, by the optimizer's name in transformers; other names count as AdamW's 8
 OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4}
@@ -137,10 +139,17 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate:
-    """The estimate; raises ConfigError with advice where it exceeds `memory`, in bytes (None: what is available)."""
+def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate | None:
+    """The estimate; raises ConfigError with advice where it exceeds `memory`, in bytes (None: what is available).
+
+    None where a model of this kind cannot be built without its weights: the estimate never decides what is possible.
+    """
     memory = available_memory() if memory is None else memory
-    estimate = estimate_memory(step)
+    try:
+        estimate = estimate_memory(step)
+    except Exception as error:  # whatever PEFT or a model's own code raises on the meta device
+        log.warning("Memory cannot be estimated for this run (%s: %s).", type(error).__name__, one_line(error)[:120])
+        return None
     if estimate.total > memory:
         raise ConfigError(
             f"This run needs an estimated {format_bytes(estimate.total)} of memory, of {format_bytes(memory)} "
@@ -148,6 +157,25 @@ def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate:
             "Or trainer.check_memory=false, which trains anyway."
         )
     return estimate
+
+
+def describe_out_of_memory(step: StepShape, doing: str) -> str:
+    """The line for a run that ran out of memory: at what, what was estimated, and what to change, in order."""
+    try:
+        estimate = f"it was estimated at {format_bytes(estimate_memory(step).total)}"
+    except Exception:
+        estimate = "it could not be estimated"
+    half = max(1, step.rows // 2)
+    batch = (
+        f"trainer.per_device_train_batch_size={half} with trainer.gradient_accumulation_steps="
+        f"{step.accumulation_steps * step.rows // half}, the same step in smaller parts"
+    )
+    advice = [] if step.rows == 1 else [batch]
+    advice += [] if step.activation_checkpointing else ["trainer.activation_checkpointing=true"]
+    advice += [f"trainer.max_length={max(1, step.length // 2)}"]
+    advice += [] if step.adapter.quantization else ["adapter=lora" if step.adapter.type == "none" else "adapter=qlora"]
+    listed = "; ".join(f"{place}. {what}" for place, what in enumerate(advice[:3], start=1))
+    return f"Out of memory {doing}: {estimate}. What helps, in this order: {listed}."
 
 
 def memory_advice(step: StepShape, memory: int) -> str:

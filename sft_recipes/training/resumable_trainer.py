@@ -17,7 +17,8 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from sft_recipes.errors import ConfigError, one_line
-from sft_recipes.training.checkpoints import STAGING, best_checkpoint, publish_checkpoint
+from sft_recipes.training.callbacks import NonFiniteLossError
+from sft_recipes.training.checkpoints import STAGING, best_checkpoint, last_checkpoint_line, publish_checkpoint
 from sft_recipes.training.interruption import StopOnSignal
 from sft_recipes.training.memory import format_bytes
 
@@ -44,8 +45,11 @@ class ResumableTrainer(SFTTrainer):
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             shutil.rmtree(Path(self.args.output_dir, STAGING), ignore_errors=True)  # of a run that was killed
-        with self.stop_on_signal.listening():
-            return super().train(resume_from_checkpoint, **options)
+        try:
+            with self.stop_on_signal.listening():
+                return super().train(resume_from_checkpoint, **options)
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error}{last_checkpoint_line(Path(self.args.output_dir))}") from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         """transformers' sampler; where it groups by length, in an order of its own for each epoch.

@@ -24,6 +24,7 @@ from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_best_model_metric, check_evaluation
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
 from sft_recipes.modeling.loading import load_model_config, load_tokenizer
+from sft_recipes.modeling.save_load import check_push
 from sft_recipes.training.arguments import build_arguments
 
 
@@ -89,6 +90,8 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     check_readers(config)
     arguments, callbacks = build_arguments(config, folder)
     check_evaluation(config.evaluate)
+    if config.mode == "train" and config.trainer.fields.get("push_to_hub"):
+        check_push(arguments)
     peft, quantization = build_peft_config(config.adapter), build_quantization_config(config.adapter)
     if peft and peft.is_prompt_learning and arguments.packing:
         raise ConfigError(

@@ -150,7 +150,7 @@ def build_trainer(
             loraplus_lr_ratio=loraplus_lr_ratio,
             run=run,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # PEFT computes with fields that are missing
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
 
 

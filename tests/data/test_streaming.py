@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_a_stream_gives_the_documents_and_the_ledger_of_the_same_rows_loaded(enc
     file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", MIXED)}
     loaded = load_data(data_config(file=file, held_out=0), encoder, packing or 64)
     streamed = stream(encoder, packing, file=file)
-    rows = list(streamed())
+    rows = list(streamed.one_pass())
     expected = zip(row_arrays(loaded.train, "input_ids"), row_arrays(loaded.train, "labels"), strict=True)
     assert documents(rows) == documents({"input_ids": ids, "labels": labels} for ids, labels in expected)
     assert streamed.audit["file"] == loaded.audit["file"]
@@ -63,7 +64,7 @@ def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tm
         {"instruction": f"Question {n}?", "input": "", "output": "Yes. " * random.integers(1, 40)} for n in range(400)
     ]
     streamed = stream(encoder, 256, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)})
-    packed = list(streamed())
+    packed = list(streamed.one_pass())
     fill = np.array([len(row["input_ids"]) for row in packed]) / 256
     assert fill[:-2].mean() > 0.98 and documents(packed).total() == 400
     assert [row["seq_lengths"].sum() for row in packed] == [len(row["input_ids"]) for row in packed]
@@ -72,25 +73,32 @@ def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tm
 def test_the_first_rows_are_held_out_and_not_trained_on(encoder, tmp_path):
     streamed = stream(encoder, held_out=5, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))})
     assert [talk["messages"][0]["content"] for talk in streamed.questions] == [f"Question {n}?" for n in range(5)]
-    texts = {encoder.tokenizer.decode(row["input_ids"]) for row in streamed()}
+    texts = {encoder.tokenizer.decode(row["input_ids"]) for row in streamed.one_pass()}
     assert len(texts) == 25 and not any("Question 4?" in text for text in texts)
 
 
 def test_sources_are_drawn_by_their_shares(encoder, tmp_path):
     some = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(1000)), "share": 0.2}
     more = {"data_files": write_jsonl(tmp_path / "b.jsonl", question_rows(1000, first=5000, answer="No."))}
-    list((streamed := stream(encoder, some=some, more=more))())
-    no = sum("No." in encoder.tokenizer.decode(row["input_ids"]) for row in streamed())
-    total = len(list(streamed()))
+    list((streamed := stream(encoder, some=some, more=more)).one_pass())
+    no = sum("No." in encoder.tokenizer.decode(row["input_ids"]) for row in streamed.one_pass())
+    total = len(list(streamed.one_pass()))
     assert no == pytest.approx(0.8 * total, rel=0.05) and total > 1000  # until the larger share's source ends
 
 
 def test_later_passes_give_the_rows_in_another_order_and_count_nothing_twice(encoder, tmp_path):
     streamed = stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))})
-    first, second = list(streamed()), list(streamed())
+    first, second = list(streamed.one_pass()), list(streamed.one_pass())
     assert documents(first) == documents(second)
     assert [row["input_ids"].tolist() for row in first] != [row["input_ids"].tolist() for row in second]
     assert streamed.audit["file"]["rows"] == 30 and streamed.digest.rows == 60
+
+
+def test_a_stream_goes_on_with_its_next_pass(encoder, tmp_path):
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))}
+    ends, goes_on = stream(encoder, file=file), stream(encoder, file=file)
+    passes = [row["input_ids"].tolist() for row in (*ends.one_pass(), *ends.one_pass())]
+    assert [row["input_ids"].tolist() for row in islice(goes_on(), 60)] == passes
 
 
 def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
