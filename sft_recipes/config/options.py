@@ -22,6 +22,7 @@ class ModelOptions:
     chat_template: str | None = None  # the name of one of ours, a path, or null for the tokenizer's own
     revision: str | None = None
     trust_remote_code: bool = False
+    bos: Literal["auto", "always", "never"] = "auto"  # before a conversation; auto: as the tokenizer does
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the weights; null: see modeling/loading.py
     attn_implementation: str | None = None
     max_position_embeddings: int | None = None  # more positions than the model's own config says
