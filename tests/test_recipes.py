@@ -52,6 +52,12 @@ def found(config: Config, key: str):
     return value
 
 
+@cache
+def composed_recipe(name: str) -> Config:
+    """What `+recipe=NAME` runs."""
+    return composed(f"+recipe={name}")
+
+
 def dataset_id(source: Source) -> str:
     """The hub's name of a source's dataset, also where one file of it is read."""
     if source.path == "json":
@@ -101,7 +107,7 @@ def test_the_readme_of_the_recipes_has_the_source_and_the_memory_of_each():
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
     for name in RECIPES:
-        provenance = composed(f"+recipe={name}").provenance
+        provenance = composed_recipe(name).provenance
         memory = re.search(r"\| ([\d.]+ [GM]iB) \|", text[text.index(f"| `{name}` |") :])[1]
         assert name in lines and f"{memory}, estimated" == provenance.needs
         assert provenance.source.split(",")[0].split(" ")[-1] in text
@@ -170,7 +176,7 @@ def test_an_effective_batch_that_does_not_divide_is_refused_with_one_that_does(e
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_where_it_comes_from_before_it_says_what_runs(name):
     text = (ROOT / "recipes" / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
-    provenance = composed(f"+recipe={name}").provenance
+    provenance = composed_recipe(name).provenance
     assert set(provenance.data) == {"id", "licence", "rows"}
     assert "devices" in " ".join(provenance.unknown) or provenance.devices is not None
     assert text.index("\nprovenance:") < text.index("\ntrainer:") if "\ntrainer:" in text else True
@@ -178,13 +184,13 @@ def test_a_recipe_says_where_it_comes_from_before_it_says_what_runs(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_source_on_github_is_named_with_its_commit(name):
-    source = composed(f"+recipe={name}").provenance.source
+    source = composed_recipe(name).provenance.source
     assert "github.com" not in source or re.search(r"github\.com/[\w-]+/[\w.-]+/tree/[0-9a-f]{12},", source)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_value_is_the_sources_or_a_departure_that_says_why(name):
-    config = composed(f"+recipe={name}")
+    config = composed_recipe(name)
     values, departures = config.provenance.values, departure_reasons(config.composed["provenance"])
     departing = {key for key, value in values.items() if found(config, key) != value}
     assert departing == set(departures) & set(values)
@@ -224,7 +230,7 @@ def test_what_our_defaults_decide_is_the_sources_a_departure_or_unknown(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(name):
-    config = composed(f"+recipe={name}")
+    config = composed_recipe(name)
     devices = config.provenance.devices or 1
     trainer = config.trainer.fields
     trainer = trainer | accumulation_steps(config.trainer.effective_batch_size, trainer, devices)
@@ -234,7 +240,7 @@ def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(nam
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"])
 def test_models_and_datasets_are_names_of_the_hub_and_have_rows_here_to_test_with(name):
-    config = composed(f"+recipe={name}")
+    config = composed_recipe(name)
     assert re.fullmatch(HUB_ID, config.model.id)
     for source in config.sources.values():
         assert re.fullmatch(HUB_ID, dataset_id(source))
@@ -272,12 +278,6 @@ def test_awkward_rows_of_published_sets_are_read_or_say_in_one_line_why_not(path
     wanted = UNREADABLE.get(path.stem, {})
     assert lines.keys() == wanted.keys() and all(lines[number].startswith(wanted[number]) for number in lines)
     assert source.on_error == ("drop" if wanted else "raise")  # a set that is known to have such rows drops them
-
-
-@cache
-def composed_recipe(name: str) -> Config:
-    """What `+recipe=NAME` runs."""
-    return composed(f"+recipe={name}")
 
 
 def hub_sources() -> list[Source]:
