@@ -97,6 +97,8 @@ def overrides(name: str) -> list[str]:
         values["trainer.max_steps"] = -1
     if trainer["warmup_steps"] >= 1:
         values["trainer.warmup_steps"] = 0.03
+    if (trainer.get("optim") or "").startswith("paged"):  # to a GPU
+        values["trainer.optim"] = "adamw_torch"
     if "lr_end" in trainer.get("lr_scheduler_kwargs", {}):
         values["trainer.lr_scheduler_kwargs.lr_end"] = f"{trainer['lr_scheduler_kwargs']['lr_end'] * RATE:g}"
     if name in TEXT:

@@ -2,6 +2,8 @@
 
 import argparse
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -79,7 +81,20 @@ def recipe_page(config: Config) -> list[str]:
         *(f"Departs in {key}: {why}." for key, why in other_departures(config.composed["provenance"]).items()),
     ]
     lines += [f"Not said by the source: {what}." for what in provenance.unknown]
+    facts = {"machine": provenance.machine, "cost": provenance.cost, "published": provenance.published}
+    facts = {"data": describe_data(provenance.data)} | facts
+    lines += ["", *(f"{label.capitalize()}: {text}." for label, text in facts.items() if text)]
     return lines
+
+
+def describe_data(data: Mapping[str, Any]) -> str:
+    """What the source trained on, with rows and licence.
+
+    >>> describe_data({"id": "GAIR/lima", "licence": "CC BY-NC-SA", "rows": 1000})
+    'GAIR/lima, 1,000 rows, licence: CC BY-NC-SA'
+    """
+    rows = f"{data['rows']:,} rows" if data.get("rows") else "rows unknown"
+    return f"{data['id']}, {rows}, licence: {data['licence']}"
 
 
 def cut_text(text: str, width: int) -> str:

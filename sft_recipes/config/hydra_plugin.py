@@ -2,7 +2,7 @@
 
 import textwrap
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -12,6 +12,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.metrics import is_lower_better
+from sft_recipes.config.source_values import read_source_values
 
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
 PRIMARY_CONFIGS = ("config", "demo", "saved_run")  # ours; a user names others with -cn
@@ -43,6 +44,11 @@ def objective_direction(objective: str | None) -> Literal["minimize", "maximize"
     return "minimize" if objective is None or is_lower_better(objective) else "maximize"
 
 
+def recipe_source_values(name: str) -> dict[str, Any]:
+    """What stands in recipes/recipe/NAME.yaml as its source's values, before anybody's overrides."""
+    return read_source_values(config_folder("recipes") / "recipe" / f"{name}.yaml")
+
+
 class RecipesSearchPath(SearchPathPlugin):
     """Adds recipes/ to what Hydra searches, and conf/ behind a folder that -cp put in its place."""
 
@@ -59,6 +65,7 @@ def register_with_hydra() -> None:
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     OmegaConf.register_new_resolver("direction", objective_direction, replace=True)
+    OmegaConf.register_new_resolver("source_values", recipe_source_values, replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parents[1] / path), replace=True)
 
 

@@ -22,6 +22,7 @@ class ModelOptions:
     chat_template: str | None = None  # the name of one of ours, a path, or null for the tokenizer's own
     revision: str | None = None
     trust_remote_code: bool = False
+    bos: Literal["auto", "always", "never"] = "auto"  # before a conversation; auto: as the tokenizer does
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the weights; null: see modeling/loading.py
     attn_implementation: str | None = None
     max_position_embeddings: int | None = None  # more positions than the model's own config says
@@ -214,11 +215,14 @@ class Provenance:
     confidence: Literal["A", "B", "C", "ours"]  # A read in the source itself, B quoted from it, C unsure
     model: str  # the source's base model, by the name that it has there
     data: dict[str, Any]  # id, licence and rows of what the source trained on; null is unknown
-    devices: int | None  # the source's, by which the effective batch is reached; null is unknown
-    values: dict[str, Any]  # the source's own, by dotted key; and effective_batch_size
-    departures: dict[str, str]  # why a value, or something that has no key, is another one here
-    unknown: list[str]  # what the source does not say
+    devices: int | None  # the source's, over which the effective batch is divided; null is unknown or of no source
+    values: dict[str, Any]  # the source's own, by dotted key; ours read them from the recipe: ${source_values:NAME}
+    departures: dict[str, Any]  # why a value, {source: 0, why: …}, or something that has no key is another one here
+    unknown: list[str]  # what the source does not say; one that begins with a key of the config is our value
     needs: str  # memory on one device
+    machine: str | None = None  # the source's, in its own words
+    cost: str | None = None  # what the source says that it took
+    published: str | None = None  # what the source measured, and where it says so
 
 
 # Numbers that only a mistake puts elsewhere, as intervals; the classes take them and fail long after, or never.

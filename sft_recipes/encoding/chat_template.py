@@ -16,18 +16,20 @@ PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|padding|>", "<pad>", "[PAD]", "<|e
 
 
 def prepare_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, choice: str | None = None, any_stop: bool = False
+    tokenizer: PreTrainedTokenizerFast, choice: str | None = None, any_stop: bool = False, bos: str = "auto"
 ) -> tuple[str, list[int]]:
     """The chat template with markers, and the ids of the control tokens that the tokenizer did not have.
 
     `choice` is the name of one of ours, a path, or None for the tokenizer's own. Afterwards the tokenizer carries the
     same template without markers, the template's control tokens are single special ids, and there is a pad token.
     Raises ConfigError for a template without markers, without a stop token, or that depends on today's date.
+    `bos` is auto, always or never: a BOS before every conversation where the tokenizer writes one, or in any case, or
+    not; serving does the same, since the template carries it.
     `any_stop` lets pass a stop token behind the markers, on which no loss is taken: the supervision ledger counts it.
     """
     template = load_template(choice, tokenizer)
     new = add_control_tokens(tokenizer, template)
-    template = prepend_bos(tokenizer, template)
+    template = prepend_bos(tokenizer, template, bos)
     find_stop_token(tokenizer, template, any_stop)
     tokenizer.chat_template = remove_markers(template)
     if tokenizer.pad_token is None:
@@ -106,13 +108,20 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
-def prepend_bos(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
-    """The template with a BOS in front where the tokenizer wants one and the template does not write it."""
+def prepend_bos(tokenizer: PreTrainedTokenizerFast, template: str, choice: str = "auto") -> str:
+    """The template with a BOS in front where it is wanted and the template does not write it.
+
+    Raises ConfigError where `choice` is `always` and there is no BOS token, or `never` and the template writes one.
+    """
     bos = tokenizer.bos_token
-    if bos is None or tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+    if choice == "always" and bos is None:
+        raise ConfigError("model.bos=always, but the tokenizer has no BOS token. Write model.bos=auto.")
+    if bos is None or (choice == "auto" and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]):
         return template
     text, _ = render_template(tokenizer, template, [{"role": "user", "content": "?"}])
-    return template if text.startswith(bos) else "{{- bos_token }}" + template
+    if choice == "never" and text.startswith(bos):
+        raise ConfigError("model.bos=never, but model.chat_template writes a BOS itself. Take one of ours, or auto.")
+    return template if choice == "never" or text.startswith(bos) else "{{- bos_token }}" + template
 
 
 def find_stop_token(tokenizer: PreTrainedTokenizerFast, template: str, anywhere: bool = True) -> str:

@@ -30,7 +30,7 @@ def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, l
         )
     except (OSError, ValueError) as error:
         raise model_not_found(model.id, error) from error
-    return tokenizer, *prepare_tokenizer(tokenizer, model.chat_template, any_stop=True)
+    return tokenizer, *prepare_tokenizer(tokenizer, model.chat_template, True, model.bos)
 
 
 def model_folder(id: str) -> str:

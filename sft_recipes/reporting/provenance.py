@@ -16,7 +16,7 @@ def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[l
 
     `config` is a composed one as plain data, such as the `config` of supervision.json.
     """
-    values, why = config["provenance"]["values"], config["provenance"]["departures"]
+    values, why = config["provenance"]["values"], departure_reasons(config["provenance"])
     batch, length = effective_batch_size(config["trainer"], processes), config["trainer"].get("max_length")
     rows = [["field", "source", "this run", "departure"]]
     for key, theirs in values.items():
@@ -36,7 +36,16 @@ def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[l
 
 def other_departures(provenance: Mapping[str, Any]) -> dict[str, str]:
     """The departures that are in no single value, with their reasons."""
-    return {key: why for key, why in provenance["departures"].items() if key not in provenance["values"]}
+    return {key: why for key, why in departure_reasons(provenance).items() if key not in provenance["values"]}
+
+
+def departure_reasons(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Why each departure is made; one from a single value of the source stands beside that value.
+
+    >>> departure_reasons({"departures": {"data.held_out": {"source": 0, "why": "to judge the run"}}})
+    {'data.held_out': 'to judge the run'}
+    """
+    return {key: why["why"] if isinstance(why, Mapping) else why for key, why in provenance["departures"].items()}
 
 
 def config_value(config: Mapping[str, Any], key: str, processes: int = 1) -> Any:

@@ -102,7 +102,7 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     if tokenizer is None:
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
     else:
-        template, new_token_ids = prepare_tokenizer(tokenizer, config.model.chat_template, any_stop=True)
+        template, new_token_ids = prepare_tokenizer(tokenizer, config.model.chat_template, True, config.model.bos)
     encoder = Encoder(tokenizer, template)
     data, rows, stream = prepare_rows(config, encoder, arguments)
     inputs = build_eval_inputs(config.evaluate, data, list(config.sources), config.seed)

@@ -40,6 +40,8 @@ TEXTS = {
     "\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nBye.<|eot_id|>",
     "zephyr": f"<|system|>\nBe brief.{EOS}\n<|user|>\nHi{EOS}\n<|assistant|>\nHello!{EOS}\n<|user|>\nBye{EOS}\n"
     f"<|assistant|>\nBye.{EOS}\n",
+    "gemma": "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n"
+    "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nBye.<end_of_turn>\n",
     "tulu": f"<|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nHello!{EOS}\n<|user|>\nBye\n<|assistant|>\nBye.{EOS}\n",
 }
 
@@ -95,6 +97,30 @@ def test_control_tokens_that_are_there_are_not_added_again(chat_tokenizer):
 def test_a_missing_pad_token_is_set(chat_tokenizer):
     assert chat_tokenizer("neox", "chatml")[0].pad_token == "<|padding|>"
     assert chat_tokenizer("llama2", "chatml")[0].pad_token == "<unk>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bos", "opening"),
+    [("llama2", "auto", "<s>"), ("llama2", "never", ""), ("neox", "auto", ""), ("neox", "always", "<|endoftext|>")],
+)
+def test_a_bos_opens_training_and_serving_as_the_tokenizer_or_the_recipe_says(tokenizer_folder, kind, bos, opening):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(kind))
+    marked, _ = prepare_tokenizer(tokenizer, "tulu", bos=bos)
+    served = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert (
+        served
+        == render_template(tokenizer, marked, [{"role": "user", "content": "Hi"}])[0]
+        == f"{opening}<|user|>\nHi\n"
+    )
+
+
+def test_no_bos_from_a_template_that_writes_one_is_refused(tokenizer_folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama2"))
+    with pytest.raises(ConfigError, match="model.bos=never, but model.chat_template writes a BOS itself"):
+        prepare_tokenizer(tokenizer, str(tmp_path / "mine.jinja"), bos="never")
 
 
 UNFIT = {
