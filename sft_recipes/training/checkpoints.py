@@ -72,10 +72,11 @@ def is_free(key: str, free_groups: set[str]) -> bool:
 
 def check_unfinished(folder: Path, config: Config) -> None:
     """Raises ConfigError where the run to resume is finished and is asked for no more steps than it has made."""
-    saved = read_json(folder / "supervision.json").get("config", {})
     if not (folder / "metrics.json").is_file() or not config.trainer.fields.get("resume_from_checkpoint"):
         return
-    before, now = (values.get("trainer", {}) for values in (saved, config.composed))
+    newest = next(newest_first(folder), folder)  # supervision.json may be of a resume that was refused
+    saved = read_json(newest / MANIFEST).get("run") or read_json(folder / "supervision.json")
+    before, now = (values.get("trainer", {}) for values in (saved.get("config", {}), config.composed))
     if all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs")):
         raise ConfigError(
             f"{folder} is finished, its model is in {folder / 'model'}. To train that further write model.id={folder} "
