@@ -60,7 +60,7 @@ def main(config: Config, folder: Path) -> float:
     """Trains, or looks for a learning rate; gives back the objective's value for Hydra's sweepers."""
     if config.lr_find:
         setup = set_up_run(config, folder)
-        write_audit(setup, folder)
+        write_audit(setup, folder, collect_audit(setup))
         return run_lr_range_test(start_trainer(setup), config.lr_find, folder)
     run = train(config, folder)
     return run.metrics[run.objective]
@@ -86,9 +86,10 @@ def run_training(config: Config, folder: Path) -> Run:
     setup = set_up_run(config, folder)
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
     objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
-    audit = write_audit(setup, folder)
+    audit = collect_audit(setup)
     run = describe_run(config, digest_rows(setup.data.train) if setup.stream else audit["digest"], arguments.world_size)
-    checkpoint = find_resumable(folder, arguments.resume_from_checkpoint, run)
+    checkpoint = find_resumable(folder, arguments.resume_from_checkpoint, run)  # a refused resume changes no file
+    write_audit(setup, folder, audit)
     trainer = start_trainer(setup, run)
     check_disk_space(folder, trainer.model, arguments)
     add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
@@ -128,15 +129,18 @@ def run_training(config: Config, folder: Path) -> Run:
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
 
 
-def write_audit(setup: RunSetup, folder: Path) -> dict[str, Any]:
-    """What the data checks found and the digest of every token, written to supervision.json and printed as a table."""
+def collect_audit(setup: RunSetup) -> dict[str, Any]:
+    """What the data checks found, the digest of every token, padding, and the rows on which serving's prompt was tried."""
     audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
     audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
-    audit |= {"parity": count_parity_rows(setup.data.audit)}
+    return audit | {"parity": count_parity_rows(setup.data.audit)}
+
+
+def write_audit(setup: RunSetup, folder: Path, audit: dict[str, Any]) -> None:
+    """Writes supervision.json and prints its table."""
     if setup.arguments.process_index == 0:
         write_json(folder / "supervision.json", audit)
         print("\n".join(audit_table(setup.data.audit)))
-    return audit
 
 
 def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> SupervisedTrainer:
