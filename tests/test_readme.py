@@ -17,7 +17,12 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 INLINE = re.findall(r"`(python -m sft_recipes[^`\n]*)`", README)
 COMMANDS = [line.partition("   #")[0] for block in BLOCKS for line in block.splitlines()] + INLINE
 COMMANDS.sort(key=lambda line: bool(re.match(r"python -m sft_recipes\.(chat|merge|report)", line)))  # they need a run
-OTHERS = ["model=tiny", "data.held_out=0", "trainer.bf16=false"]  # for a recipe whose model is on the hub
+OTHERS = [
+    "model=tiny",
+    "data.held_out=0",
+    "trainer.bf16=false",
+    "trainer.max_length=128",
+]  # for a recipe whose model is on the hub
 SHORT = ["trainer.max_steps=2", "evaluate.rows=2", "evaluate.raw_text=null"]  # what a test adds, to be quick
 
 
@@ -59,7 +64,7 @@ def test_every_command_runs(command, folder, monkeypatch):
     else:
         arguments = shlex.split(command)[3:]
         quick = [] if {"--cfg", "--help", "init"} & set(arguments) else SHORT
-        quick = [*quick, *OTHERS] if "+recipe=single_gpu_24gb" in arguments else quick
+        quick = [*quick, *OTHERS] if {"+recipe=single_gpu_24gb", "my.yaml"} & set(arguments) else quick
         quick = [*quick, "trainer.max_steps=10"] if "+sweep=lr_find" in arguments else quick  # its shortest ramp
         monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments, *quick])
         GlobalHydra.instance().clear()

@@ -83,6 +83,10 @@ def from_hydra(composed: DictConfig) -> Config:
     check_ranges(values)
     sources = {name: value for name, value in values["data"].items() if isinstance(value, Mapping)}
     rest = {name: value for name, value in values["data"].items() if name not in sources}
+    chosen = {name: value for name, value in sources.items() if value.get("path") or value.get("data_files")}
+    for name in sources.keys() - chosen.keys() if chosen else ():  # a recipe's settings for a dataset of its own
+        log.info("data.%s is not trained on: it was not chosen, and what is set for it is left out.", name)
+    sources = chosen or sources
     groups = {
         "sources": {name: call_validated(Source, value, f"data.{name}") for name, value in sources.items()},
         "data": call_validated(DataOptions, rest, "data"),

@@ -254,3 +254,8 @@ def test_a_number_out_of_its_range_is_refused(override, line):
 def test_a_share_of_exactly_one_is_not_a_row_count():
     line = error_of(composed, "+recipe=tiny", "data.held_out=1.0")
     assert line == "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
+
+
+def test_own_rows_take_the_place_of_a_recipe_s_dataset():
+    config = composed("+recipe=lima", "data=file", "data.file.data_files=rows.jsonl")
+    assert list(config.sources) == ["file"] and config.trainer.fields["learning_rate"] == 1e-5
