@@ -1,10 +1,10 @@
 """Near-duplicates among 100,000 rows: seconds, memory, recall and false removals: `python benchmarks/deduplicate.py`.
 
-The rows are made here: words drawn with the frequencies of English (Zipf, 50,000 words), 20 to 400 a row, a fifth of them
-after one of 20 instructions that many rows share. Planted are copies with edits (words replaced, dropped or put in) whose
-Jaccard similarity to their original, counted here by Python's Counter, is at least 0.95, and others between 0.65 and 0.75,
-which are different rows. Every removal is held against its kept twin by the same count. `--file rows.jsonl` takes the texts
-of a file instead (every string of a row), whose own near-duplicates are then left out first.
+The rows are made here: words drawn with the frequencies of English (Zipf, 50,000 words), 20 to 400 a row, a fifth of
+them after one of 20 instructions that many rows share. Planted are copies with edits (words replaced, dropped or put
+in) whose Jaccard similarity to their original, counted here by Python's Counter, is at least 0.95, and others between
+0.65 and 0.75, which are different rows. Every removal is held against its kept twin by the same count. `--file
+rows.jsonl` takes the texts of a file (every string of a row), whose own near-duplicates are left out first.
 """
 
 import argparse
@@ -44,9 +44,8 @@ def main() -> None:
     wrong = sum(
         similarity(*map(split_words, (rows[row], rows[twin]))) < options.threshold for row, twin in twins.items()
     )
-    print(
-        f"{len(rows):,} rows, {sum(len(row.split()) for row in rows) / len(rows):.0f} words a row, threshold {options.threshold:g}"
-    )
+    mean = sum(len(row.split()) for row in rows) / len(rows)
+    print(f"{len(rows):,} rows, {mean:.0f} words a row, threshold {options.threshold:g}")
     print(f"{ended - started:.1f} s of one core ({clock:.1f} s by the clock), peak memory {memory:.2f} GiB")
     print(f"recall at Jaccard 0.95 and above: {sum(row in twins for row in planted) / len(planted):.4f}")
     print(f"removed of those at Jaccard 0.65 to 0.75: {sum(row in twins for row in others) / len(others):.4f}")

@@ -12,9 +12,11 @@ from sft_recipes.curation.words import TEMPLATE_SAMPLE, drop_template, find_temp
 class LeakIndex:
     """Held-out texts, as lists of words, and which of them a training text gives away.
 
-    It does where their Jaccard similarity is at least `threshold`, and where runs of `window` words that both have cover
-    at least `coverage` of the held-out one (the rule of Tulu 3: 8 words, half; Lambert et al. 2024, section 3.2). Words
-    of the `template` count for neither.
+    It does where their Jaccard similarity is at least `threshold`, and where runs of `window` words that both have
+    cover at least `coverage` of the held-out one (the rule of Tulu 3: 8 words, half; Lambert et al. 2024, section
+    3.2). In a text of fewer than four such runs one is a way to ask, not a passage: by it the question `Can you tell me
+    which language is spoken in Lorria?` would give away the same about every land, so that those are compared as a
+    whole alone. Words of the `template` count for neither.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class LeakIndex:
         self.twins, self.lengths = TwinIndex(threshold, rows=texts), [len(text) for text in texts]
         self.places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each run of words: text, first word
         for number, text in enumerate(texts):
-            for place, run in enumerate(hash_windows(text, window)):
+            for place, run in enumerate(hash_windows(text, window) if len(text) >= 4 * window else ()):
                 self.places[run].append((number, place))
 
     def find_leak(self, words: Sequence[str]) -> int | None:
@@ -55,9 +57,9 @@ def hold_out_groups(
 ) -> np.ndarray:
     """The places of the rows to hold out, in order: the first `number` of `order`, with all their near-duplicates.
 
-    Where none of the drawn rows has one these are the drawn rows themselves. A group that would make them too many stays
-    in training as a whole, so that they may become fewer, and none where all rows belong together. `read_texts` gives
-    the rows of these places as words: all of them are read once, and again for each further link of a chain of twins.
+    Where none of the drawn rows has one these are the drawn rows themselves. A group that would make them too many
+    stays in training as a whole, so that they may become fewer, and none where all rows belong together. `read_texts`
+    gives the rows of these places as words: all are read once, and again for each further link of a chain of twins.
     """
     drawn = [int(place) for place in order[:number]]
     group: dict[int, int] = {place: place for place in drawn}  # the drawn row through which a place was reached

@@ -37,8 +37,8 @@ class TwinIndex:
 
     Two sets of n and m words that share at least k = ceil(t (n + m) / (1 + t)) have one in common among the first
     n - ceil(t n) + 1 and m - ceil(t m) + 1, in any one order (prefix filter, Chaudhuri, Ganti and Kaushik 2006). From
-    rare to frequent few rows meet there. Most of those are dropped because behind the first word that they share there is
-    no room for k (PPJoin, Xiao et al. 2008), and the others are compared word by word.
+    rare to frequent few rows meet there. Most of those are dropped because behind the first word that they share there
+    is no room for k (PPJoin, Xiao et al. 2008), and the others are compared word by word.
     """
 
     def __init__(self, threshold: float, shingle: int = 1, rows: Iterable[Sequence[str]] = ()):

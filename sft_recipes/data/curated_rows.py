@@ -68,12 +68,12 @@ def hold_out_with_twins(
     )
     if not len(out):
         raise ConfigError(
-            f"{where}: no {number} rows can be held out, since each is a near-duplicate (at {threshold:g}) of rows that "
-            "would be trained on. Write a larger data.held_out, data.held_out=0, or curation=none."
+            f"{where}: no {number} rows can be held out, since each is a near-duplicate (at {threshold:g}) of rows "
+            "that would be trained on. Write a larger data.held_out, data.held_out=0, or curation=none."
         )
     if len(out) < number:
         log.warning(
-            "%s: %d rows are held out instead of %d: near-duplicates stay together, and larger groups stay in training.",
+            "%s: %d rows are held out, not %d: near-duplicates stay together, larger groups of them in training.",
             where, len(out), number,
         )  # fmt: skip
     return out
@@ -138,7 +138,6 @@ def read_questions(path: str) -> Iterator[list[str]]:
             text = ""
         column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
         if not text and column is None:
-            raise ConfigError(
-                f"{where}: no question was found; its columns should be one of {', '.join(QUESTION_COLUMNS)}."
-            )
+            known = ", ".join(QUESTION_COLUMNS)
+            raise ConfigError(f"{where}: no question was found in a row; one of its columns should be {known}.")
         yield split_words(text or row[column])

@@ -21,6 +21,7 @@ from sft_recipes.data.audit import (
     mark_duplicates,
     row_hashes,
 )
+from sft_recipes.data.curate_sources import remove_rows
 from sft_recipes.data.curated_rows import LeakFinder, SourceRows, hold_out_with_twins
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
@@ -64,6 +65,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     """
     cutting = "keep" if config.smoke else config.data.max_length_policy
     opened = {name: open_source(name, config) for name in config.sources}
+    opened, findings = remove_rows(config, opened, lambda text: len(encoder.tokenizer(text).input_ids))
     leaks = LeakFinder.of_sources(config, opened.values())
     parts = {name: read_source(name, config, encoder, rows, leaks) for name, rows in opened.items()}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
@@ -76,7 +78,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
         kept[name], cut = apply_max_length_policy(name, kept[name], max_length, cutting)
         gone = np.isin(flat_values(mine, "row"), flat_values(kept[name], "row"), invert=True)
         left_out.append(take_rows(drop_field_names(mine), np.flatnonzero(gone)))
-        audit[name] = part.audit | {"problems": part.audit["problems"] | problems | cut}
+        audit[name] = part.audit | {"problems": findings[name] | part.audit["problems"] | problems | cut}
         log_issues(name, problems | cut)
     kept = sample_mixture(kept, {name: source.share for name, source in config.sources.items()}, config.seed)
     for name, rows in kept.items():

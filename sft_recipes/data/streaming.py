@@ -43,6 +43,8 @@ def load_stream(
     config: Config, encoder: Encoder, max_length: int | None, packing: bool
 ) -> tuple[TrainingData, "RowStream"]:
     """The first rows of the sources, read once to be looked at before any weights are, and the stream to train on."""
+    if config.curation.removes_rows:
+        raise ConfigError("curation: a stream is read once. Write mode=curate first, and train on its curated.jsonl.")
     stream = RowStream(config, encoder, max_length, packing)
     data = TrainingData(stream.first_rows(), stream.held_out, stream.questions, stream.audit)
     stream.passes, stream.audit = (
