@@ -56,7 +56,10 @@ def apply_near_duplicates(
     threshold: float,
     shingle: int,
 ) -> None:
-    """The rows, whose `names` the reasons give: `rows` are compared as a whole, `instructions` by what users ask; each among those that are still there."""
+    """`rows` are compared as a whole, `instructions` by what users ask; each among those that nothing removed so far.
+
+    The reasons give the `names` of the rows that stay.
+    """
     for name, roles, what in (("rows", (), "is like"), ("instructions", ("user",), "asks, with another answer, as")):
         if actions[name] == "off":
             continue

@@ -16,8 +16,8 @@ def score_quality(conversation: Conversation) -> float:
 
     The mean of four parts: the answers' length in words (logarithmic, full at 300), the answers' length over the
     instructions' (full where it is as long), the share of different words in the first 200 of the last answer, and 1
-    unless a filter objects (empty, damaged, repeated, cut off, echoed, refused); 0.01 less where two spaces stand within
-    a line, so that of copies the tidy one is the better. Short exact answers score low.
+    unless a filter objects (empty, damaged, repeated, cut off, echoed, refused); 0.01 less where two spaces stand in a
+    line, so that of copies the tidy one is the better. Short exact answers score low.
     """
     said, asked = (len(split_words(join_messages(conversation, role))) for role in ("assistant", "user"))
     words = split_words(last_answer(conversation))[:200]
