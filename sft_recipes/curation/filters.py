@@ -11,6 +11,7 @@ from sft_recipes.curation.patterns import (
     BOILERPLATE,
     DAMAGE,
     FILLERS,
+    MARKUP,
     REFUSAL,
     SENTENCE_END,
     TEMPLATE_TOKENS,
@@ -74,10 +75,11 @@ def repetition(
 ) -> str | None:
     """An answer of at least so many `words` of which fewer than a share are `unique`, or whose `lines` repeat.
 
-    Long texts repeat their small words: beyond 200 words the share is that of the windows of 200.
+    Long texts repeat their small words: beyond 200 words the share is that of the windows of 200. Code, tables, tags
+    and numbers repeat by nature and are not counted.
     """
     answer = last_answer(conversation)
-    said = split_words(answer)
+    said = [word for word in split_words(MARKUP.sub(" ", answer)) if word.isalpha()]
     if len(said) >= words:
         windows = [said[start : start + 200] for start in range(0, max(1, len(said) - 100), 200)]
         share = min(len(set(window)) / len(window) for window in windows)

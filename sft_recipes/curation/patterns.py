@@ -29,6 +29,7 @@ TEMPLATE_TOKENS = re.compile(
 )
 # A replacement character, UTF-8 read as Latin-1 (Ã©, â€™), halves of surrogate pairs, control characters
 DAMAGE = re.compile("\ufffd|[ÃÂ][\u0080-\u00bf]|â€[\u0080-\uffff]|[\ud800-\udfff]|[\x00-\x08\x0b\x0e-\x1f]")
+MARKUP = re.compile(r"```.*?(```|\Z)|<[^>]*>|[^\n]*\|[^\n]*", re.DOTALL)  # code, tags, rows of a table
 SENTENCE_END = ".!?…。！？؟।:;\"'”’»)]}`*_|>~"
 UNFINISHED = frozenset(
     re.findall(

@@ -37,6 +37,8 @@ GOOD = [
     ("encoding_damage", talk("São Paulo, café, naïve, “quoted” — 5 €.")),
     ("template_tokens", talk("Use ### for a heading and <s> is not HTML's strong.".replace("<s> ", ""))),
     ("repetition", talk(" ".join(f"word{n}" for n in range(40)))),
+    ("repetition", talk("<table>" + "<tr><td>Ann</td><td>30</td></tr>" * 20 + "</table>")),
+    ("repetition", talk("| a | b |\n" * 30)),
     ("abrupt_end", talk("The Art of Fugue by Johann Sebastian Bach")),
     ("abrupt_end", talk("Buy these. Then cook:\n- rice\n- water from the tap and a little salt")),
     ("abrupt_end", talk("ประเทศไทยเป็นประเทศที่ตั้งอยู่ในเอเชียตะวันออกเฉียงใต้")),
