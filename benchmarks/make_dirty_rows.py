@@ -60,7 +60,11 @@ def make_rows(seed: int = 0) -> list[dict[str, Any]]:
         bad_row("Recommend a book about ferns.", "As an AI language model, I am unable to provide a list.", "refusal"),
         bad_row("Wie koche ich Reis?", "Es tut mir leid, aber dabei kann ich nicht helfen.", "refusal"),
         bad_row("Name a river in Austria.\n### Response:", "The Mur flows through Graz.", "template_tokens"),
-        {**good[0], "output": "It sleeps.", "planted": "second_answer"},
+        {
+            **good[0],
+            "output": "It sleeps under thick roots through most of the cold months, and wakes up hungry in spring.",
+            "planted": "second_answer",
+        },
     ]
     rows = good + copies + bad
     draw.shuffle(rows)
