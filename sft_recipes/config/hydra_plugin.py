@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft_recipes.config.metrics import is_lower_better
 from sft_recipes.config.source_values import read_source_values
 
-OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate")
+OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "curation")
 PRIMARY_CONFIGS = ("config", "demo", "saved_run")  # ours; a user names others with -cn
 
 

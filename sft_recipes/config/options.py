@@ -90,6 +90,7 @@ class CheckPolicy:
     double_bos_or_eos: Action = "keep"
     duplicate: Action = "keep"  # token for token the same as an earlier row
     in_held_out: Action = "drop"  # token for token the same as a held-out row
+    leak: Action = "drop"  # a near-duplicate of a held-out row or one that shares its passages, see curation.leaks
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,12 @@ RANGES = {
     "evaluate.judge.concurrency": "[1, inf)",
     "evaluate.judge.timeout": "(0, inf)",
     "preview.rows": "[0, inf)",
+    "curation.leaks.threshold": "(0, 1]",
+    "curation.leaks.window": "[3, inf)",
+    "curation.leaks.coverage": "(0, 1]",
+    "curation.near_duplicates.threshold": "(0, 1]",
+    "curation.near_duplicates.shingle": "[1, inf)",
+    "curation.select.rows": "[1, inf)",
     "model.max_position_embeddings": "[1, inf)",
     "lr_find.start": "(0, inf)",
     "seed": "[0, 4294967295]",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from sft_recipes.config.curation_options import CurationOptions
 from sft_recipes.config.options import (
     RANGES,
     AdapterOptions,
@@ -41,10 +42,11 @@ class Config:
     trainer: TrainerOptions
     evaluate: EvaluateOptions
     data_checks: CheckPolicy = CheckPolicy()
+    curation: CurationOptions = CurationOptions()
     preview: PreviewOptions = PreviewOptions()
     provenance: Provenance | None = None
     lr_find: LRRange | None = None
-    mode: Literal["train", "preview", "evaluate"] = "train"
+    mode: Literal["train", "preview", "curate", "evaluate"] = "train"
     seed: int = 42
     objective: str | None = None
     smoke: bool = False

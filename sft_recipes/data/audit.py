@@ -74,6 +74,7 @@ ISSUE_DESCRIPTIONS = {
     "double_bos_or_eos": "BOS or EOS stands twice in a row",
     "duplicate": "they repeat an earlier row token for token",
     "in_held_out": "they are also held out",
+    "leak": "they are near-duplicates of held-out rows or share their passages",
     "truncated": "they are longer than trainer.max_length",
     "cut_into_pieces": "they are raw text longer than trainer.max_length",
     "fully_truncated": "nothing supervised is left of them",
@@ -124,6 +125,7 @@ def mark_duplicates(train: Dataset, held_out: set[int], seen: set[int]) -> Datas
     for index, row in enumerate(row_arrays(train, "input_ids")):
         key = hash(row.tobytes())
         problems[index] |= ISSUE_BIT["duplicate"] * (key in seen) | ISSUE_BIT["in_held_out"] * (key in held_out)
+        problems[index] &= ~(ISSUE_BIT["leak"] * (key in held_out))  # which is counted once
         seen.add(key)
     return train.remove_columns("problems").add_column("problems", problems)
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.data.audit import (
+    ISSUE_BIT,
     apply_policy,
     check_train_serve_parity,
     count_faults,
@@ -20,6 +21,8 @@ from sft_recipes.data.audit import (
     mark_duplicates,
     row_hashes,
 )
+from sft_recipes.data.curate_sources import remove_rows
+from sft_recipes.data.curated_rows import LeakFinder, SourceRows, hold_out_with_twins
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, find_issues
@@ -61,7 +64,10 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     tokenizer would serve another prompt than the one trained on.
     """
     cutting = "keep" if config.smoke else config.data.max_length_policy
-    parts = {name: read_source(name, config, encoder) for name in config.sources}
+    opened = {name: open_source(name, config) for name in config.sources}
+    opened, findings = remove_rows(config, opened, lambda text: len(encoder.tokenizer(text).input_ids))
+    leaks = LeakFinder.of_sources(config, opened.values())
+    parts = {name: read_source(name, config, encoder, rows, leaks) for name, rows in opened.items()}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
     train = mark_duplicates(concatenate_datasets([part.train for part in parts.values()]), row_hashes(held_out), set())
     train = mark_long_rows(train, max_length)
@@ -72,7 +78,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
         kept[name], cut = apply_max_length_policy(name, kept[name], max_length, cutting)
         gone = np.isin(flat_values(mine, "row"), flat_values(kept[name], "row"), invert=True)
         left_out.append(take_rows(drop_field_names(mine), np.flatnonzero(gone)))
-        audit[name] = part.audit | {"problems": part.audit["problems"] | problems | cut}
+        audit[name] = part.audit | {"problems": findings[name] | part.audit["problems"] | problems | cut}
         log_issues(name, problems | cut)
     kept = sample_mixture(kept, {name: source.share for name, source in config.sources.items()}, config.seed)
     for name, rows in kept.items():
@@ -87,10 +93,11 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out))
 
 
-def read_source(name: str, config: Config, encoder: Encoder) -> TrainingData:
-    """One source from its files to token ids, its held-out rows set apart before anything else touches them."""
+def open_source(name: str, config: Config) -> SourceRows:
+    """One source's rows, those that are held out set apart before anything else touches them."""
     source, where = config.sources[name], f"data.{name}"
     rows = out_rows = load_rows(where, source, source.split or source.held_out_split)
+    formatter = find_formatter(name, source, config.formatter, rows.columns)
     chosen = choose_rows(where, source, rows, config)
     if source.split is None:
         trained, out = chosen[:0], chosen
@@ -98,15 +105,24 @@ def read_source(name: str, config: Config, encoder: Encoder) -> TrainingData:
         out_rows = load_rows(where, source, source.held_out_split)
         trained, out = chosen, np.arange(len(out_rows))
     else:
-        out = chosen[hold_out(rows, chosen, config)]
+        drawn = hold_out(rows, chosen, config)
+        out = chosen[hold_out_with_twins(where, config, rows, formatter, chosen, drawn)]
         trained = np.setdiff1d(chosen, out)
-    formatter = find_formatter(name, source, config.formatter, rows.columns)
-    every = max(1, len(trained) // PARITY_ROWS)
-    train, some, faults = encode_rows(name, config, formatter, encoder, rows.records(trained), len(trained), every)
-    held_out, talks, more = encode_rows(name, config, formatter, encoder, out_rows.records(out), len(out), every=1)
+    return SourceRows(rows, out_rows, formatter, trained, out)
+
+
+def read_source(
+    name: str, config: Config, encoder: Encoder, opened: SourceRows, leaks: LeakFinder | None
+) -> TrainingData:
+    """One source's rows as token ids, with `leak` among the issues of those to train on."""
+    source, where, trained, out = config.sources[name], f"data.{name}", opened.trained, opened.out
+    every, records = max(1, len(trained) // PARITY_ROWS), opened.rows.records(trained)
+    train, some, faults = encode_rows(name, config, opened.formatter, encoder, records, len(trained), every, leaks)
+    records = opened.out_rows.records(out)
+    held_out, talks, more = encode_rows(name, config, opened.formatter, encoder, records, len(out), every=1)
     unusable = count_faults(where, source.on_error, faults + more, len(trained) + len(out))
     check_train_serve_parity(encoder, some)
-    audit = {"fingerprint": source_fingerprint(where, source, rows), "parity": len(some)}
+    audit = {"fingerprint": source_fingerprint(where, source, opened.rows), "parity": len(some)}
     audit |= {"rows": len(trained), "held_out": len(held_out), "problems": unusable}
     questions = [talk for talk in talks if "messages" in talk]
     return TrainingData(train, drop_field_names(held_out), questions, audit)
@@ -125,7 +141,7 @@ def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: 
 
 
 def hold_out(rows: FileRows | ArrowRows, chosen: np.ndarray, config: Config) -> np.ndarray:
-    """The places within `chosen`, in order, of the rows that are held out: so many, or a share below 1."""
+    """The places within `chosen` of the rows that are held out, in the order they were drawn: so many, or a share."""
     wanted = min(config.data.held_out, SMOKE_HELD_OUT) if config.smoke else config.data.held_out
     number = round(len(chosen) * wanted) if wanted < 1 else int(wanted)
     if wanted > 1 and number != wanted:
@@ -134,7 +150,7 @@ def hold_out(rows: FileRows | ArrowRows, chosen: np.ndarray, config: Config) -> 
         raise ConfigError(f"data.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
     if config.data.held_out_by_length:
         return draw_by_length(rows, chosen, number, config.seed)
-    return np.sort(np.random.default_rng(config.seed).permutation(len(chosen))[:number])
+    return np.random.default_rng(config.seed).permutation(len(chosen))[:number]
 
 
 def draw_by_length(rows: FileRows | ArrowRows, chosen: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -153,6 +169,7 @@ def encode_rows(
     records: Iterable[Record],
     total: int,
     every: int,
+    leaks: LeakFinder | None = None,
 ) -> tuple[Dataset, list[Conversation], list[tuple[int, str]]]:
     """The records as token ids and labels, one in `every` as a conversation, and the numbers and faults of the rest.
 
@@ -193,6 +210,8 @@ def encode_rows(
             pieces += [-1 if "messages" in talk else 0 for talk in talks]
             batches[len(problems) - 1] = talks[::every]
             found, fresh = find_issues(encoder, fields, raw.pop(0), talks, encoded, source.train_on)
+            if leaks:
+                found[leaks.find_leaks(talks)] |= ISSUE_BIT["leak"]
             problems.append(found)
             for column, values in fresh.items():
                 names[column] += values

@@ -19,6 +19,7 @@ from sft_recipes.data.audit import (
     mark_duplicates,
     row_hashes,
 )
+from sft_recipes.data.curated_rows import LeakFinder
 from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.mixing import apply_max_length_policy, mark_long_rows
@@ -42,6 +43,8 @@ def load_stream(
     config: Config, encoder: Encoder, max_length: int | None, packing: bool
 ) -> tuple[TrainingData, "RowStream"]:
     """The first rows of the sources, read once to be looked at before any weights are, and the stream to train on."""
+    if config.curation.removes_rows:
+        raise ConfigError("curation: a stream is read once. Write mode=curate first, and train on its curated.jsonl.")
     stream = RowStream(config, encoder, max_length, packing)
     data = TrainingData(stream.first_rows(), stream.held_out, stream.questions, stream.audit)
     stream.passes, stream.audit = (
@@ -68,6 +71,7 @@ class RowStream:
         self.held_out = concatenate_datasets([rows for rows, _ in held_out.values()])
         self.questions = [question for _, questions in held_out.values() for question in questions]
         self.out = row_hashes(self.held_out)
+        self.leaks = LeakFinder.of_conversations(config, self.questions)
         self.audit: dict[str, dict[str, Any]] = {}
         for name, (rows, _) in held_out.items():
             entry = {"fingerprint": source_fingerprint(f"data.{name}", self.sources[name], None)}
@@ -89,14 +93,16 @@ class RowStream:
         return rows, [talk for talk in talks if "messages" in talk]
 
     def encoded(
-        self, name: str, records: list[Record], every: int, total: int | None
+        self, name: str, records: list[Record], every: int, total: int | None, leaks: LeakFinder | None = None
     ) -> tuple[Dataset, list[Conversation], dict[str, Any]]:
         """What `encode_rows` gives of records, and the entry for those without use; `total` were read so far."""
         if self.formatters.get(name) is None:
             columns = dict.fromkeys(key for _, row, _ in records if not isinstance(row, Fault) for key in row)
             self.formatters[name] = find_formatter(name, self.sources[name], self.config.formatter, list(columns))
         formatter = self.formatters.get(name)
-        rows, talks, faults = encode_rows(name, self.config, formatter, self.encoder, records, len(records), every)
+        rows, talks, faults = encode_rows(
+            name, self.config, formatter, self.encoder, records, len(records), every, leaks
+        )  # fmt: skip
         found = count_faults(f"data.{name}", self.sources[name].on_error, faults, total or len(records))
         return rows, talks, found
 
@@ -125,7 +131,7 @@ class RowStream:
         seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):
             number += len(batch)
-            rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number)
+            rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number, self.leaks)
             if number == len(batch) and self.passes == 1:
                 check_train_serve_parity(self.encoder, talks)
                 self.audit[name]["parity"] = len(talks)

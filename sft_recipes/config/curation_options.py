@@ -1,0 +1,60 @@
+"""The config's `curation`: thresholds and what is done with the rows beyond them."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sft_recipes.errors import ConfigError
+
+CurationAction = Literal["off", "report", "remove"]
+
+
+@dataclass(frozen=True)
+class LeakOptions:
+    """The config's `curation.leaks`: when a training row gives a held-out row away."""
+
+    threshold: float = 0.8  # Jaccard similarity of their words
+    window: int = 8  # words in a row that both have …
+    coverage: float = 0.5  # … and the share of the held-out row's words that these may cover
+
+
+@dataclass(frozen=True)
+class NearDuplicateOptions:
+    """The config's `curation.near_duplicates`."""
+
+    threshold: float = 0.9  # Jaccard similarity of their words
+    shingle: int = 1  # words that are compared as one: 3 heeds their order
+    rows: CurationAction = "report"  # rows that are alike as a whole, within and across sources
+    instructions: CurationAction = "report"  # rows that ask alike, whatever they answer
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """The config's `curation.select`: the best rows, as many of each kind as there can be."""
+
+    rows: int
+    by: str = "score"  # score, or module.function(conversation) -> float of your own
+    spread: Literal["task", "none"] = "task"  # over the types of task, or over nothing
+
+
+@dataclass(frozen=True)
+class CurationOptions:
+    """The config's `curation`."""
+
+    leaks: LeakOptions | None = LeakOptions()  # null splits and trains without looking for leaks
+    decontaminate: list[str] = field(default_factory=list)  # files of questions that no training row may hold
+    near_duplicates: NearDuplicateOptions | None = NearDuplicateOptions()
+    filters: dict[str, Any] = field(default_factory=dict)  # by name: thresholds, and action=off, report or remove
+    own_filters: list[str] = field(default_factory=list)  # module.function(conversation) -> the reason to remove it
+    select: SelectOptions | None = None
+
+    def __post_init__(self):
+        if self.decontaminate and self.leaks is None:
+            raise ConfigError("curation.decontaminate needs curation.leaks. Write curation=report, or leave it out.")
+
+    @property
+    def removes_rows(self) -> bool:
+        """Whether rows are removed for anything but a leak."""
+        twins = self.near_duplicates
+        actions = [twins.rows, twins.instructions] if twins else []
+        actions += [values.get("action", "report") for values in self.filters.values() if values]
+        return "remove" in actions or bool(self.own_filters or self.select)

@@ -1,0 +1,74 @@
+"""Bad rows, near-duplicates and leaks out of data: `python -m sft_recipes data=lima mode=curate curation=light`.
+
+No weights are loaded. The kept conversations are read back with `data=file data.file.data_files=…/curated.jsonl`.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.config.schema import Config
+from sft_recipes.data.curate_sources import CuratedSources, curate_sources
+from sft_recipes.data.curated_rows import LeakFinder
+from sft_recipes.data.prepare import open_source
+from sft_recipes.data.sources import check_readers
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.loading import load_tokenizer
+from sft_recipes.reporting.curation_report import curation_tables, write_curation_report
+from sft_recipes.reporting.run_folder import write_json, write_jsonl
+from sft_recipes.reporting.text import render_table
+from sft_recipes.training.setup import open_run_folder
+
+log = logging.getLogger(__name__)
+
+
+def main(config: Config, folder: Path) -> float:
+    """Curates, prints what was found, and gives back the share of the rows that were kept."""
+    record = curate(config, folder)
+    for table in curation_tables(record):
+        print("\n".join([*render_table(table), ""]))
+    for warning in record["diversity"]["warnings"]:
+        log.warning(warning)
+    print(f"{record['kept']:,} of {record['rows']:,} rows are in {Path(folder, 'curated.jsonl')}.")
+    return record["kept"] / max(1, record["rows"])
+
+
+def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
+    """What curation.json holds: rows, kept, removed, findings, diversity.
+
+    Writes it into `folder`, else outputs/NAME/DATE_TIME, with curated.jsonl, removed.jsonl, which has the reasons for
+    every removed row, and the report. All rows of a source are looked at, whatever data.held_out says; leaks are those
+    of its held-out split and of curation.decontaminate.
+    """
+    if config.streamed:
+        raise ConfigError("mode=curate needs all rows at once. Write data.NAME.streaming=false.")
+    check_readers(config)
+    folder = open_run_folder(config, folder)
+    tokenizer = load_tokenizer(config.model)[0]
+    whole = replace(config, data=replace(config.data, held_out=0))
+    sources = {name: open_source(name, whole) for name, source in config.sources.items() if source.split}
+    leaks = LeakFinder.of_sources(config, sources.values())
+    curated = curate_sources(
+        config, sources, lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids), leaks
+    )
+    kept = curated.findings.remaining(len(curated.conversations))
+    write_jsonl(folder / "curated.jsonl", [plain_row(curated.conversations[place]) for place in kept])
+    write_jsonl(folder / "removed.jsonl", [removed_row(curated, place) for place in sorted(curated.findings.reasons)])
+    write_json(folder / "curation.json", curated.record)
+    write_curation_report(folder, config.name, curated.record)
+    return curated.record
+
+
+def plain_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
+    """A conversation as the formatters chatml and text read it back."""
+    return json.loads(json.dumps({key: value for key, value in conversation.items() if value not in (None, [], {})}))
+
+
+def removed_row(curated: CuratedSources, place: int) -> dict[str, Any]:
+    """A line of removed.jsonl."""
+    source, row = curated.origins[place]
+    values = {"source": source, "row": row, "reasons": curated.findings.reasons[place], "score": curated.scores[place]}
+    return values | plain_row(curated.conversations[place])

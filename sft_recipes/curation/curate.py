@@ -1,0 +1,95 @@
+"""All steps of curation over a list of conversations, each removed row with its reasons."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sft_recipes.curation.diversity import classify_task
+from sft_recipes.curation.near_duplicates import drop_near_duplicates
+from sft_recipes.curation.selection import score_quality, select_best
+from sft_recipes.curation.words import Conversation, drop_template, find_template, join_messages, split_words
+
+EXAMPLES = 5  # rows that are named for every finding
+
+
+@dataclass
+class Findings:
+    """What was found; places are those of the conversations."""
+
+    reasons: dict[int, list[str]] = field(default_factory=dict)  # why each removed row was
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by filter: rows, action, removed, examples
+    places: dict[str, list[int]] = field(default_factory=dict)  # by filter: the rows it found
+
+    def add(self, name: str, action: str, found: Mapping[int, str], stay: int = 0) -> None:
+        """Takes in what a filter found, and removes those beyond the first `stay` where the action is to."""
+        gone = sorted(found)[stay:] if action == "remove" else []
+        for place in gone:
+            self.reasons.setdefault(place, []).append(f"{name}: {found[place]}")
+        examples = [{"row": place, "reason": found[place]} for place in sorted(found)[:EXAMPLES]]
+        self.places[name] = sorted(found)
+        self.counts[name] = {"rows": len(found), "action": action, "removed": len(gone), "examples": examples}
+
+    def remaining(self, number: int) -> list[int]:
+        """The places, of so many, that nothing removed so far."""
+        return [place for place in range(number) if place not in self.reasons]
+
+
+def apply_filters(
+    findings: Findings,
+    conversations: Sequence[Conversation],
+    filters: Mapping[str, tuple[Callable[[Conversation], str | None], str, float]],
+) -> None:
+    """Every filter over every row of messages: the function, the action, and the share of all rows that may stay."""
+    talks = [(place, talk) for place, talk in enumerate(conversations) if "messages" in talk]
+    for name, (function, action, share) in filters.items():
+        found = {place: reason for place, talk in talks if (reason := function(talk)) is not None}
+        findings.add(name, action, found, int(share * len(conversations)))
+
+
+def apply_near_duplicates(
+    findings: Findings,
+    conversations: Sequence[Conversation],
+    names: Sequence[str],
+    scores: Sequence[float],
+    actions: Mapping[str, str],
+    threshold: float,
+    shingle: int,
+) -> None:
+    """`rows` are compared as a whole, `instructions` by what users ask; each among those that nothing removed so far.
+
+    The reasons give the `names` of the rows that stay.
+    """
+    for name, roles, what in (("rows", (), "is like"), ("instructions", ("user",), "asks, with another answer, as")):
+        if actions[name] == "off":
+            continue
+        places = findings.remaining(len(conversations))
+        if roles:  # twins as a whole are counted above, and raw text asks nothing
+            alike = set(findings.places.get("near_duplicate_rows", ()))
+            places = [place for place in places if place not in alike and "messages" in conversations[place]]
+        words = [split_words(join_messages(conversations[place], *roles)) for place in places]
+        template = find_template(words)
+        bare = [drop_template(text, template) for text in words]
+        twins = drop_near_duplicates(bare, [scores[place] for place in places], threshold, shingle)
+        found = {places[row]: f"it {what} {names[places[twin]]}" for row, twin in twins.items()}
+        findings.add(f"near_duplicate_{name}", actions[name], found)
+
+
+def apply_selection(
+    findings: Findings, conversations: Sequence[Conversation], scores: Sequence[float], rows: int, spread: bool
+) -> dict[str, int]:
+    """Removes all but the best `rows`, spread over types of task, and gives back how many each type got."""
+    places = findings.remaining(len(conversations))
+    kinds = [classify_task(conversations[place]) if spread else "" for place in places]
+    taken = select_best([scores[place] for place in places], kinds, rows)
+    kept = {places[index] for index in taken}
+    beaten = {place: f"its score {scores[place]:.2f} is not among the best" for place in places if place not in kept}
+    findings.add("select", "remove", beaten)
+    return dict(Counter(kinds[index] for index in taken).most_common())
+
+
+def score_all(
+    conversations: Sequence[Conversation], score: Callable[[Conversation], float] = score_quality
+) -> list[float]:
+    """The score of every conversation."""
+    return [float(score(conversation)) for conversation in conversations]

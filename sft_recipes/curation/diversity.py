@@ -1,0 +1,98 @@
+"""What is asked for in a set of conversations: types of task, verbs, lengths, turns, and where they are narrow."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import log
+from typing import Any
+
+from sft_recipes.curation.filters import count_words, refusal
+from sft_recipes.curation.patterns import NOT_VERBS, TASKS
+from sft_recipes.curation.words import Conversation, join_messages, split_words
+
+
+def classify_task(conversation: Conversation) -> str:
+    """The type of task of the first instruction, `conversation` for three turns and more without another sign.
+
+    >>> classify_task({"messages": [{"role": "user", "content": "Translate to French: hello"}]})
+    'rewriting'
+    """
+    asked = [str(m.get("content") or "") for m in conversation.get("messages", []) if m["role"] == "user"]
+    first = asked[0].strip().lower()[:2000] if asked else ""
+    found = next((task for task, pattern in TASKS.items() if re.search(pattern, first)), None)
+    return found or ("conversation" if len(asked) > 2 else "other")
+
+
+def leading_verb(conversation: Conversation) -> tuple[str, str] | None:
+    """The word that opens the instruction, where it can be a verb, and the next one that can be its object."""
+    words = [word for word in split_words(join_messages(conversation, "user")[:200]) if word != "please"]
+    if not words or words[0] in NOT_VERBS or not words[0].isalpha():
+        return None
+    return words[0], next((word for word in words[1:6] if word not in NOT_VERBS and word.isalpha()), "")
+
+
+def describe_diversity(
+    conversations: Sequence[Conversation], count: Callable[[str], int] = count_words
+) -> dict[str, Any]:
+    """`tasks` and `verbs` with their numbers, quantiles of lengths in tokens, turns, the share of refusals, the entropy
+    of the tasks in bits, and `warnings` in words."""
+    tasks = Counter(map(classify_task, conversations))
+    pairs = Counter(filter(None, map(leading_verb, conversations)))
+    verbs = Counter()
+    for (verb, _), number in pairs.items():
+        verbs[verb] += number
+    found = {
+        "rows": len(conversations),
+        "tasks": dict(tasks.most_common()),
+        "task_entropy": measure_entropy(tasks),
+        "verbs": dict(verbs.most_common(20)),
+        "verbs_with_objects": {" ".join(pair).strip(): number for pair, number in pairs.most_common(20)},
+        "instruction_tokens": find_quantiles([count(join_messages(c, "user")) for c in conversations]),
+        "answer_tokens": find_quantiles([count(join_messages(c, "assistant")) for c in conversations]),
+        "turns": find_quantiles([sum(m["role"] == "user" for m in c["messages"]) for c in conversations]),
+        "refusals": sum(refusal(c) is not None for c in conversations),
+    }
+    return found | {"warnings": warn_of_narrow_data(found, len(verbs))}
+
+
+def measure_entropy(counts: Mapping[str, int]) -> float:
+    """In bits.
+
+    >>> measure_entropy({"code": 2, "maths": 2})
+    1.0
+    """
+    total = sum(counts.values())
+    return -sum(number / total * log(number / total, 2) for number in counts.values() if number) + 0.0
+
+
+def find_quantiles(values: Sequence[int]) -> dict[str, int]:
+    """The least, the quartiles and the most.
+
+    >>> find_quantiles([1, 2, 3, 4, 50])
+    {'least': 1, 'quarter': 2, 'half': 3, 'three quarters': 4, 'most': 50}
+    """
+    ranked = sorted(values) or [0]
+    names = ("least", "quarter", "half", "three quarters", "most")
+    return {name: ranked[round(part * (len(ranked) - 1) / 4)] for part, name in enumerate(names)}
+
+
+def warn_of_narrow_data(found: Mapping[str, Any], verbs: int) -> list[str]:
+    """What of it is narrow, a sentence each; a set for one task may be so on purpose."""
+    rows, warnings = found["rows"], []
+    if rows < 50:
+        return warnings
+    task, number = next(iter(found["tasks"].items()))
+    if number > 0.8 * rows:
+        warnings.append(f"{number / rows:.0%} of the rows are {task}: what else the model can do may fade.")
+    verb, number = next(iter(found["verbs"].items()), ("", 0))
+    if number > 0.5 * rows:
+        warnings.append(
+            f"{number / rows:.0%} of the instructions begin with {verb!r}, so that few ways to ask are learnt."
+        )
+    lengths = found["answer_tokens"]
+    if lengths["three quarters"] <= 1.2 * lengths["quarter"]:
+        span = f"{lengths['quarter']} to {lengths['three quarters']}"
+        warnings.append(f"Half of the answers are {span} tokens long: the model will learn that length.")
+    if found["refusals"] > 0.05 * rows:
+        warnings.append(f"{found['refusals'] / rows:.0%} of the answers refuse.")
+    return warnings

@@ -1,0 +1,158 @@
+"""Signs of a bad row: each function looks at one conversation and returns what is wrong, or None.
+
+A filter's keyword arguments are its entry in conf/curation/*.yaml. `count` gives a text's length in tokens.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+
+from sft_recipes.curation.patterns import (
+    BOILERPLATE,
+    DAMAGE,
+    FILLERS,
+    MARKUP,
+    REFUSAL,
+    SENTENCE_END,
+    TEMPLATE_TOKENS,
+    UNFINISHED,
+)
+from sft_recipes.curation.words import Conversation, join_messages, split_words
+
+
+def last_answer(conversation: Conversation) -> str:
+    """The text of the last answer."""
+    answers = [m for m in conversation.get("messages", []) if m["role"] == "assistant" and not m.get("tool_calls")]
+    return str(answers[-1].get("content") or "").strip() if answers else ""
+
+
+def count_words(text: str) -> int:
+    """The number of words, where no tokenizer is at hand."""
+    return len(split_words(text))
+
+
+def instruction_length(
+    conversation: Conversation, least: int = 5, most: int = 512, count: Callable[[str], int] = count_words
+) -> str | None:
+    """Users' messages of fewer or more tokens in all."""
+    return outside("the instruction has", count(join_messages(conversation, "user")), least, most, "tokens")
+
+
+def answer_length(
+    conversation: Conversation, least: int = 20, most: int = 2048, count: Callable[[str], int] = count_words
+) -> str | None:
+    """Answers of fewer or more tokens in all."""
+    return outside("the answer has", count(join_messages(conversation, "assistant")), least, most, "tokens")
+
+
+def turns(conversation: Conversation, least: int = 1, most: int = 40) -> str | None:
+    """Fewer or more questions of the user."""
+    asked = sum(message["role"] == "user" for message in conversation["messages"])
+    return outside("it has", asked, least, most, "turns")
+
+
+def outside(found: str, number: int, least: int, most: int, unit: str) -> str | None:
+    """What is wrong with a number outside its bounds."""
+    return (
+        None
+        if least <= number <= most
+        else f"{found} {number} {unit}, {'below' if number < least else 'above'} "
+        + str(least if number < least else most)
+    )
+
+
+def near_empty_answer(conversation: Conversation, fillers: Sequence[str] = FILLERS) -> str | None:
+    """A last answer without a letter or digit, or that is a mere filler; one true word (`Paris`) is an answer."""
+    answer = last_answer(conversation)
+    if not answer or any(message.get("tool_calls") for message in conversation["messages"]):
+        return None
+    bare = answer.lower().strip(" .!?…\"'")
+    return f"the answer is {answer[:20]!r}" if bare in fillers or not any(map(str.isalnum, bare)) else None
+
+
+def repetition(
+    conversation: Conversation, unique: float = 0.3, words: int = 30, lines: float = 0.5, shortest: int = 8
+) -> str | None:
+    """An answer of at least so many `words` of which fewer than a share are `unique`, or whose `lines` repeat.
+
+    Long texts repeat their small words: beyond 200 words the share is that of the windows of 200. Code, tables, tags
+    and numbers repeat by nature and are not counted.
+    """
+    answer = last_answer(conversation)
+    said = [word for word in split_words(MARKUP.sub(" ", answer)) if word.isalpha()]
+    if len(said) >= words:
+        windows = [said[start : start + 200] for start in range(0, max(1, len(said) - 100), 200)]
+        share = min(len(set(window)) / len(window) for window in windows)
+        if share < unique:
+            return f"{share:.0%} of the answer's words are unique"
+    rows = [line.strip() for line in answer.splitlines() if len(line.strip()) > 20]
+    if len(rows) >= shortest and len(set(rows)) <= (1 - lines) * len(rows):
+        return f"{len(rows) - len(set(rows))} of {len(rows)} lines of the answer repeat others"
+    return None
+
+
+def abrupt_end(conversation: Conversation, words: int = 12) -> str | None:
+    """A last answer that ends in an open code fence, at a comma, after an article or the like, or without a full stop
+    although its other sentences have one. The latter needs so many `words`, and no list, table or code at the end.
+
+    A language without full stops is no abrupt end, and neither is a name or a title.
+    """
+    answer = last_answer(conversation)
+    if answer.count("```") % 2:
+        return "a code fence is left open"
+    line = answer.rsplit("\n", 1)[-1].strip()
+    if not line or line[-1] in SENTENCE_END or len(split_words(answer)) < words or "```" in answer:
+        return None
+    last = split_words(line)[-1:] or [""]
+    if line[-1] in ",(-–" or (last[0] in UNFINISHED and line[-1].isalpha()):
+        return f"the answer ends at {line[-20:]!r}"
+    plain = not re.match(r"[-*•#|>]|\d+[.)]|\S+:|https?:|\s*[{}<$\\]", line) and line[-1].isalpha()
+    stops = len(re.findall(r"[a-zà-ÿа-я]{2}[.!?](?=\s)", answer))
+    return (
+        f"the answer ends in mid-sentence, {line[-20:]!r}" if plain and stops and len(split_words(line)) >= 4 else None
+    )
+
+
+def refusal(conversation: Conversation) -> str | None:
+    """A last answer that begins as refusals do, in English, German, Spanish, French and some more languages."""
+    found = REFUSAL.search(last_answer(conversation)[:200])
+    return f"the answer refuses: {found[0][:40]!r}" if found else None
+
+
+def echo(conversation: Conversation, share: float = 0.9, words: int = 8) -> str | None:
+    """A last answer that says little but the last instruction, of at least so many words, once more."""
+    asked = [m for m in conversation["messages"] if m["role"] == "user"][-1:]
+    question, answer = (split_words(text) for text in (asked[0]["content"] if asked else "", last_answer(conversation)))
+    if min(len(question), len(answer)) < words or not 0.5 < len(question) / len(answer) < 2:
+        return None
+    alike = SequenceMatcher(None, question, answer, autojunk=False).ratio()
+    return "the answer repeats the instruction" if alike >= share else None
+
+
+def template_tokens(conversation: Conversation) -> str | None:
+    """A chat template's tokens or role names left over in a message."""
+    for message in conversation["messages"]:
+        if found := TEMPLATE_TOKENS.search(str(message.get("content") or "")):
+            return f"a {message['role']} message has {found[0]!r}"
+    return None
+
+
+def boilerplate(conversation: Conversation) -> str | None:
+    """An answer that talks about the model (As an AI language model) or to the reader of its transcript."""
+    found = BOILERPLATE.search(join_messages(conversation, "assistant"))
+    return f"the answer says {found[0]!r}" if found else None
+
+
+def encoding_damage(conversation: Conversation) -> str | None:
+    """Characters that only a wrong encoding leaves."""
+    found = DAMAGE.search(join_messages(conversation))
+    return f"damaged characters, {found[0]!a}" if found else None
+
+
+FILTERS: dict[str, Callable[..., str | None]] = {
+    function.__name__: function
+    for function in (
+        near_empty_answer, encoding_damage, template_tokens, repetition, abrupt_end, echo, boilerplate, refusal,
+        instruction_length, answer_length, turns,
+    )
+}  # fmt: skip

@@ -1,0 +1,127 @@
+"""mode=curate, from a file of planted rows to the file that a run reads back."""
+
+import json
+from pathlib import Path
+
+import pytest
+from make_dirty_rows import make_rows
+
+from sft_recipes.curate import curate
+from sft_recipes.data.prepare import prepare_data
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError
+from sft_recipes.modeling.loading import load_tokenizer
+from support.configs import composed, error_of
+from support.rows import write_jsonl
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a .jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def file_config(path: str, *overrides: str):
+    """A run on one file of rows."""
+    return composed("model=tiny", "data=file", f"data.file.data_files={path}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory) -> tuple[list[dict], str]:
+    """412 rows, of which 212 are planted, and their file."""
+    rows = make_rows()
+    return rows, write_jsonl(tmp_path_factory.mktemp("dirty") / "dirty.jsonl", rows)
+
+
+def test_the_dirty_file_is_cleaned_of_exactly_what_was_planted(dirty, tmp_path):
+    rows, path = dirty
+    record = curate(file_config(path, "curation=strict"), tmp_path)
+    planted = [number for number, row in enumerate(rows) if row["planted"]]
+    removed = read_lines(tmp_path / "removed.jsonl")
+    assert len(rows) == 412 and len(planted) == 212
+    assert [line["row"] for line in removed] == planted
+    assert all(line["reasons"] for line in removed)
+    assert (record["rows"], record["removed"], record["kept"]) == (412, 212, 200)
+    reasons = {rows[line["row"]]["planted"]: {reason.split(":")[0] for reason in line["reasons"]} for line in removed}
+    assert reasons["copy"] == {"near_duplicate_rows"} and reasons["second_answer"] >= {"near_duplicate_instructions"}
+    for name in ("near_empty_answer", "repetition", "abrupt_end", "refusal", "template_tokens"):
+        assert name in reasons[name]
+
+
+def test_report_counts_and_removes_nothing(dirty, tmp_path):
+    rows, path = dirty
+    record = curate(file_config(path, "curation=report"), tmp_path)
+    assert (record["kept"], record["removed"]) == (412, 0)
+    assert record["findings"]["near_duplicate_rows"]["rows"] == 200
+    assert record["findings"]["refusal"]["rows"] == 3
+    assert "near duplicate rows" in (tmp_path / "report.md").read_text()
+    assert "near duplicate rows" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_reads_what_was_kept(dirty, tmp_path):
+    curate(file_config(dirty[1], "curation=strict"), tmp_path)
+    config = file_config(str(tmp_path / "curated.jsonl"), "data.held_out=20")
+    tokenizer, template, _ = load_tokenizer(config.model)
+    audit = prepare_data(config, Encoder(tokenizer, template), 1024).audit["file"]
+    assert (audit["rows"], audit["held_out"]) == (180, 20)
+    assert audit["problems"].keys() <= {"leak"}  # every field is read; a few of the made rows share half a passage
+
+
+def test_a_run_removes_rows_before_it_encodes_them_and_counts_them(dirty):
+    config = file_config(dirty[1], "curation=strict", "data.held_out=0")
+    tokenizer, template, _ = load_tokenizer(config.model)
+    data = prepare_data(config, Encoder(tokenizer, template), 1024)
+    assert len(data.train) == 200
+    counted = data.audit["file"]["problems"]["curation_near_duplicate_rows"]
+    assert (counted["rows"], counted["policy"]) == (200, "drop")
+
+
+def test_the_best_rows_are_spread_over_types_of_task(tmp_path):
+    long = "It takes some time and some care, and then it works as one would hope it does."
+    rows = [
+        {"instruction": f"Why does {name} rise?", "output": f"{name}. {long}"}
+        for name in ("bread", "fog", "smoke", "steam")
+    ]
+    rows += [
+        {"instruction": "Write a poem about rain.", "output": "Rain."},
+        {"instruction": "Compute 3 + 4.", "output": "7"},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    select = "curation.select={rows: 3, by: score, spread: task}"
+    record = curate(file_config(path, "curation=report", select), tmp_path / "out")
+    assert record["selected"] == {"question answering": 1, "creative": 1, "maths": 1}
+    kept = [row["messages"][0]["content"] for row in read_lines(tmp_path / "out" / "curated.jsonl")]
+    assert kept[1:] == ["Write a poem about rain.", "Compute 3 + 4."]
+
+
+def test_a_filter_of_ones_own_gives_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "my_filters.py").write_text(
+        "def too_kind(conversation):\n    return 'it says please' if 'please' in str(conversation) else None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"instruction": "Sing, please.", "output": "La."}, {"instruction": "Sing.", "output": "La."}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    curate(file_config(path, "curation.own_filters=[my_filters.too_kind]"), tmp_path / "out")
+    assert [row["reasons"] for row in read_lines(tmp_path / "out" / "removed.jsonl")] == [
+        ["my_filters.too_kind: it says please"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("+curation.filters.refusals={}", "curation.filters.refusals is no filter. Did you mean refusal?"),
+        ("curation.filters.refusal.action=drop", "curation.filters.refusal.action cannot be 'drop'. Write off, report or remove."),
+        ("curation.filters.echo.share=high", "curation.filters.echo.share should be a number, not 'high'."),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_curation_is_one_line(dirty, tmp_path, override, line):
+    with pytest.raises(ConfigError) as raised:
+        curate(file_config(dirty[1], override), tmp_path)
+    assert str(raised.value).startswith(line)
+
+
+def test_a_stream_is_not_curated(dirty, tmp_path):
+    config = file_config(dirty[1], "data.file.streaming=true")
+    assert error_of(curate, config, tmp_path) == (
+        "mode=curate needs all rows at once. Write data.NAME.streaming=false."
+    )
