@@ -1,5 +1,5 @@
 # make demo   from a clone to a trained model
-# make test   the whole test suite
+# make test   the test suite
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
@@ -7,7 +7,7 @@ BIN     = $(VENV)/bin
 # the oldest releases that pyproject.toml allows of the libraries whose fields and hooks we use
 OLDEST  = $(shell sed -nE 's/^ *"(trl|transformers|peft|datasets)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
 
-.PHONY: help demo compare test test-faults test-oldest lint tiny clean
+.PHONY: help demo compare test test-all test-faults test-oldest lint tiny clean
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -17,8 +17,11 @@ demo: $(VENV)/installed  ## train the embedded tiny model and show what became o
 compare: $(VENV)/installed  ## train every recipe on the tiny model and show them side by side, in under ten minutes
 	$(BIN)/python benchmarks/compare.py
 
-test: $(VENV)/installed-test  ## run the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+test: $(VENV)/installed-test  ## run the test suite, with some of the recipes and notebooks, in about ten minutes
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/faults
+
+test-all: $(VENV)/installed-test  ## run all of it: every recipe, every notebook, and runs that are killed
+	ALL_TESTS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-faults: $(VENV)/installed-test  ## kill runs at every point, and resume them, in about fifteen minutes
 	ALL_FAULTS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults

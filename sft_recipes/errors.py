@@ -50,7 +50,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     )
     if close:
         return f" Did you mean {' or '.join(close)}?"
-    return f" Choices: {', '.join(known)}." if 0 < len(known) <= 40 else ""
+    return f" Choices: {', '.join(known)}." if 0 < len(known) <= 60 else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -113,7 +113,7 @@ def command(tmp_path, monkeypatch, capfd):
 def tiny_run(tmp_path, monkeypatch):
     """`tiny_run("adapter=none", …)` runs the tiny recipe in an empty folder: exit code, what it printed, the run's folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: (*run_command(tmp_path / "run", *arguments), tmp_path / "run")
+    return lambda *arguments: (*run_command(tmp_path / "run", "overwrite=true", *arguments), tmp_path / "run")
 
 
 @pytest.fixture

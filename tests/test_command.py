@@ -148,7 +148,7 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
         ("adapter.lora.r=many", "adapter.lora.r should be a whole number, not 'many'."),
         ("adapter.lora.bias=some", "adapter.lora.bias cannot be 'some'. Choices: all, lora_only, none."),
         ("evaluate.row=3", "evaluate.row is not a field of evaluate. Did you mean rows?"),
-        ("evaluate.rows=many", "evaluate.rows should be a whole number, not 'many'."),
+        ("evaluate.rows=many", "evaluate.rows should be a whole number or null, not 'many'."),
         ("model.torch_dtype=float32", "model.torch_dtype is not a field of model. Write model.dtype."),
         ("model.idd=x", "model.idd is not a field of model. Did you mean id?"),
         ("model.id=3", "model.id should be text, not 3."),
@@ -236,9 +236,9 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
         (["model.id=/nosuch"], "model.id=/nosuch: there is no such folder."),
         (["data.file.data_files=nosuch.jsonl"], "data.file: nosuch.jsonl is not here and could not be downloaded. "),
         (["data.file.data_files=some.pdf"], "data.file.data_files=some.pdf should end with .json, .jsonl, .csv, "),
-        (["data.file.data_files=broken.jsonl"], "data.file: "),
-        (["data.file.data_files=other.csv"], "data.file: no formatter reads the columns question, answer. "),
-        (["formatter=sharegpt"], "data.file row 0 (rows.jsonl, line 1): sharegpt needs 'conversations', the row has "),
+        (["data.file.data_files=broken.jsonl"], "data.file row 1 ("),
+        (["data.file.data_files=other.csv"], "data.file: no formatter reads the columns frage, antwort. "),
+        (["formatter=sharegpt"], "data.file: 4 of 4 rows cannot be used: row 0 ("),
         (["formatter=nosuch.rows"], "formatter=nosuch.rows could not be imported: No module named 'nosuch'."),
         (["formatter=alpaca", "formatter.outputt=x"],
          "formatter.outputt is not a field of alpaca. Did you mean output?"),
@@ -248,11 +248,11 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
 def test_files_that_cannot_be_used_are_one_line(command, tmp_path, typed, line):
     (tmp_path / "some.pdf").write_bytes(b"%PDF-1.4\x00")
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": \n')
-    (tmp_path / "other.csv").write_text("question,answer\na,b\n")
+    (tmp_path / "other.csv").write_text("frage,antwort\na,b\n")
     code, printed, said = command(*SHORT_ROWS_RUN, *typed)
     last = said.splitlines()[-1]
     assert (code, printed, last[: len(line)]) == (2, "", line)
-    assert len(last) < 400 and "Traceback" not in said
+    assert len(last) < 800 and "Traceback" not in said
 
 
 def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
@@ -352,7 +352,7 @@ def test_help_is_a_screen_that_names_every_group_and_option(command):
     lines = printed.splitlines()
     assert (code, said) == (0, "")
     listed = sum(names(path.name).count(",") for path in group_folders())
-    assert len(lines) <= 27 + listed // 8 and max(map(len, lines)) <= 100
+    assert len(lines) <= 30 + listed // 8 and max(map(len, lines)) <= 100
     words = set(printed.replace(",", " ").split())
     assert {file.stem for path in group_folders() for file in path.glob("*.yaml")} <= words
     assert {f"{'' if path.parent.name == 'conf' else '+'}{path.name}=" for path in group_folders()} <= words

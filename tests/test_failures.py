@@ -104,7 +104,9 @@ def test_without_a_stop_token_right_answers_run_on(unstopped):
 
 
 def test_without_a_stop_token_its_probability_where_answers_end_is_nothing(unstopped, trained, tmp_path):
-    found, _ = run(tmp_path / "run", "mode=evaluate", f"evaluate.run={unstopped}", "evaluate.rows=0")
+    found, _ = run(
+        tmp_path / "run", "mode=evaluate", f"evaluate.run={unstopped}", "model.chat_template=chatml", "evaluate.rows=0"
+    )
     assert found["p_stop"] < 0.01 < 0.95 < read_metrics(trained)["p_stop"]
 
 

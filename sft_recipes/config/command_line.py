@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -27,6 +28,7 @@ def prepare_command(typed: Sequence[str], options: Namespace) -> tuple[list[str]
     primary config (-cn, -cp) gets that and nothing of ours. Raises ConfigError for what Hydra would say less well.
     """
     check_user_folder(options.config_dir, options.overrides)
+    ConfigStore.instance().repo.pop("recipe", None)  # an earlier command's file, where a process runs several
     overrides, primary = options.overrides, "config"
     if options.config_name is None and options.config_path is None:
         groups = addable_groups(options.config_dir)

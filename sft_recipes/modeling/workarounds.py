@@ -25,6 +25,14 @@ PRIVATE_NAMES = {
         "_yaml_loader": "reads a task's YAML with its includes, without running its functions"
     },
     "modeling/packed_attention.py": {"_attn_implementation": "the attention in force"},
+    "training/resumable_trainer.py": {
+        "_get_train_sampler": "a sampler whose order an epoch's number decides, which transformers gives no generator",
+        "_init_training_state": "where a resumed run begins",
+        "_run_epoch": "no further step after the last one",
+        "_save_checkpoint": "a checkpoint that is written aside and published whole",
+        "_get_output_dir": "the place aside",
+        "_finalize_training": "the time before a run was resumed",
+    },
     "training/activation_memory.py": {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
         "torch.utils._python_dispatch": "TorchDispatchMode, as above",

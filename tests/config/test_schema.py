@@ -226,7 +226,7 @@ def test_did_you_mean_offers_the_one_close_name_or_the_few_there_are():
     assert did_you_mean("learning_ratee", ["learning_rate", "padding_free"]) == " Did you mean learning_rate?"
     assert did_you_mean("lim", ["lima", "alpaca"]) == " Did you mean lima?"
     assert did_you_mean("nosuch", ["lima", "alpaca"]) == " Choices: alpaca, lima."
-    assert did_you_mean("nosuch", [str(number) for number in range(50)]) == ""
+    assert did_you_mean("nosuch", [str(number) for number in range(70)]) == ""
     assert did_you_mean("nosuch", []) == ""
 
 

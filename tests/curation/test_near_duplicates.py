@@ -54,7 +54,10 @@ def test_two_sums_that_differ_by_a_number_are_two():
 
 
 def test_shingles_of_three_heed_the_order():
-    rows = [["the", "dog", "bites", "the", "man", "in", "the", "park"], ["the", "man", "bites", "the", "dog", "in", "the", "park"]]
+    rows = [
+        ["the", "dog", "bites", "the", "man", "in", "the", "park"],
+        ["the", "man", "bites", "the", "dog", "in", "the", "park"],
+    ]
     assert drop_near_duplicates(rows, [0.0, 0.0], shingle=1) == {1: 0}
     assert drop_near_duplicates(rows, [0.0, 0.0], shingle=3) == {}
 

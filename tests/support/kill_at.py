@@ -6,8 +6,8 @@ With `STOP_WITH=SIGTERM` it sends that signal instead of SIGKILL, `STOP_AT=torch
 import errno
 import os
 import signal
-from importlib import import_module
 from pathlib import Path
+from pydoc import locate
 
 from transformers import TrainerCallback
 
@@ -18,7 +18,7 @@ class KillAt(TrainerCallback):
             return
         where, number, when = point.split(":")
         module, _, name = where.rpartition(".")
-        owner = Path if module == "Path" else import_module(module)
+        owner = Path if module == "Path" else locate(module)
         self.real, self.left, self.when = getattr(owner, name), int(number), when
         setattr(owner, name, lambda *arguments, **options: self.call(*arguments, **options))
 

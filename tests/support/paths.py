@@ -1,5 +1,6 @@
 """Where things are in the repository, and the real tokenizers and rows beside it, if they are there."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -7,3 +8,5 @@ SHARED = ROOT.parent / "shared" / "data"
 NEEDS_SHARED = "needs the real rows and tokenizers of ../shared/data"
 TINY_MODEL = ROOT / "sft_recipes" / "tiny" / "model"
 TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "encoding" / "templates").glob("*.jinja"))
+
+ALL_TESTS = "ALL_TESTS" in os.environ  # make test-all: every recipe and notebook runs; otherwise some of each kind
