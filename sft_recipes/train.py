@@ -130,7 +130,7 @@ def run_training(config: Config, folder: Path) -> Run:
 
 
 def collect_audit(setup: RunSetup) -> dict[str, Any]:
-    """What the data checks found, the digest of every token, padding, and the rows on which serving's prompt was tried."""
+    """What the data checks found, the digest of every token, the padding, and how many rows are served as trained."""
     audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
     audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
     return audit | {"parity": count_parity_rows(setup.data.audit)}

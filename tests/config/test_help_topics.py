@@ -1,6 +1,7 @@
 """`--help trainer` lists the fields of the library's own classes, and --help the verbs."""
 
 import re
+
 import pytest
 from peft import LoraConfig
 from trl import SFTConfig
