@@ -153,10 +153,10 @@ def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
     trained = {}
 
     class Spy(SupervisedTrainer):
-        def train(self, **options):
+        def train(self, *given, **options):
             trained["rows"] = sorted(self.train_dataset, key=lambda row: (row["source"], row["row"]))
             trained["encoder"] = Encoder(self.processing_class, load_template("chatml", self.processing_class))
-            return super().train(**options)
+            return super().train(*given, **options)
 
     monkeypatch.setattr(trainer_module, "SupervisedTrainer", Spy)
     monkeypatch.setenv("COLUMNS", "80")
@@ -242,6 +242,7 @@ def test_the_hub_gets_the_model_and_its_card_and_only_when_asked(tiny_run, monke
     monkeypatch.setattr(
         save_load, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}", url=f"hub/me/{name}")
     )
+    monkeypatch.setattr("sft_recipes.training.setup.check_push", lambda *_: None)
     monkeypatch.setattr(save_load, "upload_folder", lambda **values: sent.append(values))
     tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0")
     assert sent == []
