@@ -21,8 +21,8 @@ from sft_recipes.config.help_topics import describe_topic
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
-from sft_recipes.config.resumed_run import store_resumed_run
 from sft_recipes.config.run_folder import remove_if_nothing_was_run
+from sft_recipes.config.saved_run import store_resumed_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep

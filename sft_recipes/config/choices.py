@@ -1,7 +1,7 @@
 """What the files that were chosen and the overrides that were typed do to each other, where nobody would expect it."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hydra.conf import HydraConf
@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
+from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def composed_files(hydra: HydraConf) -> list[ConfigFile]:
 
 def warn_of_overridden(file: ConfigFile, composed: DictConfig, typed: Sequence[str]) -> None:
     """Warns of every key of a chosen file that has another value in the config, unless that was typed, too."""
-    for path, value in key_paths(file.values, file.place):
+    for path, value in iterate_leaves(file.values, file.place):
         holds = OmegaConf.select(composed, path)
         written = value in (None, "???") or "${" in str(value) or any(f"{path}.".startswith(f"{key}.") for key in typed)
         if value != holds and not written:
@@ -73,16 +74,9 @@ def warn_of_overridden(file: ConfigFile, composed: DictConfig, typed: Sequence[s
 
 def added_sources(files: Sequence[ConfigFile], composed: DictConfig) -> list[str]:
     """The datasets of `data` that no file of the config names, so that overrides alone have made them."""
-    paths = (path.split(".") for file in files for path, _ in key_paths(file.values, file.place))
+    paths = (path.split(".") for file in files for path, _ in iterate_leaves(file.values, file.place))
     named = {path[1] for path in paths if path[0] == "data" and len(path) > 1}
     return [name for name, value in composed.data.items() if isinstance(value, DictConfig) and name not in named]
-
-
-def key_paths(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
-    """The dotted path and the value of every key of a file."""
-    for key, value in values.items():
-        path = f"{place}.{key}".lstrip(".")
-        yield from key_paths(value, path) if isinstance(value, Mapping) and value else [(path, value)]
 
 
 def as_list(value: Any) -> list[Any]:

@@ -14,8 +14,7 @@ from hydra.types import RunMode
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.recipe_file import recipe_file, store_recipe_file
-from sft_recipes.config.resumed_run import NAME as RESUMED_RUN
-from sft_recipes.config.saved_run import store_saved_run
+from sft_recipes.config.saved_run import RESUMED, store_saved_run
 from sft_recipes.config.schema import root_keys
 from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, one_line
@@ -124,7 +123,7 @@ def rerun_command() -> str:
     A job of a sweep is repeated alone, without what was said about the sweep.
     """
     hydra = HydraConfig.get()
-    if hydra.job.config_name == RESUMED_RUN:
+    if hydra.job.config_name == RESUMED:
         return shlex.join(["python", "-m", "sft_recipes", "resume", hydra.runtime.output_dir, *hydra.overrides.task])
     places = {source.provider: source.path for source in hydra.runtime.config_sources}
     options = ["-cd", places["command-line"]] if "command-line" in places else []

@@ -4,11 +4,12 @@ A new metric is one entry here and one function where it is measured: for answer
 evaluation/text_metrics.py.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from sft_recipes.config.nested_values import as_mapping, get_number
 
 # What a metric is measured on: base and tuned model on answers, on held-out rows, on those of them that end with a stop
 # token and on raw text; a training and its cost once; a comparison is of base with tuned.
@@ -78,30 +79,3 @@ def is_lower_better(name: str) -> bool:
     """
     known = METRICS.get(name) or METRICS.get(name.removeprefix("eval_"))
     return known.better == "lower" if known else bool(re.search(r"loss|perplexity|entropy", name))
-
-
-def as_mapping(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def get_path(values: Any, path: str) -> Any:
-    """The value at a dotted path, or None.
-
-    >>> get_path({"a": {"b": 1}}, "a.b"), get_path({"a": 1}, "a.b")
-    (1, None)
-    """
-    for key in path.split("."):
-        values = as_mapping(values).get(key)
-    return values
-
-
-def get_number(values: Any, path: str) -> float | None:
-    """The number at a dotted path, or None where there is none or it is not finite."""
-    return finite_number(get_path(values, path))
-
-
-def finite_number(value: Any) -> float | None:
-    """The value if it is a finite number, else None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None

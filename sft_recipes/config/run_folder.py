@@ -16,7 +16,8 @@ from sft_recipes.errors import ConfigError, exit_on_user_error
 RESULTS = ("metrics.json", "supervision.json", "model", "checkpoint-*")  # a folder with one of these holds a run
 BESIDE = (  # what else a run writes
     ".hydra", "sft_recipes.log", "answers.jsonl", "samples.jsonl", "report.md", "report.html", "loss.png",
-    "weight_change.png", "preview.html", "error.txt", "lr_find.json", "lr_find.html", "lr_find.png", "runs", ".lock",
+    "weight_change.png", "preview.html", "preview.jsonl", "error.txt", "lr_find.json", "lr_find.html", "lr_find.png",
+    "runs", ".lock", ".checkpoint_in_the_making", "curated.jsonl", "removed.jsonl", "curation.json",
 )  # fmt: skip
 HYDRAS = (".hydra", "sft_recipes.log")  # written before the run looks at its config
 

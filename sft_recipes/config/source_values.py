@@ -1,10 +1,12 @@
 """The values of a recipe's source, read from the recipe itself: what stands there is the source's, with exceptions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from sft_recipes.config.nested_values import iterate_leaves
 
 GROUPS = ("model", "data", "adapter", "trainer")  # evaluation, preview and names are ours
 BATCH = ("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps")
@@ -30,16 +32,3 @@ def read_source_values(recipe: Path) -> dict[str, Any]:
         else:
             ours.add(key)
     return {key: value for key, value in values.items() if key not in ours and value is not None}
-
-
-def iterate_leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings by dotted key.
-
-    >>> dict(iterate_leaves({"trainer": {"learning_rate": 2e-05, "lr_scheduler_kwargs": {"power": 1.0}}}))
-    {'trainer.learning_rate': 2e-05, 'trainer.lr_scheduler_kwargs.power': 1.0}
-    """
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from iterate_leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -7,7 +7,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from sft_recipes.config.metrics import METRICS, get_path, metrics_on
+from sft_recipes.config.metrics import METRICS, metrics_on
+from sft_recipes.config.nested_values import get_path
 from sft_recipes.config.options import EvaluateOptions
 from sft_recipes.config.validation import import_function
 from sft_recipes.data.prepare import TrainingData

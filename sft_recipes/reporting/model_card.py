@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.config.metrics import as_mapping, finite_number, get_path, metrics_on
+from sft_recipes.config.metrics import metrics_on
+from sft_recipes.config.nested_values import as_mapping, finite_number, get_path, iterate_leaves
 from sft_recipes.reporting.document import Picture, render_markdown
-from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
+from sft_recipes.reporting.run_folder import RunFiles
 from sft_recipes.reporting.setup_sections import rerun_command
 
 

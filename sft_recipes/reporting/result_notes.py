@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft_recipes.config.metrics import as_mapping, finite_number, get_number, get_path
+from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.provenance import TRAINER_DEFAULTS
-from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
+from sft_recipes.reporting.run_folder import RunFiles
 
 
 def run_warnings(metrics: Mapping[str, Any]) -> list[str]:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_recipes.config.metrics import METRICS, as_mapping, finite_number, get_number, get_path, metrics_on
-from sft_recipes.reporting.run_folder import iterate_leaves
+from sft_recipes.config.metrics import METRICS, metrics_on
+from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.text import format_value
 
 Rows = list[list[str]]  # of a table, its head first; empty where there is nothing to show

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sft_recipes.config.metrics import as_mapping
+from sft_recipes.config.nested_values import as_mapping
 from sft_recipes.errors import ConfigError, one_line
 
 
@@ -92,19 +92,6 @@ def parse_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
         return parse(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as {kind}: {one_line(error)}.") from error
-
-
-def iterate_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value in nested mappings with its dotted path.
-
-    >>> list(iterate_leaves({"a": {"b": 1}}, "x"))
-    [('x.a.b', 1)]
-    """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from iterate_leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.config.metrics import as_mapping, get_path
+from sft_recipes.config.nested_values import as_mapping, get_path, iterate_leaves
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting import result_notes, result_tables, setup_sections
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve, plot_losses, plot_weight_change
 from sft_recipes.reporting.model_card import write_model_card
-from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves, read_json, read_run, replace_file
+from sft_recipes.reporting.run_folder import RunFiles, read_json, read_run, replace_file
 from sft_recipes.reporting.text import fit_cell, render_table
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.config.metrics import as_mapping, get_number, get_path, metrics_on
+from sft_recipes.config.metrics import metrics_on
+from sft_recipes.config.nested_values import as_mapping, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.provenance import (
     TRAINER_DEFAULTS,
     compare_with_source,
@@ -13,7 +14,7 @@ from sft_recipes.reporting.provenance import (
     other_departures,
 )
 from sft_recipes.reporting.result_tables import Rows, with_body
-from sft_recipes.reporting.run_folder import RunFiles, iterate_leaves
+from sft_recipes.reporting.run_folder import RunFiles
 from sft_recipes.reporting.text import fit_cell, format_value
 
 

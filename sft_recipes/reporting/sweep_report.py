@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.config.metrics import get_path
+from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve
 from sft_recipes.reporting.run_folder import read_json, read_yaml, replace_file

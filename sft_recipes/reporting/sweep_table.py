@@ -7,7 +7,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.config.metrics import METRICS, Metric, get_path
+from sft_recipes.config.metrics import METRICS, Metric
+from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.text import format_value, render_table
 
 SHORT_NAMES = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch"}

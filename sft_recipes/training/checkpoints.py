@@ -15,10 +15,11 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy, sort_checkpoints
 from trl import SFTConfig
 
+from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import stack_versions
 from sft_recipes.errors import ConfigError
-from sft_recipes.reporting.run_folder import iterate_leaves, read_json, write_json
+from sft_recipes.reporting.run_folder import read_json, write_json
 from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
 
 log = logging.getLogger(__name__)
