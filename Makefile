@@ -17,7 +17,7 @@ demo: $(VENV)/installed  ## train the embedded tiny model and show what became o
 compare: $(VENV)/installed  ## train every recipe on the tiny model and show them side by side, in under ten minutes
 	$(BIN)/python benchmarks/compare.py
 
-test: $(VENV)/installed-test  ## run the test suite, with some of the recipes and notebooks, in about ten minutes
+test: $(VENV)/installed-test  ## run the test suite, with some of the recipes and notebooks, in about twelve minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/faults
 
 test-all: $(VENV)/installed-test  ## run all of it: every recipe, every notebook, and runs that are killed
@@ -34,7 +34,7 @@ lint: $(VENV)/installed-test  ## check style, format, and which way imports poin
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-tiny: $(VENV)/installed  ## build the embedded tiny model again, in about ten minutes
+tiny: $(VENV)/installed  ## build the embedded tiny model again, in about twelve minutes
 	$(BIN)/python tools/tiny/build.py
 
 clean:  ## remove the environments

@@ -11,7 +11,7 @@ import pytest
 
 from sft_recipes import chat, load_run
 from sft_recipes import merge as merging
-from sft_recipes.config.options import JudgeOptions
+from sft_recipes.config.judge_options import JudgeOptions
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.merge import merge

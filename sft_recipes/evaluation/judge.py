@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.config.options import JudgeOptions
+from sft_recipes.config.judge_options import JudgeOptions
 from sft_recipes.errors import ConfigError, one_line
 
 
