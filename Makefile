@@ -34,7 +34,7 @@ lint: $(VENV)/installed-test  ## check style, format, and which way imports poin
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-tiny: $(VENV)/installed  ## build the embedded tiny model again, in about twelve minutes
+tiny: $(VENV)/installed  ## build the embedded tiny model again, in about ten minutes
 	$(BIN)/python tools/tiny/build.py
 
 clean:  ## remove the environments
