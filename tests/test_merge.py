@@ -20,12 +20,11 @@ from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.errors import ConfigError
 from sft_recipes.merge import main, merge, merge_adapter
 from sft_recipes.modeling.modelfile import build_modelfile, ollama_template
-from support.paths import ALL_TESTS, ROOT, TEMPLATES
+from support.paths import ROOT, TEMPLATES
 from support.tuned import CASES as TUNED
 from support.tuned import GROUPED, ROW, in_fresh_process, lora, make_base, tune
 
 CASES = [case for case in TUNED if case != ("tiny, tied", "QLoRA")]  # its logits of 100 are rounded by more in bf16
-CASES = CASES if ALL_TESTS else CASES[::2]
 
 
 @pytest.fixture(scope="module")
