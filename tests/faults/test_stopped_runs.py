@@ -27,11 +27,10 @@ POINTS = [
     "Path.rename:2:after",
     f"{TRAINER}.rotate_checkpoints:3:before",
     f"{TRAINER}.rotate_checkpoints:3:after",
-    "torch.optim.adamw.adamw:18:before",  # between two saves
-    "torch.optim.adamw.adamw:1:before",  # before the first save: begins anew
+    "sft_recipes.training.callbacks.FiniteLossCheck.on_pre_optimizer_step:18:before",  # between two saves
+    "sft_recipes.training.callbacks.FiniteLossCheck.on_pre_optimizer_step:1:before",  # before the first save: begins anew
     "sft_recipes.train.save_model:1:before",  # trained, not saved
     "sft_recipes.train.save_model:1:after",  # saved, not measured
-    "sft_recipes.train.write_report:1:before",
 ]
 SETTINGS = {
     "full": ["adapter=none"],
@@ -139,7 +138,9 @@ def test_a_second_run_in_the_folder_stops_and_names_the_first(where, whole):
     seen = ""
     while "step 3 of" not in seen:
         seen += first.stderr.read(1)
+    first.send_signal(signal.SIGSTOP)  # or it would be done before the second has started
     second = resume(where, "shared")
+    first.send_signal(signal.SIGCONT)
     first.stderr.read()
     assert second.returncode == 2 and f"is in use by process {first.pid} on " in second.stderr
     assert first.wait() == 0 and results(where / "shared") == whole

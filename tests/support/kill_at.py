@@ -6,8 +6,8 @@ With `STOP_WITH=SIGTERM` it sends that signal instead of SIGKILL, `STOP_AT=torch
 import errno
 import os
 import signal
+from importlib import import_module
 from pathlib import Path
-from pydoc import locate
 
 from transformers import TrainerCallback
 
@@ -18,7 +18,7 @@ class KillAt(TrainerCallback):
             return
         where, number, when = point.split(":")
         module, _, name = where.rpartition(".")
-        owner = Path if module == "Path" else locate(module)
+        owner = Path if module == "Path" else find_owner(module)
         self.real, self.left, self.when = getattr(owner, name), int(number), when
         setattr(owner, name, lambda *arguments, **options: self.call(*arguments, **options))
 
@@ -32,3 +32,12 @@ class KillAt(TrainerCallback):
         if self.left == 0 and self.when == "after":
             os.kill(os.getpid(), signal.Signals[os.environ.get("STOP_WITH", "SIGKILL")])
         return result
+
+
+def find_owner(name: str):
+    """A module, or a class in one."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        module, _, owner = name.rpartition(".")
+        return getattr(import_module(module), owner)
