@@ -21,15 +21,15 @@ from sft_recipes.config.help_topics import describe_topic
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
+from sft_recipes.config.own_configs import store_resumed_run
 from sft_recipes.config.run_folder import remove_if_nothing_was_run
-from sft_recipes.config.saved_run import store_resumed_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
 # What is done with a finished run or beside one; what runs a config is a mode
-VERBS = {"chat": "chat", "merge": "merge", "report": "report", "recipes": "recipes", "init": "config.recipe_file"}
+VERBS = {"chat": "chat", "merge": "merge", "report": "report", "recipes": "recipes", "init": "config.own_configs"}
 register_with_hydra()
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
 logging.getLogger("huggingface_hub").propagate = False  # it prints with a handler of its own

@@ -13,8 +13,7 @@ from hydra.types import RunMode
 
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
-from sft_recipes.config.recipe_file import recipe_file, store_recipe_file
-from sft_recipes.config.saved_run import RESUMED, store_saved_run
+from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
 from sft_recipes.config.schema import root_keys
 from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, one_line

@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft_recipes.config.choices import check_choices
 from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder, register_with_hydra
-from sft_recipes.config.recipe_file import store_recipe_file
-from sft_recipes.config.saved_run import store_saved_run
+from sft_recipes.config.own_configs import store_recipe_file, store_saved_run
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import validate_kwargs
 from sft_recipes.errors import ConfigError, one_line

@@ -1,8 +1,9 @@
 """The config's `curation`: thresholds and what is done with the rows beyond them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from sft_recipes.config.validation import Count, Share
 from sft_recipes.errors import ConfigError
 
 CurationAction = Literal["off", "report", "remove"]
@@ -12,17 +13,17 @@ CurationAction = Literal["off", "report", "remove"]
 class LeakOptions:
     """The config's `curation.leaks`: when a training row gives a held-out row away."""
 
-    threshold: float = 0.8  # Jaccard similarity of their words
-    window: int = 8  # words in a row that both have …
-    coverage: float = 0.5  # … and the share of the held-out row's words that these may cover
+    threshold: Share = 0.8  # Jaccard similarity of their words
+    window: Annotated[int, "[3, inf)"] = 8  # words in a row that both have …
+    coverage: Share = 0.5  # … and the share of the held-out row's words that these may cover
 
 
 @dataclass(frozen=True)
 class NearDuplicateOptions:
     """The config's `curation.near_duplicates`."""
 
-    threshold: float = 0.9  # Jaccard similarity of their words
-    shingle: int = 1  # words that are compared as one: 3 heeds their order
+    threshold: Share = 0.9  # Jaccard similarity of their words
+    shingle: Count = 1  # words that are compared as one: 3 heeds their order
     rows: CurationAction = "report"  # rows that are alike as a whole, within and across sources
     instructions: CurationAction = "report"  # rows that ask alike, whatever they answer
 
@@ -31,7 +32,7 @@ class NearDuplicateOptions:
 class SelectOptions:
     """The config's `curation.select`: the best rows, as many of each kind as there can be."""
 
-    rows: int
+    rows: Count
     by: str = "score"  # score, or module.function(conversation) -> float of your own
     spread: Literal["task", "none"] = "task"  # over the types of task, or over nothing
 

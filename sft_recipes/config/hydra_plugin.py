@@ -12,7 +12,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.metrics import is_lower_better
-from sft_recipes.config.source_values import read_source_values
+from sft_recipes.config.nested_values import iterate_leaves
 
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "curation")
 PRIMARY_CONFIGS = ("config", "demo", "saved_run")  # ours; a user names others with -cn
@@ -44,9 +44,24 @@ def objective_direction(objective: str | None) -> Literal["minimize", "maximize"
     return "minimize" if objective is None or is_lower_better(objective) else "maximize"
 
 
-def recipe_source_values(name: str) -> dict[str, Any]:
-    """What stands in recipes/recipe/NAME.yaml as its source's values, before anybody's overrides."""
-    return read_source_values(config_folder("recipes") / "recipe" / f"{name}.yaml")
+def read_source_values(name: str) -> dict[str, Any]:
+    """By dotted key what the source of recipes/recipe/NAME.yaml says: what the recipe sets, with exceptions.
+
+    A departure `{source: …, why: …}` gives the source's value; what `unknown` begins with is ours, as is the division
+    of a step's rows among devices and accumulated steps; `effective_batch_size` is those rows.
+    """
+    recipe = OmegaConf.to_container(OmegaConf.load(config_folder("recipes") / "recipe" / f"{name}.yaml"))
+    groups = {key: recipe[key] for key in ("model", "data", "adapter", "trainer", "seed") if key in recipe}
+    values = dict(iterate_leaves(groups))  # evaluation, preview and names are ours
+    if "trainer.effective_batch_size" in values:
+        values["effective_batch_size"] = values.pop("trainer.effective_batch_size")
+        values.pop("trainer.per_device_train_batch_size", None)
+        values.pop("trainer.gradient_accumulation_steps", None)
+    unknown, departures = recipe["provenance"]["unknown"], recipe["provenance"]["departures"]
+    ours = {key for text in unknown for key in text.split(" (")[0].replace(",", " ").split()}
+    ours |= {key for key, departure in departures.items() if not isinstance(departure, dict)}
+    values |= {key: departure["source"] for key, departure in departures.items() if isinstance(departure, dict)}
+    return {key: value for key, value in values.items() if key not in ours and value is not None}
 
 
 class RecipesSearchPath(SearchPathPlugin):
@@ -65,7 +80,7 @@ def register_with_hydra() -> None:
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     OmegaConf.register_new_resolver("direction", objective_direction, replace=True)
-    OmegaConf.register_new_resolver("source_values", recipe_source_values, replace=True)
+    OmegaConf.register_new_resolver("source_values", read_source_values, replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parents[1] / path), replace=True)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sft_recipes.config.validation import Count, Positive
 from sft_recipes.errors import ConfigError
 
 
@@ -16,13 +17,13 @@ class JudgeOptions:
     url: str  # up to /v1: https://api.openai.com/v1, http://localhost:8000/v1
     model: str
     prompt: str = str(Path(__file__).parents[1] / "evaluation" / "judge.txt")  # with {prompt}, {first} and {second}
-    rows: int | None = None  # judge only the first rows; null judges all
+    rows: Count | None = None  # judge only the first rows; null judges all
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, where one is needed
     price_per_million_input: float | None = None
     price_per_million_output: float | None = None
-    concurrency: int = 4
+    concurrency: Count = 4
     temperature: float | None = 0.0  # null leaves it out, for models that take none
-    timeout: float = 120.0  # seconds a request
+    timeout: Positive = 120.0  # seconds a request
 
     def __post_init__(self):
         if not self.url.startswith(("http://", "https://")):

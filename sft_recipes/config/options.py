@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sft_recipes.config.judge_options import JudgeOptions
+from sft_recipes.config.validation import Count, NotNegative, Positive, Share, WholeNumber
 from sft_recipes.errors import ConfigError
 
 Action = Literal["raise", "drop", "keep"]
@@ -22,7 +23,7 @@ class ModelOptions:
     bos: Literal["auto", "always", "never"] = "auto"  # before a conversation; auto: as the tokenizer does
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the weights; null: see modeling/loading.py
     attn_implementation: str | None = None
-    max_position_embeddings: int | None = None  # more positions than the model's own config says
+    max_position_embeddings: Count | None = None  # more positions than the model's own config says
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Source:
     split: str | None = "train"  # null where all rows are held out
     held_out_split: str | None = None  # hold out the rows of this split instead of some rows of `split`
     formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; null takes the root choice
-    rows: int | None = None  # so many of the source's rows, drawn with the run's seed
+    rows: Count | None = None  # so many of the source's rows, drawn with the run's seed
     sample_by: Literal["random", "length"] = "random"  # how `rows` are drawn: length takes as many of every length
-    share: float | None = None  # of the mixture's rows; a source without a share gives all its rows
+    share: Share | None = None  # of the mixture's rows; a source without a share gives all its rows
     on_error: Literal["raise", "drop"] = "raise"  # what is done with rows that cannot be read or formatted
     train_on: TrainOn = "assistant"  # every answer, the last answer of a row, or every token
     streaming: bool = False  # read, encode and pack rows while training goes on; needs trainer.max_steps
@@ -60,7 +61,7 @@ class Source:
 class DataOptions:
     """The entries of `data` that hold for all sources."""
 
-    held_out: float = 0.02  # a share below 1, or a number of rows, of each source
+    held_out: NotNegative = 0.02  # a share below 1, or a number of rows, of each source
     held_out_by_length: bool = False  # draw held-out rows evenly over all lengths instead of at random
     max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
 
@@ -96,7 +97,7 @@ class AdapterOptions:
 
     type: str = "none"  # none, lora, or another of PEFT's methods: ia3, vera, prompt_tuning …
     settings: dict[str, Any] = field(default_factory=dict)  # adapter.TYPE: fields of that method's PEFT config
-    loraplus_lr_ratio: float | None = None  # LoRA+: the B matrices learn at this multiple of the learning rate
+    loraplus_lr_ratio: Positive | None = None  # LoRA+: the B matrices learn at this multiple of the learning rate
     quantization: dict[str, Any] | None = None  # fields of transformers.BitsAndBytesConfig
 
 
@@ -105,10 +106,10 @@ class TrainerOptions:
     """The config's `trainer`: fields of trl.SFTConfig, and the entries that are ours."""
 
     fields: dict[str, Any] = field(default_factory=dict)
-    effective_batch_size: int | None = None  # rows a step over all processes; sets the accumulation steps
+    effective_batch_size: Count | None = None  # rows a step over all processes; sets the accumulation steps
     check_memory: bool = True  # refuse a run that will not fit
-    early_stopping_patience: int | None = None  # of transformers.EarlyStoppingCallback
-    early_stopping_threshold: float | None = None
+    early_stopping_patience: Count | None = None  # of transformers.EarlyStoppingCallback
+    early_stopping_threshold: NotNegative | None = None
 
     def early_stopping(self) -> dict[str, Any]:
         """The arguments of transformers.EarlyStoppingCallback that are set."""
@@ -120,17 +121,17 @@ class TrainerOptions:
 class EvaluateOptions:
     """The config's `evaluate`."""
 
-    rows: int | None = None  # held-out questions that are answered; null is 20, or a question file's all; 0 none
-    batch_size: int = 16
-    max_new_tokens: int = 256
-    temperature: float = 0.7  # of the sampled answers beside the greedy ones; 0 samples none
-    top_p: float = 0.9
-    samples_every: int = 0  # answer a few questions every so many steps of training; 0 never
+    rows: WholeNumber | None = None  # held-out questions to answer; null is 20, or a question file's all; 0 none
+    batch_size: Count = 16
+    max_new_tokens: Count = 256
+    temperature: NotNegative = 0.7  # of the sampled answers beside the greedy ones; 0 samples none
+    top_p: Share = 0.9
+    samples_every: WholeNumber = 0  # answer a few questions every so many steps of training; 0 never
     raw_text: str | dict | None = None  # a file or a dataset with a text column, to measure forgetting
-    warn_above: float = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check
-    fail_above: float = 0.15
+    warn_above: NotNegative = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check
+    fail_above: NotNegative = 0.15
     lm_eval: list[str] = field(default_factory=list)  # tasks of lm-eval, or YAML files of your own
-    lm_eval_rows: int | None = None  # of each task; null takes all
+    lm_eval_rows: Count | None = None  # of each task; null takes all
     judge: JudgeOptions | None = None  # another model compares base and tuned answers
     weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
     run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
@@ -140,14 +141,14 @@ class EvaluateOptions:
 class PreviewOptions:
     """The config's `preview`."""
 
-    rows: int | Literal["all"] = 1  # rows drawn at random, besides the first and the longest; all shows every row
+    rows: WholeNumber | Literal["all"] = 1  # drawn at random, besides the first and the longest; all shows every row
 
 
 @dataclass(frozen=True)
 class LRRange:
     """The config's `lr_find`: the learning rates of the first and of the last step."""
 
-    start: float
+    start: Positive
     end: float
 
     def __post_init__(self):
@@ -173,57 +174,14 @@ class Provenance:
     published: str | None = None  # what the source measured, and where it says so
 
 
-# Numbers that only a mistake puts elsewhere, as intervals; the classes take them and fail long after, or never.
-RANGES = {
-    "trainer.learning_rate": "(0, inf)",
-    "trainer.num_train_epochs": "(0, inf)",
-    "trainer.max_length": "[1, inf)",
-    "trainer.per_device_train_batch_size": "[1, inf)",
-    "trainer.per_device_eval_batch_size": "[1, inf)",
-    "trainer.gradient_accumulation_steps": "[1, inf)",
-    "trainer.effective_batch_size": "[1, inf)",
-    "trainer.weight_decay": "[0, inf)",
-    "trainer.warmup_steps": "[0, inf)",
-    "trainer.max_grad_norm": "[0, inf)",
-    "trainer.adam_beta1": "[0, 1)",
-    "trainer.adam_beta2": "[0, 1)",
-    "trainer.adam_epsilon": "[0, inf)",
-    "trainer.label_smoothing_factor": "[0, 1)",
-    "trainer.neftune_noise_alpha": "(0, inf)",
-    "trainer.early_stopping_patience": "[1, inf)",
-    "trainer.early_stopping_threshold": "[0, inf)",
-    "trainer.logging_steps": "(0, inf)",
-    "trainer.eval_steps": "(0, inf)",
-    "trainer.save_steps": "(0, inf)",
-    "trainer.save_total_limit": "[1, inf)",
-    "trainer.dataloader_num_workers": "[0, inf)",
-    "data.held_out": "[0, inf)",
-    "data.*.share": "(0, 1]",
-    "data.*.rows": "[1, inf)",
-    "adapter.lora.r": "[1, inf)",
-    "adapter.lora.lora_alpha": "(0, inf)",
-    "adapter.lora.lora_dropout": "[0, 1)",
-    "adapter.loraplus_lr_ratio": "(0, inf)",
-    "evaluate.rows": "[0, inf)",
-    "evaluate.batch_size": "[1, inf)",
-    "evaluate.max_new_tokens": "[1, inf)",
-    "evaluate.temperature": "[0, inf)",
-    "evaluate.top_p": "(0, 1]",
-    "evaluate.samples_every": "[0, inf)",
-    "evaluate.warn_above": "[0, inf)",
-    "evaluate.fail_above": "[0, inf)",
-    "evaluate.lm_eval_rows": "[1, inf)",
-    "evaluate.judge.rows": "[1, inf)",
-    "evaluate.judge.concurrency": "[1, inf)",
-    "evaluate.judge.timeout": "(0, inf)",
-    "preview.rows": "[0, inf)",
-    "curation.leaks.threshold": "(0, 1]",
-    "curation.leaks.window": "[3, inf)",
-    "curation.leaks.coverage": "(0, 1]",
-    "curation.near_duplicates.threshold": "(0, 1]",
-    "curation.near_duplicates.shingle": "[1, inf)",
-    "curation.select.rows": "[1, inf)",
-    "model.max_position_embeddings": "[1, inf)",
-    "lr_find.start": "(0, inf)",
-    "seed": "[0, 4294967295]",
+# Numbers that only a mistake puts elsewhere; trl.SFTConfig and peft.LoraConfig take them and fail long after, or never.
+FIELD_RANGES = {
+    "trainer": {
+        "(0, inf)": "learning_rate num_train_epochs neftune_noise_alpha logging_steps eval_steps save_steps",
+        "[0, inf)": "weight_decay warmup_steps max_grad_norm adam_epsilon dataloader_num_workers",
+        "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor",
+        "[1, inf)": "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+        "save_total_limit",
+    },
+    "adapter.lora": {"[1, inf)": "r", "(0, inf)": "lora_alpha", "[0, 1)": "lora_dropout"},
 }

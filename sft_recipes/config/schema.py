@@ -1,16 +1,15 @@
 """One composed config, parsed once into typed, checked Python: `from_hydra(composed)`."""
 
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.curation_options import CurationOptions
 from sft_recipes.config.options import (
-    RANGES,
+    FIELD_RANGES,
     AdapterOptions,
     CheckPolicy,
     DataOptions,
@@ -23,7 +22,7 @@ from sft_recipes.config.options import (
     TrainerOptions,
 )
 from sft_recipes.config.renamed_options import PEFT_VARIANTS, UNSUPPORTED_OPTIONS
-from sft_recipes.config.validation import call_validated, show_value, unknown_field
+from sft_recipes.config.validation import call_validated, check_interval, show_value, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class Config:
     provenance: Provenance | None = None
     lr_find: LRRange | None = None
     mode: Literal["train", "preview", "curate", "evaluate"] = "train"
-    seed: int = 42
+    seed: Annotated[int, "[0, 4294967295]"] = 42
     objective: str | None = None
     smoke: bool = False
     callbacks: list[str] = field(default_factory=list)  # module.Class of your own, transformers.TrainerCallback
@@ -82,7 +81,6 @@ def from_hydra(composed: DictConfig) -> Config:
             raise ConfigError(f"{group} is missing. Write {group}=…, or begin the file's defaults with - config.")
         if not isinstance(values[group], Mapping):
             raise ConfigError(f"{group} should be a mapping, not {show_value(values[group])}.")
-    check_ranges(values)
     sources = {name: value for name, value in values["data"].items() if isinstance(value, Mapping)}
     rest = {name: value for name, value in values["data"].items() if name not in sources}
     chosen = {name: value for name, value in sources.items() if value.get("path") or value.get("data_files")}
@@ -121,6 +119,7 @@ def parse_trainer(values: Mapping[str, Any]) -> TrainerOptions:
     theirs = {key: value for key, value in values.items() if key not in own}
     for key in theirs.keys() & UNSUPPORTED_OPTIONS.keys():
         raise ConfigError(f"trainer.{key} is not used here. {UNSUPPORTED_OPTIONS[key]}")
+    check_ranges(theirs, "trainer")
     return call_validated(TrainerOptions, ours | {"fields": theirs}, "trainer")
 
 
@@ -135,6 +134,8 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
     check_adapter_type(kind)
     if kind == "lora" and not values.get("lora"):
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
+    if kind == "lora":
+        check_ranges(values["lora"], "adapter.lora")
     rest = {key: value for key, value in values.items() if key not in ("lora", kind)}
     adapter = call_validated(AdapterOptions, rest | {"settings": values.get(kind) or {}}, "adapter")
     if adapter.loraplus_lr_ratio is not None and kind != "lora":
@@ -159,41 +160,11 @@ def check_adapter_type(kind: Any) -> None:
         raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(str(kind), known)}")
 
 
-def check_ranges(values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a number outside the interval that RANGES declares for it.
-
-    >>> check_ranges({"trainer": {"learning_rate": 0}})
-    Traceback (most recent call last):
-    sft_recipes.errors.ConfigError: trainer.learning_rate should be above 0, not 0.
-    """
-    for pattern, interval in RANGES.items():
-        low, high = (float(end) for end in interval[1:-1].split(","))
-        for path, value in matching_paths(values, pattern.split(".")):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            above = value > low if interval[0] == "(" else value >= low
-            below = value < high if interval[-1] == ")" else value <= high
-            if not (above and below):  # also NaN, which compares false
-                raise ConfigError(f"{path} should be {describe_interval(interval, low, high)}, not {value}.")
-
-
-def matching_paths(values: Any, parts: list[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted path and the value of every place that a pattern names; * is any key."""
-    if not parts:
-        yield path, values
-    elif isinstance(values, Mapping):
-        for key in values if parts[0] == "*" else [parts[0]] if parts[0] in values else []:
-            yield from matching_paths(values[key], parts[1:], f"{path}.{key}".lstrip("."))
-
-
-def describe_interval(interval: str, low: float, high: float) -> str:
-    """An interval in words.
-
-    >>> describe_interval("(0, 1]", 0, 1), describe_interval("[0, inf)", 0, math.inf)
-    ('above 0 and at most 1', 'at least 0')
-    """
-    words = f"{'above' if interval[0] == '(' else 'at least'} {low:g}"
-    return words if math.isinf(high) else f"{words} and {'below' if interval[-1] == ')' else 'at most'} {high:.10g}"
+def check_ranges(values: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for a number outside the interval that FIELD_RANGES has for it."""
+    for interval, names in FIELD_RANGES[where].items():
+        for name in names.split():
+            check_interval(f"{where}.{name}", values.get(name), interval)
 
 
 def root_keys(groups: Iterable[str] = ()) -> list[str]:

@@ -2,16 +2,24 @@
 
 import inspect
 import json
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
 from reprlib import repr as short
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS
 from sft_recipes.errors import ConfigError, did_you_mean, one_line
+
+# Numbers out of whose interval only a mistake puts them
+Count = Annotated[int, "[1, inf)"]
+WholeNumber = Annotated[int, "[0, inf)"]
+NotNegative = Annotated[float, "[0, inf)"]
+Positive = Annotated[float, "(0, inf)"]
+Share = Annotated[float, "(0, 1]"]
 
 
 def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
@@ -39,10 +47,19 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
 
 def build_nested(value: Any, hint: Any, where: str) -> Any:
     """A mapping as the dataclass that the hint names, checked in its turn; every other value as it is."""
-    for part in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]:
+    for part in union_parts(hint):
         if is_dataclass(part) and isinstance(value, Mapping):
             return call_validated(part, value, where)
     return value
+
+
+def union_parts(hint: Any) -> tuple[Any, ...]:
+    """The types of which a hint allows any: those of a union, else the one that it is.
+
+    >>> union_parts(Annotated[int, "[1, inf)"] | None)
+    (typing.Annotated[int, '[1, inf)'], <class 'NoneType'>)
+    """
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
@@ -62,10 +79,32 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
             raise ConfigError(f"{path} should be {describe_type(hint)}, not {show_value(value)}.")
         if isinstance(value, str) and value not in (known := literal_choices(hint) or [value]):
             raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, known)}")
+        for part in union_parts(hint):
+            if get_origin(part) is Annotated:
+                check_interval(path, value, part.__metadata__[0])
     for name, field in fields.items():
         if field.default is field.empty and name not in values:
             path = f"{where}.{name}".lstrip(".")
             raise ConfigError(f"{path} is missing. Write {path}=…")
+
+
+def check_interval(path: str, value: Any, interval: str) -> None:
+    """Raises ConfigError for a number outside an interval.
+
+    >>> check_interval("data.mine.share", 1.5, "(0, 1]")
+    Traceback (most recent call last):
+    sft_recipes.errors.ConfigError: data.mine.share should be above 0 and at most 1, not 1.5.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):  # also NaN, which compares false
+        words = f"{'above' if interval[0] == '(' else 'at least'} {low:g}"
+        if not math.isinf(high):
+            words += f" and {'below' if interval[-1] == ')' else 'at most'} {high:.10g}"
+        raise ConfigError(f"{path} should be {words}, not {value}.")
 
 
 def literal_choices(hint: Any) -> list[str]:
@@ -74,7 +113,7 @@ def literal_choices(hint: Any) -> list[str]:
     >>> literal_choices(Literal["drop", "keep"] | None), literal_choices(str)
     (['drop', 'keep'], [])
     """
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    parts = union_parts(hint)
     enums = [member.value for part in parts if inspect.isclass(part) and issubclass(part, Enum) for member in part]
     literals = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
     patterns = any("[" in str(word) for word in literals)  # such as PEFT's pissa_niter_[number of iters]
@@ -85,7 +124,7 @@ def resolve_type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's parameters or of a class's fields; none where they name what is not imported."""
     is_plain_class = inspect.isclass(target) and not is_dataclass(target)
     try:
-        return get_type_hints(target.__init__ if is_plain_class else target)
+        return get_type_hints(target.__init__ if is_plain_class else target, include_extras=True)
     except NameError:  # imported for type checkers only
         return {}
 
@@ -110,32 +149,33 @@ def unknown_field(path: str, name: str, known: Iterable[str], owner: str) -> str
     return f"{start}{did_you_mean(name, known)}"
 
 
+# What YAML writes for a type, in Python and in words
+YAML_TYPES = {bool: bool, int: int, float: int | float, str: str, types.NoneType: types.NoneType, list: list | tuple}
+YAML_TYPES |= {tuple: list | tuple, set: list | tuple, dict: Mapping}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+TYPE_NAMES |= {list: "a list", tuple: "a list", dict: "a mapping", Literal: "text"}
+
+
+def plain_type(hint: Any) -> Any:
+    """The class that a hint of one type stands for, without its parameters or its interval."""
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_origin(hint) or hint
+
+
 def matches_type(value: Any, hint: Any) -> bool:
     """Whether a value from YAML is of the hinted type; hints that YAML cannot express (classes, callables) fit all.
 
     >>> matches_type("no", bool), matches_type(1, float), matches_type(True, int), matches_type(None, int | None)
     (False, True, False, True)
     """
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(matches_type(value, part) for part in get_args(hint))
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str or get_origin(hint) is Literal or (inspect.isclass(hint) and issubclass(hint, Enum)):
+    if len(parts := union_parts(hint)) > 1:
+        return any(matches_type(value, part) for part in parts)
+    kind = plain_type(hint)
+    if kind is Literal or (inspect.isclass(kind) and issubclass(kind, Enum)):
         return isinstance(value, str) or value in get_args(hint)
-    if hint in (None, types.NoneType):
-        return value is None
-    origin = get_origin(hint) or hint
-    if is_dataclass(origin):
-        return isinstance(value, Mapping | origin)
-    if origin in (list, tuple, set):
-        return isinstance(value, list | tuple)
-    if origin is dict:
-        return isinstance(value, Mapping)
-    return True
+    if isinstance(value, bool) and kind in (int, float):  # true is a 1 in Python
+        return False
+    return isinstance(value, Mapping | kind if is_dataclass(kind) else YAML_TYPES.get(kind, object))
 
 
 def describe_type(hint: Any) -> str:
@@ -144,14 +184,12 @@ def describe_type(hint: Any) -> str:
     >>> describe_type(bool), describe_type(float | None)
     ('true or false', 'a number or null')
     """
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-    names |= {list: "a list", tuple: "a list", dict: "a mapping", Literal: "text"}
     if listed := literal_choices(hint):
         return ", ".join(json.dumps(word) for word in listed) if len(listed) < 10 else "text"
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe_type(part) for part in get_args(hint)))
-    origin = get_origin(hint) or hint
-    return "a mapping" if is_dataclass(origin) else names.get(origin, str(hint))
+    if len(parts := union_parts(hint)) > 1:
+        return " or ".join(dict.fromkeys(describe_type(part) for part in parts))
+    kind = plain_type(hint)
+    return "a mapping" if is_dataclass(kind) else TYPE_NAMES.get(kind, str(hint))
 
 
 def show_value(value: Any) -> str:

@@ -1,0 +1,98 @@
+"""Configs that Hydra cannot find by itself: a recipe file of one's own, anywhere, and the config of an earlier run."""
+
+import argparse
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
+from sft_recipes.errors import ConfigError, exit_on_user_error
+
+STARTER = Path(__file__).with_name("starter.yaml")
+SAVED, RESUMED = "saved_run", "resumed_run"  # the primary configs that stand for a run's own
+
+
+@exit_on_user_error()
+def main(arguments: list[str] | None = None) -> None:
+    """Writes a recipe file with comments, to be changed and run."""
+    parser = argparse.ArgumentParser(prog="python -m sft_recipes init", description=main.__doc__)
+    parser.add_argument("file", type=Path, nargs="?", default=Path("my.yaml"), help="the file to write (my.yaml)")
+    file = parser.parse_args(arguments).file
+    if file.exists():
+        raise ConfigError(f"{file} exists already. Write python -m sft_recipes init NAME.yaml.")
+    file.write_text(STARTER.read_text(encoding="utf-8").replace("my.yaml", str(file)), encoding="utf-8")
+    print(f"{file} is written. Change it, then run: python -m sft_recipes {file}")
+
+
+def store_recipe_file(file: Path) -> str:
+    """Gives Hydra the file as a recipe, as if it began with `# @package _global_`; returns the override that adds it.
+
+    Raises ConfigError for a file that holds no mapping, or that has the name of one of our recipes.
+    """
+    name, values = re.sub(r"\W", "_", file.stem), OmegaConf.load(file)
+    ours = config_folder("recipes") / "recipe" / f"{name}.yaml"
+    if ours.is_file():
+        raise ConfigError(f"recipe={name} is in two files, {ours} and {file}. Rename yours.")
+    if not isinstance(values, DictConfig):
+        raise ConfigError(f"{file} should hold a mapping, as `python -m sft_recipes init` writes one.")
+    ConfigStore.instance().store(group="recipe", name=name, node=values, package="_global_", provider=str(file))
+    return f"+recipe={name}"
+
+
+def recipe_file(override: str) -> str | None:
+    """The file that `store_recipe_file` has stored under this override."""
+    group, _, name = override.partition("=")
+    stored = ConfigStore.instance().repo.get("recipe", {}) if group == "+recipe" else {}
+    return stored[f"{name}.yaml"].provider if f"{name}.yaml" in stored else None
+
+
+def store_saved_run(run: Path, chosen: Collection[str] = ()) -> str:
+    """Gives Hydra the run's composed config as a primary one, and gives back its name.
+
+    `run` is the run's folder, or the model's within it. The groups that are `chosen` anew (`data=file`) leave their
+    place to the choice; of `data` that are the datasets, what holds for all of them stays. Raises ConfigError for a
+    folder without a config.
+    """
+    folder = next((folder for folder in (run, run.parent) if (folder / ".hydra").is_dir()), run)
+    saved = read_saved_config(folder, "Write +recipe=NAME, or model=NAME data=NAME.")
+    for group in chosen:
+        kept = saved.get(group, {}) if group == "data" else {}
+        saved[group] = {key: value for key, value in kept.items() if not isinstance(value, Mapping)}
+    if "data" in chosen and "formatter" not in chosen:
+        saved["formatter"] = {"name": "auto"}  # the run's own was for its own rows
+    node = OmegaConf.merge(OmegaConf.load(config_folder("conf") / "config.yaml"), saved)  # keys that an older run lacks
+    node.defaults = ["open_groups", "_self_", *({group: None} for group in OPEN_GROUPS)]
+    ConfigStore.instance().store(name=SAVED, node=node, provider=str(run))
+    return SAVED
+
+
+def store_resumed_run(run: Path) -> str:
+    """Gives Hydra the run's composed config as a primary one that resumes it in its folder, and gives back its name.
+
+    The folder's .hydra stays what the run was started with. Raises ConfigError for a folder without a config.
+    """
+    saved = read_saved_config(run, "Name the folder of a run.")
+    saved["trainer"]["resume_from_checkpoint"] = True
+    hydra = OmegaConf.to_container(OmegaConf.load(config_folder("conf") / "config.yaml").hydra)
+    hydra |= {"run": {"dir": str(run.resolve())}, "output_subdir": ".hydra/resumed"}
+    node = {"defaults": ["open_groups", "_self_"], "hydra": hydra, **saved}
+    ConfigStore.instance().store(name=RESUMED, node=node, provider=str(run))
+    return RESUMED
+
+
+def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
+    """The composed config of the run in this folder, without what its own command alone decides.
+
+    Whether a model's own code may run is for whoever opens the folder. Raises ConfigError where there is none.
+    """
+    file = run / ".hydra" / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{run} has no .hydra/config.yaml with a config of its own. {way_out}")
+    saved = OmegaConf.to_container(OmegaConf.load(file))
+    saved.pop("overwrite", None)
+    saved["model"] = {key: value for key, value in (saved.get("model") or {}).items() if key != "trust_remote_code"}
+    return saved
