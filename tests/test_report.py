@@ -12,9 +12,7 @@ import pytest
 from sft_recipes.report import main
 from sft_recipes.reporting.provenance import TRAINER_DEFAULTS
 from sft_recipes.reporting.result_tables import history_table
-from sft_recipes.reporting.run_folder import read_run
 from sft_recipes.reporting.run_report import audit_table, compare_runs, write_report
-from sft_recipes.reporting.setup_sections import rerun_command
 from sft_recipes.reporting.text import display_width
 
 
@@ -23,10 +21,11 @@ def make(root, name: str, digest: str = "aa", chunks: tuple = (), **config):
     folder = root / "tiny" / name
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text("seed: 42\n")
-    measured = {"exact_match": 0.0, "stops": 0.25, "raw_text_loss": 2.0}
+    measured = {"exact_match": 0.0, "stops": 0.25, "raw_text": {"loss": 2.0}}
     metrics = {
         "train_loss": 0.5, "eval_loss": 0.25, "steps": 7, "train_seconds": 3.0, "trainable_parameters": 1000,
-        "peak_memory_gib": 0.5, "before": measured, "after": {"exact_match": 1.0, "stops": 1.0, "raw_text_loss": 2.1},
+        "peak_memory_gib": 0.5, "exact_match": 1.0, "stops": 1.0, "raw_text_loss": 2.1,
+        "before": measured, "after": {"exact_match": 1.0, "stops": 1.0, "raw_text": {"loss": 2.1}},
         "history": [{"loss": 0.5, "learning_rate": 1e-3, "step": 7, "epoch": 1.0}],
     }  # fmt: skip
     part = {"rows": 10, "held_out": 2, "kept": 9, "tokens": 90, "supervised_tokens": 30}
@@ -177,7 +176,7 @@ def full(folder):
                 "length": {"8 to 24 tokens": loss + 6},
             },
             "raw_text": {"loss": loss, "bits_per_byte": loss / 2, "tokens": 10, "bytes": 20, "source": "prose.jsonl"},
-            "lm_eval": {"mmlu": share + 0.05}, "new": {"measure": 7},
+            "lm_eval": {"mmlu": share + 0.05},
         }  # fmt: skip
 
     metrics = json.loads((folder / "metrics.json").read_text()) | {
@@ -185,6 +184,8 @@ def full(folder):
         "environment": {"python": "3.11.9", "gpu": None, "processes": 2, "commit": "53f5a44"}, "parameters": 4000,
         "train_tokens": 51234, "tokens_per_second": 4000.0, "mfu": 0.41, "train_seconds": 7200.0,
         "before": measured(0.25, 2.0), "after": measured(0.75, 2.25),
+        "exact_match": 0.75, "rouge_l": 0.76, "chrf": 0.77, "stops": 0.78, "p_stop": 0.79, "eval_loss": 2.25,
+        "raw_text_loss": 2.25, "bits_per_byte": 1.125,
         "forgetting": {"change": 0.125, "verdict": "warning", "warn_above": 0.1, "fail_above": 0.15},
         "benchmarks": {"worst": -3.5, "verdict": "warning"},
         "weight_change": {"embeddings": 0.0, "layer 0 attention": 0.01, "layer 0 mlp": 0.02},
@@ -203,7 +204,7 @@ def full(folder):
             "unknown": ["the batch size"],
         },
     }  # fmt: skip
-    supervision = json.loads((folder / "supervision.json").read_text()) | {"config": config, "parity": {"rows": 96}}
+    supervision = json.loads((folder / "supervision.json").read_text()) | {"config": config, "parity": 96}
     supervision["sources"]["lima"] = supervision["sources"].pop("tiny") | {"fingerprint": "f" * 64}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "supervision.json").write_text(json.dumps(supervision | {"padding": 0.16}))
@@ -252,7 +253,6 @@ def page(tmp_path_factory, request):
         "later answers 5.0000 5.2500",
         "stop tokens 6.0000 6.2500",
         "rows of 8 to 24 tokens 8.0000 8.2500",
-        "new, measure 7 7",
         "Verdict: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
         "A lower learning rate than 2e-05: trainer.learning_rate=6e-06",
         "2 to 10 % raw text in the mixture: 'data=[lima,prose]' data.prose.share=0.05",
@@ -479,11 +479,3 @@ def test_a_departure_that_an_override_took_back_is_none(run):
     supervision["config"]["provenance"]["departures"]["trainer.learning_rate"] = "ours is smaller"
     (folder / "supervision.json").write_text(json.dumps(supervision))
     assert "ours is smaller" not in markdown(folder)
-
-
-def test_the_command_is_made_from_what_was_typed_where_the_run_does_not_say_it(run):
-    folder = run("a")
-    (folder / ".hydra" / "overrides.yaml").write_text("- +recipe=tiny\n- data=[tiny,prose]\n- 'name=it''s'\n")
-    assert (
-        rerun_command(read_run(folder)) == """python -m sft_recipes +recipe=tiny 'data=[tiny,prose]' 'name=it'"'"'s'"""
-    )

@@ -1,15 +1,12 @@
-"""All metrics of a run in one table, METRICS, and how a number is read from metrics.json.
+"""All metrics of a run in one table, METRICS.
 
 A new metric is one entry here and one function where it is measured: for answers, a function with the metric's name in
 evaluation/text_metrics.py.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from sft_recipes.config.nested_values import as_mapping, get_number
+from typing import Literal
 
 # What a metric is measured on: base and tuned model on answers, on held-out rows, on those of them that end with a stop
 # token and on raw text; a training and its cost once; a comparison is of base with tuned.
@@ -29,16 +26,6 @@ class Metric:
     column: str = ""  # the head of its column in a sweep's table; without one it has a column as the objective only
     column_format: str = ""  # where a sweep needs more digits to tell jobs apart
     hub_type: str = ""  # its name on the Hub, where that is not the last part of its path
-
-    def value_in(self, measured: Mapping[str, Any]) -> float | None:
-        """Its number in `before` or `after`; runs of earlier versions have it under its name."""
-        found = get_number(measured, self.path)
-        return get_number(measured, self.name) if found is None else found
-
-    def tuned_value(self, metrics: Mapping[str, Any]) -> float | None:
-        """Its number in a whole metrics.json: the tuned model's, or the run's."""
-        found = self.value_in(as_mapping(metrics.get("after")))
-        return get_number(metrics, self.name) if found is None else found
 
 
 METRICS = {

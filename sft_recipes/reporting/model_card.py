@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.config.metrics import metrics_on
-from sft_recipes.config.nested_values import as_mapping, finite_number, get_path, iterate_leaves
+from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.document import Picture, render_markdown
 from sft_recipes.reporting.run_folder import RunFiles
-from sft_recipes.reporting.setup_sections import rerun_command
 
 
 def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
@@ -22,7 +21,7 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
     from huggingface_hub import ModelCard
 
     values = {**values, "card": True, "usage": usage_snippet(run)}
-    values["names_a_path"] = re.search(r"(?<![\w.])/", rerun_command(run))  # of this machine
+    values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))  # of this machine
     page = render_markdown("report.jinja", **values)
     ModelCard(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}").save(folder / "README.md")
     for picture in pictures:
@@ -81,7 +80,7 @@ def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
 
     results = []
     for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text"):
-        if (value := metric.tuned_value(metrics)) is not None:
+        if (value := get_number(metrics, metric.name)) is not None:
             names = ("raw_text", "raw text") if metric.measured_on == "raw_text" else ("held_out", "held-out rows")
             results.append(result(*names, metric.hub_type or metric.path.rpartition(".")[2], metric.label, value))
     for task, value in iterate_leaves(as_mapping(get_path(metrics, "after.lm_eval"))):

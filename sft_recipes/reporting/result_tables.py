@@ -1,11 +1,10 @@
 """The measurements of a run as tables: the few that it is judged by, then all of them."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_recipes.config.metrics import METRICS, metrics_on
+from sft_recipes.config.metrics import metrics_on
 from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.text import format_value
 
@@ -26,7 +25,7 @@ def result_table(metrics: Mapping[str, Any]) -> Rows:
     before = as_mapping(metrics.get("before"))
     rows = [["", "base", "model" if metrics.get("mode") == "evaluate" and not before else "tuned"]]
     for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text", "training"):
-        old, new = metric.value_in(before), metric.tuned_value(metrics)
+        old, new = get_number(before, metric.path), get_number(metrics, metric.name)
         cells = [format_value(value, metric.format) for value in (old, new)]
         if metric.measured_on == "raw_text" and old and new:
             verdict = get_path(metrics, "forgetting.verdict") if metric.name == "raw_text_loss" else None
@@ -40,14 +39,21 @@ def with_body(rows: Rows) -> Rows:
     return rows if len(rows) > 1 else []
 
 
+def base_and_tuned(metrics: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the base and the tuned model have at this path; empty where they have nothing."""
+    return as_mapping(get_path(metrics, f"before.{path}")), as_mapping(get_path(metrics, f"after.{path}"))
+
+
 def answer_table(metrics: Mapping[str, Any]) -> Rows:
     """The metrics of answers as base → tuned: of all, by the length of the reference, and of sampled answers."""
     before, after = as_mapping(metrics.get("before")), as_mapping(metrics.get("after"))
     used = [metric for metric in metrics_on("answers") if metric.path in {**before, **after}]
     rows = [["answers", "rows", *(metric.label for metric in used)]]
     for part, label in ANSWER_PARTS.items():
-        old, new = (as_mapping(values.get(part)) if part else values for values in (before, after))
-        pairs = [[format_value(metric.value_in(values), metric.format) for values in (old, new)] for metric in used]
+        old, new = base_and_tuned(metrics, part) if part else (before, after)
+        pairs = [
+            [format_value(get_number(values, metric.path), metric.format) for values in (old, new)] for metric in used
+        ]
         cells = ["\u00a0→\u00a0".join(filter(None, pair)) for pair in pairs]
         if any(cells):
             how = [f"{key.replace('_', ' ')} {new[key]:g}" for key in ("temperature", "top_p") if get_number(new, key)]
@@ -58,65 +64,41 @@ def answer_table(metrics: Mapping[str, Any]) -> Rows:
 
 def held_out_table(metrics: Mapping[str, Any]) -> Rows:
     """The held-out loss in nats per supervised token: of all rows, then by source, turn, position and length."""
-    before, after = (as_mapping(get_path(metrics, f"{when}.held_out")) for when in ("before", "after"))
-    losses = [("all tokens", before.get("loss"), after.get("loss"))]
+    both = base_and_tuned(metrics, "held_out")
+    rows = paired_rows(both, {"loss": "all tokens"}, ".4f")
     for group, label in LOSS_PARTS.items():
-        old, new = as_mapping(before.get(group)), as_mapping(after.get(group))
-        losses += [(label.format(key), old.get(key), new.get(key)) for key in {**old, **new}]
-    counts = [(label, before.get(key), after.get(key)) for key, label in COUNTS.items()]
-    return with_body([["held-out loss", "base", "tuned"], *number_rows(losses, ".4f"), *number_rows(counts, ",")])
-
-
-COUNTS = {"rows": "rows", "tokens": "supervised tokens"}
-
-
-def number_rows(listed: Sequence[tuple[str, Any, Any]], form: str) -> Rows:
-    """A row for each label with its two numbers; none for a label without any."""
-    rows = [[label, *(format_value(finite_number(value), form) for value in values)] for label, *values in listed]
-    return [row for row in rows if any(row[1:])]
+        parts = base_and_tuned(metrics, f"held_out.{group}")
+        rows += paired_rows(parts, {key: label.format(key) for key in {**parts[0], **parts[1]}}, ".4f")
+    rows += paired_rows(both, {"rows": "rows", "tokens": "supervised tokens"}, ",")
+    return with_body([["held-out loss", "base", "tuned"], *rows])
 
 
 def raw_text_table(metrics: Mapping[str, Any]) -> Rows:
     """The loss on raw text, base and tuned, and on how much text it was measured."""
-    before, after = (as_mapping(get_path(metrics, f"{when}.raw_text")) for when in ("before", "after"))
-    forms = {"loss": ".4f", "bits_per_byte": ".4f", "tokens": ",", "bytes": ","}
-    listed = [([(key.replace("_", " "), before.get(key), after.get(key))], form) for key, form in forms.items()]
-    return with_body([["raw text", "base", "tuned"], *(row for each in listed for row in number_rows(*each))])
+    both = base_and_tuned(metrics, "raw_text")
+    rows = paired_rows(both, {"loss": "loss", "bits_per_byte": "bits per byte"}, ".4f")
+    rows += paired_rows(both, {"tokens": "tokens", "bytes": "bytes"}, ",")
+    return with_body([["raw text", "base", "tuned"], *rows])
+
+
+def paired_rows(both: Sequence[Mapping[str, Any]], labels: Mapping[str, str], form: str) -> Rows:
+    """For each key a row of its label and of the numbers that base and tuned have there; none without a number."""
+    rows = [
+        [label, *(format_value(finite_number(values.get(key)), form) for values in both)]
+        for key, label in labels.items()
+    ]
+    return [row for row in rows if any(row[1:])]
 
 
 def benchmark_table(metrics: Mapping[str, Any]) -> Rows:
     """The tasks of lm-eval, base beside tuned, and the change in points."""
-    before, after = (
-        dict(iterate_leaves(as_mapping(get_path(metrics, f"{when}.lm_eval")))) for when in ("before", "after")
-    )
+    before, after = (dict(iterate_leaves(values)) for values in base_and_tuned(metrics, "lm_eval"))
     rows = [["task", "base", "tuned", "points"]]
     for task in {**before, **after}:
         old, new = (finite_number(values.get(task)) for values in (before, after))
         points = None if None in (old, new) else 100 * (new - old)
         rows.append([task, format_value(old, ".1%"), format_value(new, ".1%"), format_value(points, "+.1f")])
     return with_body(rows)
-
-
-def other_metrics(metrics: Mapping[str, Any]) -> Rows:
-    """What was measured and is in none of the other tables."""
-    before, after = (
-        {path: value for path, value in iterate_leaves(as_mapping(metrics.get(when))) if not is_shown_elsewhere(path)}
-        for when in ("before", "after")
-    )
-    rows = [["measure", "base", "tuned"]]
-    for path in before | after:
-        cells = [values.get(path, "") for values in (before, after)]
-        texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-        rows.append([path.replace("_", " ").replace(".", ", "), *texts])
-    return with_body(rows)
-
-
-def is_shown_elsewhere(path: str) -> bool:
-    """Whether an entry of `before` or `after` is in another table."""
-    known = {"rows", *METRICS, *(metric.path for metric in METRICS.values())}
-    groups = r"lm_eval\..*|sampled\.(temperature|top_p)|held_out\.(rows|tokens|(source|turn|position|length)\..*)"
-    own = re.sub(r"^(short|long|sampled)\.", "", path) in known
-    return own or bool(re.fullmatch(rf"{groups}|raw_text\.(tokens|bytes|source)", path))
 
 
 def judge_table(metrics: Mapping[str, Any]) -> Rows:

@@ -1,6 +1,5 @@
 """How a run was made, as lines and tables of a report: model, data, recipe, data checks, cost, environment, command."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,10 +150,3 @@ def environment_table(run: RunFiles) -> Rows:
         if key != "started" or value:
             rows.append([key.replace("_", " "), "none" if value is None else str(value)])
     return with_body(rows)
-
-
-def rerun_command(run: RunFiles) -> str:
-    """The command that repeats the run: as the run has it, or from what was typed."""
-    if run.metrics.get("command"):
-        return str(run.metrics["command"])
-    return f"python -m sft_recipes {shlex.join(run.overrides)}" if run.overrides else ""

@@ -64,10 +64,7 @@ def find_metric(objective: str) -> Metric:
 
 def metric_values(jobs: Sequence[Job], metric: Metric) -> list[float]:
     """The metric's value in each of these jobs that has one; NaN, too, which is a result."""
-    values = (metric.tuned_value(job.metrics) for job in jobs)
-    values = [
-        get_path(job.metrics, metric.name) if value is None else value for job, value in zip(jobs, values, strict=True)
-    ]
+    values = (get_path(job.metrics, metric.name) for job in jobs)
     return [float(value) for value in values if isinstance(value, int | float)]
 
 

@@ -40,7 +40,7 @@ def test_a_metric_that_is_an_entry_and_a_function_is_measured_and_can_be_the_obj
 
 
 def test_it_is_in_the_report_s_tables_and_in_the_card(words):
-    metrics = {"before": {"words": 3.0, "rows": 2}, "after": {"words": 2.0, "rows": 2}}
+    metrics = {"before": {"words": 3.0, "rows": 2}, "after": {"words": 2.0, "rows": 2}, "words": 2.0}
     assert result_table(metrics) == [["", "base", "tuned"], ["words per answer", "3.00", "2.00"]]
     assert answer_table(metrics) == [
         ["answers", "rows", "words per answer"],

@@ -51,14 +51,9 @@ def test_a_quantized_base_is_said_to_be(card):
 
 
 def test_what_was_measured_of_the_tuned_model_is_in_the_metadata(card):
-    after = {
-        "exact_match": 0.75,
-        "rouge_l": 0.5,
-        "held_out": {"loss": 1.25},
-        "raw_text": {"loss": 2.0},
-        "lm_eval": {"mmlu": 0.4},
-    }
-    found = card("Qwen/Qwen3-0.6B-Base", LORA, {}, before={"exact_match": 0.1}, after=after).data
+    tuned = {"exact_match": 0.75, "rouge_l": 0.5, "eval_loss": 1.25, "raw_text_loss": 2.0}
+    measured = {"before": {"exact_match": 0.1}, "after": {"lm_eval": {"mmlu": 0.4}}} | tuned
+    found = card("Qwen/Qwen3-0.6B-Base", LORA, {}, **measured).data
     assert [(one.dataset_type, one.metric_type, one.metric_value) for one in found.eval_results] == [
         ("held_out", "exact_match", 0.75), ("held_out", "rouge", 0.5), ("held_out", "loss", 1.25),
         ("raw_text", "loss", 2.0), ("mmlu", "score", 0.4),
@@ -91,6 +86,6 @@ def test_the_card_is_the_report_with_its_pictures_and_how_to_use_it(card, tmp_pa
 
 
 def test_a_run_without_a_model_has_no_card(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"mode": "evaluate", "after": {"exact_match": 0.5}}')
+    (tmp_path / "metrics.json").write_text('{"mode": "evaluate", "exact_match": 0.5}')
     write_report(tmp_path)
     assert not (tmp_path / "model").exists()
