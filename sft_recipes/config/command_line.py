@@ -56,6 +56,8 @@ def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
     parser = OverridesParser.create()
     given = [override for override in overrides if override.startswith(("mode=", "evaluate.run="))]
     values = {one.key_or_group: one.value() for one in parser.parse_overrides(given) if not one.is_sweep_override()}
+    if values.get("mode") == "generate":
+        return "generate"  # which needs no data
     if values.get("mode") == "evaluate" and values.get("evaluate.run"):
         run = Path(str(values["evaluate.run"]))
         if "model" not in keys or any((folder / ".hydra").is_dir() for folder in (run, run.parent)):

@@ -15,6 +15,7 @@ from sft_recipes.config.validation import show_value
 from sft_recipes.errors import ConfigError, did_you_mean
 
 OURS = "sft_recipes.config.options."
+GENERATE = "sft_recipes.config.generate_options."
 # The choice that sets defaults of its own, where it is not the group's file default.yaml
 SET_BY = {"adapter.lora": "adapter/lora", "adapter.quantization": "adapter/qlora"}
 # What can be asked for: where its keys stand, and the classes whose fields they are
@@ -28,6 +29,8 @@ TOPICS = {
     "quantization": ("adapter.quantization", ["transformers.BitsAndBytesConfig"]),
     "trainer": ("trainer", [f"{OURS}TrainerOptions", "trl.SFTConfig"]),
     "evaluate": ("evaluate", [f"{OURS}EvaluateOptions"]),
+    "generate": ("generate", [f"{GENERATE}GenerateOptions"]),
+    "endpoint": ("generate.endpoint", [f"{GENERATE}EndpointOptions"]),
     "judge": ("evaluate.judge", [f"{OURS}JudgeOptions"]),
 }
 
@@ -56,7 +59,8 @@ def class_fields(target: type) -> list[tuple[str, Any, str]]:
     if parameters.keys() != {item.name for item in fields(target) if item.init}:  # it has a constructor of its own
         named = [one for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
         return [(one.name, "required" if one.default is one.empty else one.default, "") for one in named]
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(target), re.MULTILINE))
+    sources = "".join(inspect.getsource(each) for each in reversed(target.__mro__[:-1]))
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", sources, re.MULTILINE))
     found = []
     for item in fields(target):
         if item.init and item.name not in ("fields", "settings") and not is_unused(target, item.name):

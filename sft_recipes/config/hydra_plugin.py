@@ -15,7 +15,7 @@ from sft_recipes.config.metrics import is_lower_better
 from sft_recipes.config.nested_values import iterate_leaves
 
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "curation")
-PRIMARY_CONFIGS = ("config", "demo", "saved_run")  # ours; a user names others with -cn
+PRIMARY_CONFIGS = ("config", "demo", "generate", "saved_run")  # ours; a user names others with -cn
 
 
 def config_folder(name: str) -> Path:
@@ -75,7 +75,8 @@ class RecipesSearchPath(SearchPathPlugin):
 
 def register_with_hydra() -> None:
     """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
-    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in (*OPEN_GROUPS, "data_checks", "preview")}
+    named = (*OPEN_GROUPS, "data_checks", "preview", "generate")
+    open_groups = {group: DictConfig({}, flags={"struct": False}) for group in named}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)

@@ -66,6 +66,7 @@ OLD_NAMES = {
     "data.NAME.train_on (assistant, last or all)": "supervise",
     "data_checks": "supervision",
     "data.held_out": "val_size test_size held_out",
+    "generate.what": "what",
 }
 RENAMED_OPTIONS = {name: new for new, names in OLD_NAMES.items() for name in names.split()}
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.curation_options import CurationOptions
+from sft_recipes.config.generate_options import GenerateOptions
 from sft_recipes.config.options import (
     FIELD_RANGES,
     AdapterOptions,
@@ -42,10 +43,11 @@ class Config:
     evaluate: EvaluateOptions
     data_checks: CheckPolicy = CheckPolicy()
     curation: CurationOptions = CurationOptions()
+    generate: GenerateOptions = GenerateOptions()
     preview: PreviewOptions = PreviewOptions()
     provenance: Provenance | None = None
     lr_find: LRRange | None = None
-    mode: Literal["train", "preview", "curate", "evaluate"] = "train"
+    mode: Literal["train", "preview", "curate", "generate", "evaluate"] = "train"
     seed: Annotated[int, "[0, 4294967295]"] = 42
     objective: str | None = None
     smoke: bool = False

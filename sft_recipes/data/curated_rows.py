@@ -86,7 +86,11 @@ class LeakFinder:
         options = config.curation.leaks
         how = {"threshold": options.threshold, "window": options.window, "coverage": options.coverage}
         self.rows = LeakIndex(held_out, **how, template=template)
-        questions = [words for path in config.curation.decontaminate for words in read_questions(path)]
+        questions = [
+            split_words(join_messages(question, "user"))
+            for path in config.curation.decontaminate
+            for question in read_questions(f"curation.decontaminate={path}", path)
+        ]
         self.questions = LeakIndex(questions, **how, template=template) if questions else None
 
     @classmethod
@@ -121,9 +125,9 @@ class LeakFinder:
         return bool(asked) and self.questions.find_leak(asked) is not None
 
 
-def read_questions(path: str) -> Iterator[list[str]]:
-    """The words of every question of a file: what users say in its messages, or its first column for a question."""
-    where, source = f"curation.decontaminate={path}", Source(data_files=path)
+def read_questions(where: str, path: str) -> Iterator[Conversation]:
+    """What each row of a file asks: its messages before the last answer, or its first column for a question."""
+    source = Source(data_files=path)
     rows = load_rows(where, source, source.split)
     try:
         formatter = find_formatter(where, source, {"name": "auto"}, rows.columns)
@@ -133,11 +137,15 @@ def read_questions(path: str) -> Iterator[list[str]]:
         if isinstance(row, Fault):
             continue
         try:
-            text = join_messages(formatter(row), "user") if formatter else ""
+            messages = formatter(row).get("messages", []) if formatter else []
         except DataError:
-            text = ""
-        column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
-        if not text and column is None:
-            known = ", ".join(QUESTION_COLUMNS)
-            raise ConfigError(f"{where}: no question was found in a row; one of its columns should be {known}.")
-        yield split_words(text or row[column])
+            messages = []
+        last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        if last < 0:
+            column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
+            if column is None:
+                known = ", ".join(QUESTION_COLUMNS)
+                raise ConfigError(f"{where}: no question was found in a row; one of its columns should be {known}.")
+            more = row.get("input") if column == "instruction" else None
+            messages = [{"role": "user", "content": "\n\n".join([row[column], *([more] if more else [])])}]
+        yield {"messages": list(messages[: last + 1] or messages)}

@@ -29,7 +29,8 @@ def test_loras_fields_are_pefts_with_the_defaults_of_adapter_lora(command):
 
 
 @pytest.mark.parametrize(
-    "topic", ["model", "data", "source", "data_checks", "adapter", "quantization", "evaluate", "judge"]
+    "topic",
+    ["model", "data", "source", "data_checks", "adapter", "quantization", "evaluate", "judge", "generate", "endpoint"],
 )
 def test_every_topic_lists_its_fields(command, topic):
     code, printed, said = command("--help", topic)

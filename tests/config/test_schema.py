@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
+from sft_recipes.config.generate_options import GenerateOptions
 from sft_recipes.config.options import DataOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
@@ -93,6 +94,7 @@ PLACES = {
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
     "data": set(inspect.signature(DataOptions).parameters),
     "data.NAME": set(inspect.signature(Source).parameters),
+    "generate": set(inspect.signature(GenerateOptions).parameters),
 }
 
 

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks OpenAI's protocol and judges by a rule."""
+"""A server on this machine that speaks OpenAI's protocol, and judges or answers by a rule."""
 
 import json
 import re
@@ -17,6 +17,7 @@ class Judge:
 
     def __init__(self):
         self.rule = lambda question, first, second: "tie"
+        self.reply = None  # what is said in place of a verdict: a function of the last message, or of a raw prompt
         self.failures: list[tuple[int, dict]] = []
         self.usage: dict | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.body = None  # said instead of a completion
@@ -31,9 +32,14 @@ class Judge:
                 return code, headers, b'{"error": {"message": "no\\nkey secret-key"}}'
         if self.body is not None:
             return 200, {}, self.body
-        found = PARTS.search(request["messages"][0]["content"])
-        said = self.rule(*found.groups()) if found else "tie"
-        values = {"choices": [{"message": {"role": "assistant", "content": f"Both tried.\nVerdict: {said}"}}]}
+        asked = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
+        found = PARTS.search(asked)
+        text = f"Both tried.\nVerdict: {self.rule(*found.groups()) if found else 'tie'}"
+        text = self.reply(asked) if self.reply else text
+        text, ending = text if isinstance(text, tuple) else (text, "stop")
+        values = {
+            "choices": [{"message": {"role": "assistant", "content": text}, "text": text, "finish_reason": ending}]
+        }
         return 200, {}, json.dumps(values | ({"usage": self.usage} if self.usage else {})).encode()
 
 

@@ -1,0 +1,235 @@
+"""Rows made by a model: `python -m sft_recipes mode=generate generate.what=replay`.
+
+Tasks and answers by Self-Instruct, answers to your own instructions, or raw text of the model's own for replay; by the
+config's model, or at an OpenAI-compatible endpoint: `generate.endpoint='{url: https://…/v1, model: NAME}'`.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sft_recipes.config.generate_options import GenerateOptions
+from sft_recipes.config.schema import Config
+from sft_recipes.data.curated_rows import read_questions
+from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation.judge import total_cost
+from sft_recipes.making.model_replies import EndpointModel, LocalModel, Model, Prompt, Reply
+from sft_recipes.making.self_instruct import (
+    TaskPool,
+    fill_prompt,
+    parse_instances,
+    parse_list,
+    read_seed_tasks,
+    refuse_instance,
+)
+from sft_recipes.reporting.run_folder import write_json
+from sft_recipes.training.setup import open_run_folder
+
+log = logging.getLogger(__name__)
+COLUMNS = {"self_instruct": "instruction", "answers": "messages", "replay": "text"}  # by which its rows are told
+IDLE = 5  # rounds without a new row, after which no more are asked for
+
+
+def main(config: Config, folder: Path) -> float:
+    """Makes rows, prints what came of it, and gives back their number."""
+    record = generate(config, folder)
+    cost = "" if record["cost"] is None else f" This call cost {record['cost']:g}."
+    print(f"{record['rows']:,} rows are in {record['out']}, {record['made']:,} of them made now.{cost}")
+    for reason, number in record["rejected"].items():
+        print(f"  left out: {number:,} · {reason}")
+    return record["rows"]
+
+
+def generate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
+    """What generate.json holds: rows, made, rejected, tokens and cost of this call.
+
+    Adds each row to `config.generate.out` as it is made, after those of earlier calls. What is left out stands with
+    its reason in rejected.jsonl of `folder`, else outputs/NAME/DATE_TIME. Raises ConfigError and DataError.
+    """
+    options = config.generate
+    folder = open_run_folder(config, folder)
+    rows = MadeRows(options, folder / "rejected.jsonl")
+    model = EndpointModel(options.endpoint, options) if options.endpoint else LocalModel(config)
+    make = {"self_instruct": make_tasks, "answers": make_answers, "replay": make_replay}[options.what]
+    try:
+        make(model, rows, options, config.seed)
+    finally:  # also after Ctrl-C
+        rows.close(folder / "generate.json")
+    return rows.record
+
+
+class MadeRows:
+    """The file that rows are added to, and the account of this call."""
+
+    def __init__(self, options: GenerateOptions, rejected: Path):
+        self.options, self.path, self.rejected = options, Path(options.out), rejected
+        self.rows = read_made_rows(self.path, COLUMNS[options.what])
+        self.before, self.replies, self.reasons = len(self.rows), [], Counter()
+        self.record: dict[str, Any] = {}
+        self.bar: tqdm | None = None
+
+    def ask(self, model: Model, prompts: list[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
+        """Those of the model's replies that are whole; the others are left out with their reason."""
+        for number, reply in model.ask(prompts, seed):
+            self.replies.append(reply)
+            if reply.error or (reply.cut and not isinstance(prompts[number], str)):
+                why = f"the request failed: {reply.error}" if reply.error else "the reply is cut off"
+                self.reject(why, {"reply": reply.text})
+            else:
+                yield number, reply
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes one row."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows.append(row)
+        if self.bar is not None:
+            self.bar.update()
+            if self.options.endpoint and (cost := total_cost(self.replies, self.options.endpoint)["cost"]) is not None:
+                self.bar.set_postfix_str(f"cost {cost:g}")
+
+    def reject(self, reason: str, row: dict[str, Any]) -> None:
+        """Writes what is left out, and why."""
+        self.reasons[reason.partition(":")[0]] += 1
+        with self.rejected.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"reason": reason} | row, ensure_ascii=False) + "\n")
+
+    def start(self, wanted: int) -> None:
+        """Shows progress towards so many rows."""
+        self.bar = tqdm(total=wanted, initial=len(self.rows), desc=self.options.what)
+
+    def close(self, path: Path) -> None:
+        """Writes the account."""
+        if self.bar is not None:
+            self.bar.close()
+        cost = {"input_tokens": None, "output_tokens": None, "cost": None}
+        if self.options.endpoint:
+            cost = total_cost(self.replies, self.options.endpoint)
+        self.record = {"what": self.options.what, "out": str(self.path), "rows": len(self.rows)}
+        self.record |= {"made": len(self.rows) - self.before, "requests": len(self.replies)}
+        self.record |= {"rejected": dict(self.reasons.most_common())} | cost
+        write_json(path, self.record)
+
+
+def read_made_rows(path: Path, column: str) -> list[dict[str, Any]]:
+    """The rows of an earlier call; a last line that was cut off by a crash is removed.
+
+    Raises ConfigError for a file with other rows.
+    """
+    if not path.is_file():
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"generate.out={path}: there is no folder {path.parent}.")
+        return []
+    text = path.read_bytes()
+    if not text.endswith(b"\n") and text:
+        text = text[: text.rfind(b"\n") + 1]
+        with path.open("r+b") as file:
+            file.truncate(len(text))
+    try:
+        rows = [json.loads(line) for line in text.decode("utf-8").splitlines()]
+        if all(column in row and "model" in row for row in rows):
+            return rows
+    except (ValueError, TypeError):
+        pass
+    raise ConfigError(f"generate.out={path} holds other rows than these. Write another file.")
+
+
+def make_tasks(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+    """Self-Instruct: instructions from examples, whether each is a classification, then its examples."""
+    wanted = options.rows or 100
+    own = list(dict.fromkeys(row["instruction"] for row in rows.rows))
+    pool = TaskPool(read_seed_tasks(options.source), own, options.rouge)
+    rows.start(wanted)
+    idle = 0
+    while len(rows.rows) < wanted and idle < IDLE:
+        before, number = len(rows.rows), seed + len(rows.rows) + 1000 * idle
+        draw = Random(number)
+        asked = [
+            fill_prompt(options.prompts, "instructions.txt", examples=pool.draw_examples(draw))
+            for _ in range(min(model.at_once, wanted - before))
+        ]
+        new = []
+        for _, reply in rows.ask(model, asked, number):
+            found = parse_list(reply.text)
+            if not found:
+                rows.reject("no list can be read in the reply", {"reply": reply.text})
+            for text in found:
+                if reason := pool.try_to_add(text):
+                    rows.reject(f"the instruction: {reason}", {"instruction": text})
+                else:
+                    new.append(text)
+        kinds = {}
+        asked = [fill_prompt(options.prompts, "is_classification.txt", instruction=text) for text in new]
+        for place, reply in rows.ask(model, asked, number):
+            kinds[new[place]] = (
+                "classification" if reply.text.lower().lstrip(" *\n").startswith("yes") else "generation"
+            )
+        files = {"classification": "labelled_instance.txt", "generation": "instance.txt"}
+        new = list(kinds)
+        asked = [fill_prompt(options.prompts, files[kinds[text]], instruction=text) for text in new]
+        for place, reply in rows.ask(model, asked, number):
+            add_instances(rows, new[place], kinds[new[place]], parse_instances(reply.text), model.name, wanted)
+        idle = 0 if len(rows.rows) > before else idle + 1
+    if len(rows.rows) < wanted:
+        log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(rows.rows), wanted)
+
+
+def add_instances(
+    rows: MadeRows, instruction: str, kind: str, found: list[tuple[str, str]], name: str, wanted: int
+) -> None:
+    """Writes the examples of one task that pass."""
+    if not found:
+        rows.reject("no example can be read in the reply", {"instruction": instruction})
+    answers: dict[str, str] = {}
+    for given, answer in found:
+        row = {"instruction": instruction, "input": given, "output": answer, "category": kind, "model": name}
+        if reason := refuse_instance(instruction, given, answer, answers):
+            rows.reject(f"the example: {reason}", row)
+        elif len(rows.rows) < wanted:
+            answers[given] = answer
+            rows.add(row)
+
+
+def make_answers(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+    """An answer to each of the user's instructions; those that have one from an earlier call are not asked again."""
+    questions = [
+        question["messages"] for question in read_questions(f"generate.source={options.source}", options.source)
+    ]
+    questions = questions[: options.rows]
+    for row in rows.rows:
+        if row.get("id", -1) >= len(questions) or row["messages"][:-1] != questions[row["id"]]:
+            raise ConfigError(f"generate.out={options.out} holds answers to other instructions. Write another file.")
+    done = {row["id"] for row in rows.rows}
+    left = [place for place in range(len(questions)) if place not in done]
+    rows.start(len(questions))
+    for number, reply in rows.ask(model, [questions[place] for place in left], seed):
+        if not reply.text.strip():
+            rows.reject("the answer is empty", {"id": left[number]})
+            continue
+        messages = [*questions[left[number]], {"role": "assistant", "content": reply.text.strip()}]
+        rows.add({"id": left[number], "messages": messages, "model": model.name})
+
+
+def make_replay(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+    """Raw text that the model writes when given nothing: replay where its pretraining text is not at hand."""
+    wanted, known, idle = options.rows or 100, {row["text"] for row in rows.rows}, 0
+    rows.start(wanted)
+    while len(rows.rows) < wanted and idle < IDLE:
+        before = len(rows.rows)
+        number = min(model.at_once, wanted - before)
+        for _, reply in rows.ask(model, [""] * number, seed + before + 1000 * idle):
+            text = reply.text.strip()
+            if not text or text in known:
+                rows.reject("the text is there already" if text else "the text is empty", {"text": text})
+                continue
+            known.add(text)
+            rows.add({"text": text, "model": model.name})
+        idle = 0 if len(rows.rows) > before else idle + 1
+    if len(rows.rows) < wanted:
+        log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(rows.rows), wanted)
