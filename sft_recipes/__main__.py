@@ -46,7 +46,7 @@ def run_job(composed: DictConfig) -> float:
         config = from_hydra(composed)
         check_choices(composed, HydraConfig.get())
         set_offline_if_hub_unreachable(config)
-        config = replace(config, command=rerun_command())
+        config = replace(config, command=rerun_command(HydraConfig.get()))
         objective = import_module(f"sft_recipes.{config.mode}").main(config, folder)
         if (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
             print(f"\n{next_commands(folder, config.mode)}")

@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
@@ -118,22 +118,22 @@ def split_formatter_override(override: str) -> list[str]:
     return ["formatter=auto", f"formatter.name={name}"] if key == "formatter" and "." in name else [override]
 
 
-def rerun_command() -> str:
-    """What a user types to have this run again: the folders, the primary config and the overrides of this job.
+def rerun_command(hydra: HydraConf, sweep: bool = False) -> str:
+    """What a user types to have a run or a whole sweep again: the folders, the primary config and the overrides.
 
     A job of a sweep is repeated alone, without what was said about the sweep.
     """
-    hydra = HydraConfig.get()
     if hydra.job.config_name == RESUMED:
         return shlex.join(["python", "-m", "sft_recipes", "resume", hydra.runtime.output_dir, *hydra.overrides.task])
     places = {source.provider: source.path for source in hydra.runtime.config_sources}
     options = ["-cd", places["command-line"]] if "command-line" in places else []
     options += ["-cp", places["main"]] if Path(places["main"]) != config_folder("conf") else []
     options += ["-cn", hydra.job.config_name] if hydra.job.config_name not in PRIMARY_CONFIGS else []
-    left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if hydra.mode == RunMode.MULTIRUN else r"hydra\.mode="
+    job_of_sweep = hydra.mode == RunMode.MULTIRUN and not sweep
+    left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if job_of_sweep else r"hydra\.mode="
     kept = [override for override in hydra.overrides.hydra if not re.match(left_out, override)]
     typed = [recipe_file(override) or override for override in hydra.overrides.task]
-    return shlex.join(["python", "-m", "sft_recipes", *options, *typed, *kept])
+    return shlex.join(["python", "-m", "sft_recipes", *["-m"] * sweep, *options, *typed, *kept])
 
 
 def next_commands(folder: Path, mode: str) -> str:

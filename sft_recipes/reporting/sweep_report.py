@@ -1,6 +1,5 @@
 """A sweep's folder as one table and its figures: `python -m sft_recipes.report multirun/lima/<date>`."""
 
-import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from sft_recipes.config.command_line import rerun_command
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
@@ -26,14 +26,17 @@ from sft_recipes.reporting.sweep_table import (
     tidy_value,
 )
 
+COMMAND_FILE = "command.txt"  # what was typed to start the sweep
 started_sweeps: list[Path] = []  # the folder of the sweep that this process has started
 
 
 class RememberSweepFolder(Callback):
-    """Tells `finish_sweep` which folder Hydra's sweep has; it is called before the first job."""
+    """Tells `finish_sweep` which folder Hydra's sweep has, and keeps the command there; called before the first job."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        started_sweeps.append(Path(config.hydra.sweep.dir))
+        started_sweeps.append(folder := Path(config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / COMMAND_FILE, rerun_command(config.hydra, sweep=True) + "\n")
 
 
 def finish_sweep() -> int:
@@ -71,7 +74,7 @@ def write_sweep_report(folder: Path) -> str:
     values = {
         "title": title,
         "summary": summary,
-        "command": sweep_command(folder),
+        "command": (folder / COMMAND_FILE).read_text(encoding="utf-8") if (folder / COMMAND_FILE).is_file() else "",
         "rows": [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in table_rows(groups, objective, str)],
         "seeds": any(len(group.jobs) > 1 for group in groups),
         "unfinished": failed,
@@ -130,9 +133,3 @@ def describe_job(settings: dict[str, str], groups: Sequence[Group]) -> str:
     """A job by what it does not share with the others."""
     keys = [*groups[0].settings, *(["seed"] if any(len(group.jobs) > 1 for group in groups) else [])]
     return ", ".join(f"{short_name(key)} {tidy_value(settings[key])}" for key in keys if key in settings) or "alone"
-
-
-def sweep_command(folder: Path) -> str:
-    """The command that started the sweep, empty where Hydra's sweeper has not saved it."""
-    typed = get_path(read_yaml(folder / "multirun.yaml"), "hydra.overrides.task")
-    return f"python -m sft_recipes -m {shlex.join(typed)}" if typed else ""

@@ -4,6 +4,7 @@ import gc
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 import weakref
@@ -43,8 +44,7 @@ def folder(tmp_path):
                 (path / str(number) / "error.txt").write_text(found + "\n")
             elif found:
                 (path / str(number) / "metrics.json").write_text(json.dumps(found))
-        typed = {"hydra": {"overrides": {"task": ["+recipe=tiny", "seed=1,2"]}}}
-        (path / "multirun.yaml").write_text(yaml.safe_dump(typed))
+        (path / "command.txt").write_text("python -m sft_recipes -m +recipe=tiny seed=1,2\n")
         return path
 
     return make
@@ -225,16 +225,9 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     ]
     code, printed, said = command(*typed, "hydra.sweep.dir=sweep")
     assert code == 2
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
-        "0",
-        "1",
-        "2",
-        "3",
-        "multirun.yaml",
-        "report.md",
-        "report.html",
-        "grid.png",
-    }  # two steps are fewer than trainer.logging_steps, so there are no losses to draw; fmt: skip
+    names = {"0", "1", "2", "3", "command.txt", "multirun.yaml", "report.md", "report.html", "grid.png"}
+    assert names <= {path.name for path in (tmp_path / "sweep").iterdir()}
+    assert not (tmp_path / "sweep/loss.png").exists()  # two steps are fewer than trainer.logging_steps
     for job in "23":
         assert (
             tmp_path / f"sweep/{job}/error.txt"
@@ -246,6 +239,18 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     digests = [json.loads((tmp_path / f"sweep/{job}/supervision.json").read_text())["digest"] for job in "01"]
     assert alive == [0, 0]  # the first job's model is gone when the second one's is made
     assert digests[0] == digests[1] and digests[0]["rows"] == 4
+
+
+def test_the_report_has_the_sweep_s_command_as_it_was_typed(command, tmp_path):
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "slow.yaml").write_text("# @package _global_\ntrainer: {learning_rate: 1e-6}\n")
+    (tmp_path / "my.yaml").write_text("defaults: [{override /model: tiny}, {override /data: tiny}]\n")
+    launcher = ["hydra.launcher._target_=hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    typed = ["my.yaml", "+recipe@again=slow", "trainer.packing=no", "seed=1,2", "hydra.sweep.dir=sweep", *launcher]
+    command("-m", "-cd", "conf", *typed)
+    again = ["python", "-m", "sft_recipes", "-m", "-cd", str(tmp_path / "conf"), *typed]
+    assert shlex.split((tmp_path / "sweep" / "command.txt").read_text()) == again
+    assert (tmp_path / "sweep" / "command.txt").read_text().strip() in (tmp_path / "sweep" / "report.md").read_text()
 
 
 def test_control_c_leaves_a_report_of_what_is_done(command, tmp_path):
