@@ -31,6 +31,7 @@ TOPICS = {
     "evaluate": ("evaluate", [f"{OURS}EvaluateOptions"]),
     "generate": ("generate", [f"{GENERATE}GenerateOptions"]),
     "endpoint": ("generate.endpoint", [f"{GENERATE}EndpointOptions"]),
+    "curation": ("curation", ["sft_recipes.config.curation_options.CurationOptions"]),
     "judge": ("evaluate.judge", [f"{OURS}JudgeOptions"]),
 }
 

@@ -27,12 +27,9 @@ def config_schema() -> dict[str, Any]:
     """The schema of a recipe or a primary config; neither has to have any key."""
     topics = {name: class_schema(*map(locate, classes)) for name, (_, classes) in TOPICS.items()}
     found = {"hydra": {"type": "object"}, "defaults": {"type": "array"}} | class_schema(Config)["properties"]
-    found["data"] = topics["data"] | {"additionalProperties": topics["source"]}
-    found["adapter"] = topics["adapter"] | {
-        "additionalProperties": {"type": "object"}
-    }  # of other methods: vera: {r: 8}
+    found |= {"trainer": topics["trainer"], "data": topics["data"] | {"additionalProperties": topics["source"]}}
+    found["adapter"] = topics["adapter"] | {"additionalProperties": {"type": "object"}}  # of PEFT's other methods
     found["adapter"]["properties"] |= {name: topics[name] for name in ("lora", "quantization")}
-    found["trainer"] = topics["trainer"]
     return class_schema() | {"properties": {key: found[key] for key in ("defaults", *root_keys())}}
 
 

@@ -198,6 +198,8 @@ def show_value(value: Any) -> str:
     >>> show_value(None), show_value(False), show_value("no")
     ('null', 'false', "'no'")
     """
+    if is_dataclass(value):
+        return "{" + ", ".join(f"{key}: {show_value(item)}" for key, item in vars(value).items()) + "}"
     return json.dumps(value) if value is None or isinstance(value, bool) else short(value)
 
 

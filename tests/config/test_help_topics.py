@@ -45,4 +45,7 @@ def test_help_names_every_verb_and_every_verb_has_a_help(command):
     printed = command("--help")[1]
     for verb in VERBS:
         assert verb in re.findall(r"\w+", printed)
-        assert f"usage: python -m sft_recipes{'.' if verb != 'init' else ' '}{verb}" in command(verb, "--help")[1]
+        assert (
+            f"usage: python -m sft_recipes{' ' if verb in ('init', 'schema') else '.'}{verb}"
+            in command(verb, "--help")[1]
+        )
