@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from itertools import accumulate
 
+from sft_recipes.curation import near_duplicates
 from sft_recipes.curation.near_duplicates import drop_near_duplicates
 from sft_recipes.curation.words import split_words
 
@@ -27,7 +28,10 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--shingle", type=int, default=1)
     parser.add_argument("--file")
+    parser.add_argument("--sketches", action="store_true", help="as for more than 200,000 rows, by rensa")
     options = parser.parse_args()
+    if options.sketches:
+        near_duplicates.EXACT_ROWS = 0
     draw = random.Random(0)
     texts = read_texts(options.file) if options.file else make_texts(options.rows - 2 * options.planted, draw)
     originals = draw.sample(range(len(texts)), 2 * options.planted)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import CuratedSources, curate_sources
 from sft_recipes.data.curated_rows import LeakFinder
@@ -32,16 +34,16 @@ def main(config: Config, folder: Path) -> float:
         print("\n".join([*render_table(table), ""]))
     for warning in record["diversity"]["warnings"]:
         log.warning(warning)
-    print(f"{record['kept']:,} of {record['rows']:,} rows are in {Path(folder, 'curated.jsonl')}.")
+    print(f"{record['kept']:,} of {record['rows']:,} rows are in {folder / f'curated.{config.curation.output}'}.")
     return record["kept"] / max(1, record["rows"])
 
 
 def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     """What curation.json holds: rows, kept, removed, findings, diversity.
 
-    Writes it into `folder`, else outputs/NAME/DATE_TIME, with curated.jsonl, removed.jsonl, which has the reasons for
-    every removed row, and the report. All rows of a source are looked at, whatever data.held_out says; leaks are those
-    of its held-out split and of curation.decontaminate.
+    Writes it into `folder`, else outputs/NAME/DATE_TIME, with curated.jsonl (or .parquet), removed.jsonl, which has
+    the reasons for every removed row, and the report. All rows of a source are looked at, whatever data.held_out says;
+    leaks are those of its held-out split and of curation.decontaminate.
     """
     if config.streamed:
         raise ConfigError("mode=curate needs all rows at once. Write data.NAME.streaming=false.")
@@ -55,7 +57,11 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
         config, sources, lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids), leaks
     )
     kept = curated.findings.remaining(len(curated.conversations))
-    write_jsonl(folder / "curated.jsonl", [plain_row(curated.conversations[place]) for place in kept])
+    rows = [plain_row(curated.conversations[place]) for place in kept]
+    if config.curation.output == "parquet":
+        Dataset.from_list(rows).to_parquet(folder / "curated.parquet")
+    else:
+        write_jsonl(folder / "curated.jsonl", rows)
     write_jsonl(folder / "removed.jsonl", [removed_row(curated, place) for place in sorted(curated.findings.reasons)])
     write_json(folder / "curation.json", curated.record)
     write_curation_report(folder, config.name, curated.record)

@@ -93,6 +93,53 @@ def test_the_best_rows_are_spread_over_types_of_task(tmp_path):
     assert kept[1:] == ["Write a poem about rain.", "Compute 3 + 4."]
 
 
+def test_the_best_rows_by_a_score_of_ones_own_are_spread_over_clusters_of_words(tmp_path, monkeypatch):
+    (tmp_path / "my_score.py").write_text("def shortest(c):\n    return -len(c['messages'][1]['content'])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    asks = [
+        "Bake a loaf of rye bread.",
+        "Bake a cake.",
+        "Bake rye bread rolls.",
+        "Debug the sorting loop.",
+        "Debug my loop.",
+    ]
+    rows = [{"instruction": ask, "output": "x" * (9 - place)} for place, ask in enumerate(asks)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    select = "curation.select={rows: 2, by: my_score.shortest, spread: cluster}"
+    record = curate(file_config(path, select), tmp_path / "out")
+    kept = [row["messages"][0]["content"] for row in read_lines(tmp_path / "out" / "curated.jsonl")]
+    assert kept == [
+        "Bake rye bread rolls.",
+        "Debug my loop.",
+    ]  # the shortest answer of each cluster, not the two shortest
+    assert sorted(record["selected"].values()) == [1, 1]
+
+
+def test_a_share_of_refusals_may_stay_and_what_is_off_is_not_counted(dirty, tmp_path):
+    refusal = "curation.filters.refusal={action: remove, keep_share: 0.005}"  # of 412 rows two
+    record = curate(file_config(dirty[1], refusal, "curation.filters.echo.action=off", "curation.near_duplicates.rows=off"), tmp_path)  # fmt: skip
+    assert (record["findings"]["refusal"]["rows"], record["findings"]["refusal"]["removed"]) == (3, 1)
+    assert not record["findings"].keys() & {"echo", "near_duplicate_rows"}
+
+
+def test_parquet_is_written_when_asked_for_and_read_back(dirty, tmp_path):
+    curate(file_config(dirty[1], "curation=strict", "curation.output=parquet"), tmp_path)
+    config = file_config(str(tmp_path / "curated.parquet"), "data.held_out=0", "curation=none")
+    tokenizer, template, _ = load_tokenizer(config.model)
+    assert len(prepare_data(config, Encoder(tokenizer, template), 1024).train) == 200
+
+
+def test_the_report_shows_lengths_as_a_picture_and_verbs_with_their_objects(dirty, tmp_path):
+    record = curate(file_config(dirty[1], "curation=strict"), tmp_path)
+    lengths = record["diversity"]["length_counts"]["answer_tokens"]
+    assert sum(lengths.values()) == 200 and len(lengths) > 5
+    verbs, objects = record["diversity"]["verbs"], record["diversity"]["objects"]
+    assert (verbs["describe"], objects["describe"]["otter"]) == (50, 5)  # ten animals in five places
+    page = (tmp_path / "report.md").read_text()
+    assert "![Rows by their lengths](lengths.png)" in page and (tmp_path / "lengths.png").stat().st_size > 5000
+    assert "| describe" in page and "otter 5" in page
+
+
 def test_a_filter_of_ones_own_gives_the_reason(tmp_path, monkeypatch):
     (tmp_path / "my_filters.py").write_text(
         "def too_kind(conversation):\n    return 'it says please' if 'please' in str(conversation) else None\n"

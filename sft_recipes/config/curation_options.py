@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from sft_recipes.config.validation import Count, Share
 from sft_recipes.errors import ConfigError
 
-CurationAction = Literal["off", "report", "remove"]
+CurationAction = Literal["off", "report", "remove", False]  # YAML reads off as false
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SelectOptions:
 
     rows: Count
     by: str = "score"  # score, or module.function(conversation) -> float of your own
-    spread: Literal["task", "none"] = "task"  # over the types of task, or over nothing
+    spread: Literal["task", "cluster", "none"] = "task"  # over types of task, over clusters of words, or not at all
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class CurationOptions:
     """The config's `curation`."""
 
     leaks: LeakOptions | None = LeakOptions()  # null splits and trains without looking for leaks
-    decontaminate: list[str] = field(default_factory=list)  # files of questions that no training row may hold
+    decontaminate: list[str | dict] = field(default_factory=list)  # files or datasets of questions that no row may hold
     near_duplicates: NearDuplicateOptions | None = NearDuplicateOptions()
     filters: dict[str, Any] = field(default_factory=dict)  # by name: thresholds, and action=off, report or remove
     own_filters: list[str] = field(default_factory=list)  # module.function(conversation) -> the reason to remove it
     select: SelectOptions | None = None
+    output: Literal["jsonl", "parquet"] = "jsonl"  # what mode=curate writes the rows to that are kept
 
     def __post_init__(self):
         if self.decontaminate and self.leaks is None:

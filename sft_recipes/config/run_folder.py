@@ -18,7 +18,7 @@ BESIDE = (  # what else a run writes
     ".hydra", "sft_recipes.log", "answers.jsonl", "samples.jsonl", "report.md", "report.html", "loss.png",
     "weight_change.png", "preview.html", "preview.jsonl", "error.txt", "lr_find.json", "lr_find.html", "lr_find.png",
     "runs", ".lock", ".checkpoint_in_the_making", "curated.jsonl", "removed.jsonl", "curation.json",
-    "generate.json", "rejected.jsonl",
+    "curated.parquet", "lengths.png", "generate.json", "rejected.jsonl",
 )  # fmt: skip
 HYDRAS = (".hydra", "sft_recipes.log")  # written before the run looks at its config
 

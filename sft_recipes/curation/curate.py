@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_recipes.curation.diversity import classify_task
 from sft_recipes.curation.near_duplicates import drop_near_duplicates
-from sft_recipes.curation.selection import score_quality, select_best
+from sft_recipes.curation.selection import cluster_rows, select_best
 from sft_recipes.curation.words import Conversation, drop_template, find_template, join_messages, split_words
 
 EXAMPLES = 5  # rows that are named for every finding
@@ -52,7 +52,7 @@ def apply_near_duplicates(
     conversations: Sequence[Conversation],
     names: Sequence[str],
     scores: Sequence[float],
-    actions: Mapping[str, str],
+    actions: Mapping[str, str | bool],
     threshold: float,
     shingle: int,
 ) -> None:
@@ -61,7 +61,7 @@ def apply_near_duplicates(
     The reasons give the `names` of the rows that stay.
     """
     for name, roles, what in (("rows", (), "is like"), ("instructions", ("user",), "asks, with another answer, as")):
-        if actions[name] == "off":
+        if actions[name] in ("off", False):
             continue
         places = findings.remaining(len(conversations))
         if roles:  # twins as a whole are counted above, and raw text asks nothing
@@ -76,20 +76,18 @@ def apply_near_duplicates(
 
 
 def apply_selection(
-    findings: Findings, conversations: Sequence[Conversation], scores: Sequence[float], rows: int, spread: bool
+    findings: Findings, conversations: Sequence[Conversation], scores: Sequence[float], rows: int, spread: str
 ) -> dict[str, int]:
-    """Removes all but the best `rows`, spread over types of task, and gives back how many each type got."""
+    """Removes all but the best `rows`, spread over kinds (`task`, `cluster` or `none`); returns how many each got."""
     places = findings.remaining(len(conversations))
-    kinds = [classify_task(conversations[place]) if spread else "" for place in places]
+    kinds = ["all"] * len(places)
+    if spread == "task":
+        kinds = [classify_task(conversations[place]) for place in places]
+    elif spread == "cluster":
+        words = [split_words(join_messages(conversations[place], "user")) for place in places]
+        kinds = [f"cluster {number}" for number in cluster_rows(words)]
     taken = select_best([scores[place] for place in places], kinds, rows)
     kept = {places[index] for index in taken}
     beaten = {place: f"its score {scores[place]:.2f} is not among the best" for place in places if place not in kept}
     findings.add("select", "remove", beaten)
     return dict(Counter(kinds[index] for index in taken).most_common())
-
-
-def score_all(
-    conversations: Sequence[Conversation], score: Callable[[Conversation], float] = score_quality
-) -> list[float]:
-    """The score of every conversation."""
-    return [float(score(conversation)) for conversation in conversations]

@@ -1,12 +1,13 @@
 """What is asked for in a set of conversations: types of task, verbs, lengths, turns, and where they are narrow."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any
 
-from sft_recipes.curation.filters import count_words, refusal
+from sft_recipes.curation.filters import count_words, last_answer, refusal
+from sft_recipes.curation.languages import detect_language, load_detector
 from sft_recipes.curation.patterns import NOT_VERBS, TASKS
 from sft_recipes.curation.words import Conversation, join_messages, split_words
 
@@ -34,21 +35,32 @@ def leading_verb(conversation: Conversation) -> tuple[str, str] | None:
 def describe_diversity(
     conversations: Sequence[Conversation], count: Callable[[str], int] = count_words
 ) -> dict[str, Any]:
-    """`tasks` and `verbs` with their numbers, quantiles of lengths in tokens, turns, the share of refusals, the entropy
-    of the tasks in bits, and `warnings` in words."""
+    """`tasks`, `verbs` and `languages` with their numbers, quantiles of lengths in tokens and how many rows are of each
+    length (`length_counts`), turns, refusals, the entropy of the tasks in bits, and `warnings` in words.
+
+    `languages` are None where no detector is installed, and those that are not sure are `unknown`.
+    """
     tasks = Counter(map(classify_task, conversations))
-    pairs = Counter(filter(None, map(leading_verb, conversations)))
-    verbs = Counter()
-    for (verb, _), number in pairs.items():
+    pairs = Counter(filter(None, map(leading_verb, conversations))).most_common()
+    verbs, objects = Counter(), defaultdict(dict)
+    for (verb, what), number in pairs:
         verbs[verb] += number
+        if what and len(objects[verb]) < 5:
+            objects[verb][what] = number
+    lengths = {
+        name: [count(join_messages(c, role)) for c in conversations]
+        for name, role in (("instruction_tokens", "user"), ("answer_tokens", "assistant"))
+    }
+    detected = Counter(detect_language(last_answer(c)) or "unknown" for c in conversations) if load_detector() else None
     found = {
         "rows": len(conversations),
         "tasks": dict(tasks.most_common()),
         "task_entropy": measure_entropy(tasks),
         "verbs": dict(verbs.most_common(20)),
-        "verbs_with_objects": {" ".join(pair).strip(): number for pair, number in pairs.most_common(20)},
-        "instruction_tokens": find_quantiles([count(join_messages(c, "user")) for c in conversations]),
-        "answer_tokens": find_quantiles([count(join_messages(c, "assistant")) for c in conversations]),
+        "objects": {verb: objects[verb] for verb, _ in verbs.most_common(20)},  # the first five of each
+        **{name: find_quantiles(values) for name, values in lengths.items()},
+        "length_counts": {name: count_lengths(values) for name, values in lengths.items()},
+        "languages": detected and dict(detected.most_common()),
         "turns": find_quantiles([sum(m["role"] == "user" for m in c["messages"]) for c in conversations]),
         "refusals": sum(refusal(c) is not None for c in conversations),
     }
@@ -74,6 +86,20 @@ def find_quantiles(values: Sequence[int]) -> dict[str, int]:
     ranked = sorted(values) or [0]
     names = ("least", "quarter", "half", "three quarters", "most")
     return {name: ranked[round(part * (len(ranked) - 1) / 4)] for part, name in enumerate(names)}
+
+
+def count_lengths(values: Sequence[int], bins: int = 20) -> dict[int, int]:
+    """How many values there are from each bound to the next; those above 99 % of all are in the last bin.
+
+    >>> count_lengths([3, 4, 4, 5, 9], bins=2)
+    {3: 3, 5: 2}
+    """
+    ranked = sorted(values)
+    if not ranked:
+        return {}
+    step = (ranked[int(0.99 * (len(ranked) - 1))] - ranked[0]) // bins + 1
+    found = Counter(min((value - ranked[0]) // step, bins - 1) for value in ranked)
+    return {ranked[0] + step * place: found[place] for place in range(max(found) + 1)}
 
 
 def warn_of_narrow_data(found: Mapping[str, Any], verbs: int) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
+from sft_recipes.curation.languages import detect_language
 from sft_recipes.curation.patterns import (
     BOILERPLATE,
     DAMAGE,
@@ -17,7 +18,7 @@ from sft_recipes.curation.patterns import (
     TEMPLATE_TOKENS,
     UNFINISHED,
 )
-from sft_recipes.curation.words import Conversation, join_messages, split_words
+from sft_recipes.curation.words import Conversation, hash_windows, join_messages, split_words
 
 
 def last_answer(conversation: Conversation) -> str:
@@ -71,9 +72,15 @@ def near_empty_answer(conversation: Conversation, fillers: Sequence[str] = FILLE
 
 
 def repetition(
-    conversation: Conversation, unique: float = 0.3, words: int = 30, lines: float = 0.5, shortest: int = 8
+    conversation: Conversation,
+    unique: float = 0.3,
+    words: int = 30,
+    lines: float = 0.5,
+    shortest: int = 8,
+    phrases: float = 0.5,
 ) -> str | None:
-    """An answer of at least so many `words` of which fewer than a share are `unique`, or whose `lines` repeat.
+    """An answer of at least so many `words` of which fewer than a share are `unique`, or whose `lines` or runs of four
+    words (`phrases`) repeat others, more than this share of them.
 
     Long texts repeat their small words: beyond 200 words the share is that of the windows of 200. Code, tables, tags
     and numbers repeat by nature and are not counted.
@@ -85,6 +92,9 @@ def repetition(
         share = min(len(set(window)) / len(window) for window in windows)
         if share < unique:
             return f"{share:.0%} of the answer's words are unique"
+        runs = hash_windows(said, 4)
+        if len(set(runs)) < (1 - phrases) * len(runs):
+            return f"{1 - len(set(runs)) / len(runs):.0%} of the answer's runs of four words repeat others"
     rows = [line.strip() for line in answer.splitlines() if len(line.strip()) > 20]
     if len(rows) >= shortest and len(set(rows)) <= (1 - lines) * len(rows):
         return f"{len(rows) - len(set(rows))} of {len(rows)} lines of the answer repeat others"
@@ -149,10 +159,16 @@ def encoding_damage(conversation: Conversation) -> str | None:
     return f"damaged characters, {found[0]!a}" if found else None
 
 
+def language(conversation: Conversation, keep: Sequence[str] = ("en",), sure: float = 0.9) -> str | None:
+    """An answer that is surely in none of the languages to keep, as ISO 639-1 has them; needs the extra `curate`."""
+    found = detect_language(last_answer(conversation), sure)
+    return f"the answer's language is {found}" if found and found not in keep else None
+
+
 FILTERS: dict[str, Callable[..., str | None]] = {
     function.__name__: function
     for function in (
         near_empty_answer, encoding_damage, template_tokens, repetition, abrupt_end, echo, boilerplate, refusal,
-        instruction_length, answer_length, turns,
+        instruction_length, answer_length, turns, language,
     )
 }  # fmt: skip

@@ -4,19 +4,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from sft_recipes.config.curation_options import CurationAction, CurationOptions
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import import_function, literal_choices, validate_kwargs
+from sft_recipes.config.validation import import_function, validate_kwargs
 from sft_recipes.curation.curate import (
     Findings,
     apply_filters,
     apply_near_duplicates,
     apply_selection,
-    score_all,
 )
 from sft_recipes.curation.diversity import describe_diversity
 from sft_recipes.curation.filters import FILTERS
@@ -55,15 +54,15 @@ def curate_sources(
         findings.add("leak", "remove", found)
     apply_filters(findings, talks, build_filters(options, count))
     own = options.select.by if options.select else "score"
-    scores = score_all(talks, score_quality if own == "score" else import_function("curation.select.by", own))
+    score = partial(score_quality, count=count) if own == "score" else import_function("curation.select.by", own)
+    scores = [float(score(talk)) for talk in talks]
     if twins := options.near_duplicates:
         actions = {"rows": twins.rows, "instructions": twins.instructions}
         names = [f"row {number} of data.{name}" for name, number in origins]
         apply_near_duplicates(findings, talks, names, scores, actions, twins.threshold, twins.shingle)
     selected = {}
     if options.select:
-        spread = options.select.spread == "task"
-        selected = apply_selection(findings, talks, scores, options.select.rows, spread)
+        selected = apply_selection(findings, talks, scores, options.select.rows, options.select.spread)
     kept = [talks[place] for place in findings.remaining(len(talks)) if "messages" in talks[place]]
     record = {"rows": len(talks), "removed": len(findings.reasons), "kept": len(talks) - len(findings.reasons)}
     record |= {"findings": name_examples(findings, origins), "selected": selected}
@@ -81,14 +80,14 @@ def build_filters(
             raise ConfigError(f"{where} is no filter.{did_you_mean(name, FILTERS)} Or name your own in own_filters.")
         values = dict(values or {"action": "off"})
         action, share = values.pop("action", "report"), values.pop("keep_share", 0.0)
-        if action not in literal_choices(CurationAction):
+        if action not in get_args(CurationAction):
             raise ConfigError(f"{where}.action cannot be {action!r}. Write off, report or remove.")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ConfigError(f"{where}.keep_share should be a share from 0 to 1, not {share!r}.")
         validate_kwargs(FILTERS[name], {"conversation": {}, **values}, where)
         if "count" in inspect.signature(FILTERS[name]).parameters:
             values["count"] = count
-        if action != "off":
+        if action not in ("off", False):
             built[name] = (partial(FILTERS[name], **values), action, share)
     for label in options.own_filters:
         built[label] = (import_function("curation.own_filters", label), "remove", 0.0)

@@ -1,19 +1,21 @@
 """What curation is given of the sources, and what becomes of its findings: held-out groups, leaks, removed rows."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
+from sft_recipes.config.validation import call_validated
 from sft_recipes.curation.leaks import LeakIndex, hold_out_groups
 from sft_recipes.curation.words import TEMPLATE_SAMPLE, find_template, join_messages, split_words
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.raw_rows import ArrowRows, FileRows
 from sft_recipes.data.reading import Fault
-from sft_recipes.data.sources import find_formatter, load_rows
+from sft_recipes.data.sources import BUILDERS, find_ending, find_formatter, load_rows
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -88,8 +90,8 @@ class LeakFinder:
         self.rows = LeakIndex(held_out, **how, template=template)
         questions = [
             split_words(join_messages(question, "user"))
-            for path in config.curation.decontaminate
-            for question in read_questions(f"curation.decontaminate={path}", path)
+            for asked in config.curation.decontaminate
+            for question in read_questions(f"curation.decontaminate={asked}", asked)
         ]
         self.questions = LeakIndex(questions, **how, template=template) if questions else None
 
@@ -125,9 +127,14 @@ class LeakFinder:
         return bool(asked) and self.questions.find_leak(asked) is not None
 
 
-def read_questions(where: str, path: str) -> Iterator[Conversation]:
-    """What each row of a file asks: its messages before the last answer, or its first column for a question."""
-    source = Source(data_files=path)
+def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conversation]:
+    """What each row of a file or dataset asks: its messages before the last answer, or its first column for a question.
+
+    A mapping has the keys of a source in `data`; a text is a file, or the name of a dataset or folder.
+    """
+    if isinstance(asked, str):
+        asked = {"data_files" if find_ending(asked) in BUILDERS else "path": asked}
+    source = call_validated(Source, asked, where)
     rows = load_rows(where, source, source.split)
     try:
         formatter = find_formatter(where, source, {"name": "auto"}, rows.columns)

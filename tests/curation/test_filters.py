@@ -3,6 +3,7 @@
 import pytest
 
 from sft_recipes.curation.filters import FILTERS
+from sft_recipes.errors import ConfigError
 
 
 def talk(answer: str, question: str = "Tell me something.") -> dict:
@@ -20,6 +21,14 @@ BAD = [
     ("template_tokens", talk("Yes.\nHuman: And then?")),
     ("repetition", talk("moon " * 200)),
     ("repetition", talk("\n".join(["The same long line comes again."] * 9 + ["And one other line of text."]))),
+    (
+        "repetition",
+        talk(
+            "It was a bright cold day and the clocks struck thirteen. "
+            + "I will go to the sea and look for it. " * 7
+            + "Nobody came along that long road after noon, so we left our boots behind them and sang."
+        ),
+    ),
     ("abrupt_end", talk("```python\nprint(1)")),
     ("abrupt_end", talk("First wash the rice. Then boil the water in a large pot, and add the")),
     ("abrupt_end", talk("First wash the rice. Then boil the water in a large pot and stir it slo")),
@@ -39,6 +48,14 @@ GOOD = [
     ("repetition", talk(" ".join(f"word{n}" for n in range(40)))),
     ("repetition", talk("<table>" + "<tr><td>Ann</td><td>30</td></tr>" * 20 + "</table>")),
     ("repetition", talk("| a | b |\n" * 30)),
+    (
+        "repetition",
+        talk(
+            "It was a bright cold day and the clocks struck thirteen. "
+            + "I will go to the sea and look for it. " * 2
+            + "Nobody came."
+        ),
+    ),
     ("abrupt_end", talk("The Art of Fugue by Johann Sebastian Bach")),
     ("abrupt_end", talk("Buy these. Then cook:\n- rice\n- water from the tap and a little salt")),
     ("abrupt_end", talk("ประเทศไทยเป็นประเทศที่ตั้งอยู่ในเอเชียตะวันออกเฉียงใต้")),
@@ -59,3 +76,18 @@ def test_a_bad_row_is_named_with_its_reason(name, conversation):
 @pytest.mark.parametrize(("name", "conversation"), GOOD)
 def test_a_good_row_is_left_alone(name, conversation):
     assert FILTERS[name](conversation) is None
+
+
+def test_an_answer_in_another_language_is_named_and_a_name_is_in_none():
+    pytest.importorskip("py3langid")
+    german = talk("Das Brot geht auf, weil die Hefe Zucker in Gas verwandelt, das im Teig bleibt.")
+    assert FILTERS["language"](german) == "the answer's language is de"
+    assert FILTERS["language"](german, keep=["en", "de"]) is None
+    assert FILTERS["language"](talk("Das Brot")) is None
+    assert FILTERS["language"](talk("The bread rises because yeast turns sugar into gas that stays inside.")) is None
+
+
+def test_without_a_detector_the_language_filter_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("sft_recipes.curation.languages.load_detector", lambda: None)
+    with pytest.raises(ConfigError, match=r"pip install 'sft-recipes\[curate\]'"):
+        FILTERS["language"](talk("A sentence of more than twenty letters."))

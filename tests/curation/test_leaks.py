@@ -105,6 +105,21 @@ def test_rows_that_hold_a_benchmarks_question_are_dropped(tmp_path, encoder):
     assert data.audit["mine"]["problems"]["leak"] == {"rows": 1, "policy": "drop", "first": [4]}
 
 
+@pytest.mark.parametrize(
+    "named", ["folder", {"path": "json", "data_files": {"test": "folder/test.jsonl"}, "split": "test"}]
+)
+def test_questions_of_a_dataset_are_read_of_the_split_that_is_named(tmp_path, encoder, named, monkeypatch):
+    rows = rows_of_letters(20)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    write_jsonl(tmp_path / "folder" / "test.jsonl", [{"question": rows[4]["instruction"], "answer": "42"}])
+    write_jsonl(tmp_path / "folder" / "train.jsonl", [{"question": rows[4]["instruction"], "answer": "42"}])
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    groups = {"curation": {"decontaminate": [named]}}
+    data = prepare_data(data_config("alpaca", groups, mine={"data_files": path}, held_out=0), encoder, 1024)
+    assert data.audit["mine"]["problems"]["leak"]["first"] == [4]
+
+
 def test_a_stream_drops_twins_of_its_held_out_rows(tmp_path, encoder):
     rows = rows_of_letters(30)
     rows[20] = rows[0] | {"output": rows[0]["output"] + " indeed"}

@@ -73,3 +73,14 @@ def test_an_instruction_before_every_row_makes_no_twins_of_them():
     template = find_template(rows)
     assert drop_template(rows[0], template) == ["nouna", "verba"]
     assert drop_near_duplicates([drop_template(row, template) for row in rows], [0.0] * len(rows), 0.8) == {}
+
+
+@pytest.mark.parametrize("threshold", [0.9, 0.7])
+def test_above_200_000_rows_sketches_find_what_the_exact_join_finds_and_nothing_else(monkeypatch, threshold):
+    pytest.importorskip("rensa")
+    draw = random.Random(1)
+    rows = [[f"w{chr(97 + draw.randrange(26))}{chr(97 + draw.randrange(26))}" for _ in range(40)] for _ in range(300)]
+    rows += [[*row[:2], "other", *row[3:]] for row in rows[:100]] + [["sum", "3"], ["sum", "4"], []]
+    exact = drop_near_duplicates(rows, [0.0] * len(rows), threshold)
+    monkeypatch.setattr("sft_recipes.curation.near_duplicates.EXACT_ROWS", 0)
+    assert drop_near_duplicates(rows, [0.0] * len(rows), threshold) == exact == {300 + n: n for n in range(100)}
