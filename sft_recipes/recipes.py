@@ -5,15 +5,15 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 
-from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
+from sft_recipes.config.compose import hydra_initialized
+from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.errors import ConfigError, did_you_mean, exit_on_user_error
 from sft_recipes.reporting.provenance import compare_with_source, other_departures
-from sft_recipes.reporting.text import render_table
+from sft_recipes.reporting.text import fit_cell, render_table
 
 
 @exit_on_user_error()
@@ -24,13 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     name = parser.parse_args(arguments).name
     if name and name not in recipe_names():
         raise ConfigError(f"There is no recipe={name}.{did_you_mean(name, recipe_names())}")
-    print(
-        "\n".join(
-            render_table(list_recipes([name])) + ["", *recipe_page(compose_recipe(name))]
-            if name
-            else render_table(list_recipes(recipe_names()))
-        )
-    )
+    lines = render_table(list_recipes([name] if name else recipe_names()))
+    print("\n".join([*lines, "", *recipe_page(compose_recipe(name))] if name else lines))
 
 
 def recipe_names() -> list[str]:
@@ -40,9 +35,7 @@ def recipe_names() -> list[str]:
 
 def compose_recipe(name: str, *overrides: str) -> Config:
     """What `+recipe=NAME` runs."""
-    GlobalHydra.instance().clear()
-    register_with_hydra()
-    with initialize_config_dir(str(config_folder("conf")), version_base="1.3"):
+    with hydra_initialized():
         return from_hydra(compose("config", [f"+recipe={name}", *overrides]))
 
 
@@ -56,7 +49,7 @@ def list_recipes(chosen: list[str]) -> list[list[str]]:
         shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
         model = "the embedded one" if name == "tiny" else config.model.id
         method, memory = describe_method(config.adapter), config.provenance.needs
-        rows.append([name, cut_text(source, 50), model, shown, method, memory])
+        rows.append([name, fit_cell(source, 50), model, shown, method, memory])
     return rows
 
 
@@ -76,10 +69,8 @@ def recipe_page(config: Config) -> list[str]:
     provenance = config.provenance
     lines = [f"Source: {provenance.source} (confidence {provenance.confidence})", ""]
     lines += render_table(compare_with_source(config.composed))
-    lines += [
-        "",
-        *(f"Departs in {key}: {why}." for key, why in other_departures(config.composed["provenance"]).items()),
-    ]
+    departures = other_departures(config.composed["provenance"])
+    lines += ["", *(f"Departs in {key}: {why}." for key, why in departures.items())]
     lines += [f"Not said by the source: {what}." for what in provenance.unknown]
     facts = {"machine": provenance.machine, "cost": provenance.cost, "published": provenance.published}
     facts = {"data": describe_data(provenance.data)} | facts
@@ -95,11 +86,6 @@ def describe_data(data: Mapping[str, Any]) -> str:
     """
     rows = f"{data['rows']:,} rows" if data.get("rows") else "rows unknown"
     return f"{data['id']}, {rows}, licence: {data['licence']}"
-
-
-def cut_text(text: str, width: int) -> str:
-    """A text of at most `width` characters."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sft_recipes.config.nested_values import get_path
+
 # Of trl.SFTConfig, whose import takes seconds and torch; a test compares them.
 TRAINER_DEFAULTS = {
     "learning_rate": 2e-5, "lr_scheduler_type": "linear", "warmup_steps": 0, "num_train_epochs": 3, "max_steps": -1,
@@ -20,7 +22,9 @@ def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[l
     batch, length = effective_batch_size(config["trainer"], processes), config["trainer"].get("max_length")
     rows = [["field", "source", "this run", "departure"]]
     for key, theirs in values.items():
-        ours = config_value(config, key, processes)
+        ours = batch if key == "effective_batch_size" else get_path(config, key)
+        if ours is None and key.endswith(".train_on"):
+            ours = "assistant"  # a source's default
         note = f"departs: {why[key]}" if key in why else "departs, without a reason given"
         if is_same_value(theirs, ours) or (ours is None and key not in why):
             note = ""
@@ -46,22 +50,6 @@ def departure_reasons(provenance: Mapping[str, Any]) -> dict[str, str]:
     {'data.held_out': 'to judge the run'}
     """
     return {key: why["why"] if isinstance(why, Mapping) else why for key, why in provenance["departures"].items()}
-
-
-def config_value(config: Mapping[str, Any], key: str, processes: int = 1) -> Any:
-    """What a composed config has at a dotted key, with the defaults of a source; None where it has nothing.
-
-    >>> config_value({"trainer": {"learning_rate": 1e-05}}, "trainer.learning_rate")
-    1e-05
-    """
-    if key == "effective_batch_size":
-        return effective_batch_size(config["trainer"], processes)
-    found: Any = config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    if found is None and key.endswith(".train_on"):
-        return "assistant"
-    return found
 
 
 def effective_batch_size(trainer: Mapping[str, Any], processes: int = 1) -> int:
