@@ -23,6 +23,7 @@ TOPICS = {
     "model": ("model", [f"{OURS}ModelOptions"]),
     "data": ("data", [f"{OURS}DataOptions"]),
     "source": ("data.NAME", [f"{OURS}Source"]),
+    "mix": ("mix", [f"{OURS}MixOptions"]),
     "data_checks": ("data_checks", [f"{OURS}CheckPolicy"]),
     "adapter": ("adapter", [f"{OURS}AdapterOptions"]),
     "lora": ("adapter.lora", ["peft.LoraConfig"]),

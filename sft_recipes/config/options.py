@@ -2,7 +2,7 @@
 
 import codecs
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sft_recipes.config.judge_options import JudgeOptions
 from sft_recipes.config.validation import Count, NotNegative, Positive, Share, WholeNumber
@@ -43,7 +43,7 @@ class Source:
     formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; null takes the root choice
     rows: Count | None = None  # so many of the source's rows, drawn with the run's seed
     sample_by: Literal["random", "length"] = "random"  # how `rows` are drawn: length takes as many of every length
-    share: Share | None = None  # of the mixture's rows; a source without a share gives all its rows
+    share: Share | None = None  # of the mixture, see mix; a source without a share gives all its rows
     on_error: Literal["raise", "drop"] = "raise"  # what is done with rows that cannot be read or formatted
     train_on: TrainOn = "assistant"  # every answer, the last answer of a row, or every token
     streaming: bool = False  # read, encode and pack rows while training goes on; needs trainer.max_steps
@@ -70,6 +70,17 @@ class DataOptions:
             raise ConfigError(
                 "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
             )
+
+
+@dataclass(frozen=True)
+class MixOptions:
+    """The config's `mix`: how the shares of the sources, data.NAME.share, are filled."""
+
+    by: Literal["rows", "tokens"] = "rows"  # what shares are of: rows, or tokens with loss
+    total: Count | None = None  # so many of them; null: all rows of sources without a share, or as many as there are
+    when_short: Literal["repeat", "shrink", "raise"] = "repeat"  # a source has too few: more than once, a lower total
+    max_repeat: Annotated[float, "[1, inf)"] = 4.0  # refuse to repeat a source more often
+    raw_text: Annotated[float, "[0, 1)"] | None = None  # raw text beside conversations, of all tokens; null: by share
 
 
 @dataclass(frozen=True)

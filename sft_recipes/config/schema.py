@@ -16,6 +16,7 @@ from sft_recipes.config.options import (
     DataOptions,
     EvaluateOptions,
     LRRange,
+    MixOptions,
     ModelOptions,
     PreviewOptions,
     Provenance,
@@ -44,6 +45,7 @@ class Config:
     data_checks: CheckPolicy = CheckPolicy()
     curation: CurationOptions = CurationOptions()
     generate: GenerateOptions = GenerateOptions()
+    mix: MixOptions = MixOptions()
     preview: PreviewOptions = PreviewOptions()
     provenance: Provenance | None = None
     lr_find: LRRange | None = None

@@ -1,141 +1,219 @@
-"""Rows that are too long, and the shares of a mixture."""
+"""The shares of a mixture: which rows of each source are drawn, and how often; of a stream, whose row is next."""
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from sft_recipes.data.issues import ISSUE_BIT
-from sft_recipes.data.token_rows import ORIGIN, flat_values, row_arrays, row_lengths, take_rows, to_dataset
+from sft_recipes.config.options import MixOptions
+from sft_recipes.config.schema import Config
+from sft_recipes.data.token_rows import TrainingData, flat_values, row_lengths, supervised_lengths, take_rows
 from sft_recipes.encoding.encoder import IGNORE_INDEX
-from sft_recipes.errors import ConfigError, DataError
+from sft_recipes.errors import ConfigError
 
 log = logging.getLogger(__name__)
+UNITS = {"rows": "rows", "tokens": "tokens with loss"}  # of mix.by; raw text beside conversations is counted in tokens
 
 
-def apply_max_length_policy(
-    name: str, rows: Dataset, max_length: int | None, policy: str
-) -> tuple[Dataset, dict[str, Any]]:
-    """The rows within `max_length`, and the audit's entries for those that were longer.
+@dataclass
+class Part:
+    """One source of a mixture: what is asked of it, and what was taken."""
 
-    Raw text is cut into pieces, of which none is lost. A cut answer has lost its stop token: `auto` drops such rows
-    while they are at most 1 % and raises otherwise; `drop` and `raise` do so always; `keep` cuts them, and drops those
-    of which no supervised token is left.
+    share: float | None  # of the conversations or, as raw text beside them, of all tokens
+    unit: str
+    beside: bool = False  # raw text that mix.raw_text is about
+    rows: np.ndarray | None = None  # their places in the table …
+    amounts: np.ndarray | None = None  # … and what each of them is in `unit`; a stream does not know its rows
+    taken: int = 0  # in `unit`
+    tokens: int = 0
+
+
+def mix_rows(config: Config, data: TrainingData) -> TrainingData:
+    """The data with its training rows drawn by the shares of their sources, in an order drawn with the run's seed.
+
+    The audit counts what is drawn, and its `mix` says what was asked for and what each source got.
     """
-    lengths = row_lengths(rows)
-    if not max_length or not (lengths > max_length).any():
-        return rows, {}
-    rows, found, total = *cut_raw_text(rows, max_length), len(rows)
-    lengths, numbers = row_lengths(rows), flat_values(rows, "row")
-    long = lengths > max_length
-    count, share = int(long.sum()), long.sum() / total
-    if not count:
-        return rows, found
-    if policy == "raise" or (policy == "auto" and share > 0.01):
-        enough = int(np.quantile(lengths, 0.99, method="higher"))
-        raise DataError(
-            f"data.{name}: {count} of {total} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
-            f"{enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or keep, which cuts answers off)."
+    if not len(data.train):
+        return data
+    sizes = {"rows": np.ones(len(data.train), dtype=np.int64), "tokens": row_lengths(data.train)}
+    sizes["tokens with loss"] = supervised_lengths(data.train)
+    parts = find_parts(config, data.train, sizes)
+    drawn, audit = draw_parts(config, parts, sizes["tokens"]), {}
+    for name, part in parts.items():
+        counts = {unit: int(size[drawn[name]].sum()) for unit, size in sizes.items()}
+        part.taken, part.tokens = counts[part.unit], counts["tokens"]
+        audit[name] = data.audit[name] | {"kept": counts["rows"], "tokens": counts["tokens"]}
+        audit[name] |= {"supervised_tokens": counts["tokens with loss"]}
+    if config.mix.total or config.mix.raw_text is not None or any(part.share for part in config.sources.values()):
+        audit = {name: audit[name] | {"mix": entry} for name, entry in describe_mixture(parts).items()}
+    order = np.concatenate([drawn[name] for name in parts])
+    order = order[np.random.default_rng(config.seed).permutation(len(order))]
+    return replace(data, train=take_rows(data.train, order), audit=audit)
+
+
+def find_parts(config: Config, train: Dataset, sizes: Mapping[str, np.ndarray]) -> dict[str, Part]:
+    """The sources as parts of the mixture, with their rows."""
+    index, piece = flat_values(train, "source"), flat_values(train, "piece")
+    rows = {name: np.flatnonzero(index == number) for number, name in enumerate(config.sources)}
+    parts = make_parts(config, {name: bool((piece[mine] >= 0).any()) for name, mine in rows.items()})
+    for name, part in parts.items():
+        part.rows, part.amounts = rows[name], sizes[part.unit][rows[name]]
+    return parts
+
+
+def make_parts(config: Config, is_raw: Mapping[str, bool]) -> dict[str, Part]:
+    """The sources as parts of the mixture. `mix.raw_text` is about those of raw text, unless there is nothing else."""
+    raw, mix = [name for name in is_raw if is_raw[name]], config.mix
+    if mix.raw_text and not raw:
+        raise ConfigError(
+            f"mix.raw_text={mix.raw_text:g}: no source is raw text. Write 'data=[{','.join(is_raw)},prose]', or add a "
+            "source of your own with formatter=text."
         )
-    entry = {"rows": count, "policy": "keep" if policy == "keep" else "drop", "first": numbers[long][:20].tolist()}
-    if policy != "keep":
-        entry["tokens"] = int(lengths[long].sum())
-        return take_rows(rows, np.flatnonzero(~long)), found | {"truncated": entry}
-    entry["tokens"] = int((lengths[long] - max_length).sum())
-    lists = {key: [row[:max_length] for row in row_arrays(rows, key)] for key in ("input_ids", "labels")}
-    left = np.array([bool((row != IGNORE_INDEX).any()) for row in lists["labels"]])
-    rows = to_dataset(lists, {key: flat_values(rows, key) for key in ORIGIN})
-    found |= {"truncated": entry}
-    if not left.all():
-        tokens = int(row_lengths(rows)[~left].sum())
-        gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist(), "tokens": tokens}
-        found |= {"fully_truncated": gone}
-    return take_rows(rows, np.flatnonzero(left)), found
+    beside = raw if mix.raw_text is not None and len(raw) < len(is_raw) else []
+    return {
+        name: Part(mix.raw_text / len(beside), "tokens", True) if name in beside else Part(source.share, UNITS[mix.by])
+        for name, source in config.sources.items()
+    }
 
 
-def mark_long_rows(rows: Dataset, max_length: int | None) -> Dataset:
-    """The rows, those above `max_length` with `truncated`, raw text with `cut_into_pieces`, set in their `problems`."""
-    problems, long = flat_values(rows, "problems").copy(), row_lengths(rows) > (max_length or np.inf)
-    if not long.any():
-        return rows
-    raw_text = flat_values(rows, "piece") >= 0
-    problems[long] |= np.where(raw_text[long], ISSUE_BIT["cut_into_pieces"], ISSUE_BIT["truncated"])
-    return rows.remove_columns("problems").add_column("problems", problems)
+def draw_parts(config: Config, parts: Mapping[str, Part], tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """For each source the places of its rows in the mixture: first of conversations, then of raw text beside them."""
+    mix, seed = config.mix, config.seed
+    talks = {name: part for name, part in parts.items() if not part.beside}
+    have = {name: int(part.amounts.sum()) for name, part in talks.items()}
+    shares, total = plan_shares(mix, {name: part.share for name, part in talks.items()}, have)
+    wanted = {name: total * share for name, share in shares.items()}
+    wanted = round_to_total(wanted) if mix.by == "rows" else wanted
+    for name, part in talks.items():
+        part.share = shares[name]
+    drawn = {name: draw_rows(mix, name, part, wanted[name], seed) for name, part in talks.items()}
+    said = sum(int(tokens[rows].sum()) for rows in drawn.values())
+    for name in parts.keys() - talks.keys():
+        drawn[name] = draw_rows(mix, name, parts[name], said * parts[name].share / (1 - mix.raw_text), seed)
+    return drawn
 
 
-def cut_raw_text(rows: Dataset, max_length: int) -> tuple[Dataset, dict[str, Any]]:
-    """The rows with those of raw text in pieces of `max_length` tokens, one after another, and the entry for them.
+def plan_shares(
+    mix: MixOptions, asked: Mapping[str, float | None], have: Mapping[str, float]
+) -> tuple[dict[str, float], float]:
+    """Each source's share, and how much the whole mixture is.
 
-    A piece has at least two tokens, since the first of a row is predicted by nothing.
+    Sources that ask for no share have what the others leave, in proportion to their size, and unless `mix.total` says
+    otherwise all of it is used. Where every source asks, the whole is as much as they have together.
+
+    >>> plan_shares(MixOptions(), {"a": None, "b": 0.25}, {"a": 30, "b": 50})
+    ({'a': 0.75, 'b': 0.25}, 40.0)
+    >>> plan_shares(MixOptions(when_short="shrink"), {"a": 0.5, "b": 0.5}, {"a": 30, "b": 10})
+    ({'a': 0.5, 'b': 0.5}, 20.0)
     """
-    lengths, origin = row_lengths(rows), {key: flat_values(rows, key) for key in ORIGIN}
-    long = (origin["piece"] >= 0) & (lengths > max_length)
-    if not long.any():
-        return rows, {}
-    sizes = [
-        [length] if not cut else piece_sizes(length, max_length)
-        for length, cut in zip(lengths.tolist(), long, strict=True)
-    ]
-    counts = np.array([len(each) for each in sizes])
-    ends = np.cumsum(np.concatenate(sizes))[:-1]
-    lists = {key: np.split(flat_values(rows, key), ends) for key in ("input_ids", "labels")}
-    places = np.concatenate([np.arange(count) for count in counts])
-    pieces = np.repeat(origin["piece"], counts) + places
-    entry = {"rows": int(long.sum()), "policy": "keep", "first": origin["row"][long][:20].tolist()}
-    entry["pieces"] = int(counts[long].sum())
-    origin = {key: np.repeat(values, counts) for key, values in origin.items()} | {"piece": pieces}
-    return to_dataset(lists, origin), {"cut_into_pieces": entry}
-
-
-def piece_sizes(length: int, most: int) -> list[int]:
-    """The lengths of a text's pieces.
-
-    >>> piece_sizes(10, 4), piece_sizes(9, 4)
-    ([4, 4, 2], [4, 3, 2])
-    """
-    sizes = [most] * (length // most) + [length % most] * (length % most > 0)
-    return [*sizes[:-2], most - 1, 2] if sizes[-1] == 1 < most else sizes
-
-
-def sample_mixture(parts: Mapping[str, Dataset], shares: Mapping[str, float | None], seed: int) -> dict[str, Dataset]:
-    """Of every source's rows as many as its `share` of the mixture asks for.
-
-    Sources without a share give all their rows, and the others are drawn so that `share` of the whole is theirs. Where
-    all have one, the scarcest source gives all it has. Rows are never repeated: a share that the source cannot fill is
-    a ConfigError.
-    """
-    asked = {name: share for name, share in shares.items() if share is not None}
-    free = 1 - sum(asked.values())
-    others = [rows for name, rows in parts.items() if name not in asked]
-    if any(not 0 < share <= 1 for share in asked.values()) or (free < 1e-9 if others else abs(free) > 1e-9):
-        listed = ", ".join(f"{name} {share}" for name, share in asked.items())
+    free = 1 - sum(share for share in asked.values() if share)
+    size = sum(have[name] for name, share in asked.items() if share is None)
+    if free < 1e-9 if None in asked.values() else abs(free) > 1e-9:
+        listed = ", ".join(f"{name} {share:g}" for name, share in asked.items() if share)
         raise ConfigError(
             f"data: shares ({listed}) should be above 0 and sum to 1, or to less where a source has none."
         )
-    total = sum(map(len, others)) / free if others else min(len(parts[name]) / share for name, share in asked.items())
-    mixed = {}
-    for name, rows in parts.items():
-        wanted = round(total * asked[name]) if name in asked else len(rows)
-        if wanted > len(rows):
+    shares = {name: free * have[name] / max(1, size) if share is None else share for name, share in asked.items()}
+    total = mix.total or (size / free if None in asked.values() else sum(have.values()))
+    enough = {name: have[name] / share for name, share in shares.items() if share}
+    scarce = min(enough, key=enough.get, default=None)
+    if mix.when_short == "shrink" and scarce and enough[scarce] < total * (1 - 1e-9):
+        log.warning(
+            "data: the mixture is %s %s rather than %s: data.%s has no more for its share of %.3g.",
+            f"{enough[scarce]:,.0f}", UNITS[mix.by], f"{total:,.0f}", scarce, shares[scarce],
+        )  # fmt: skip
+        total = enough[scarce]
+    return shares, float(total)
+
+
+def round_to_total(wanted: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers with the same sum, rounded by the largest remainders.
+
+    >>> round_to_total({"a": 3.5, "b": 3.0, "c": 2.0, "d": 1.5})
+    {'a': 4, 'b': 3, 'c': 2, 'd': 1}
+    """
+    whole = {name: int(number + 1e-9) for name, number in wanted.items()}
+    missing = round(sum(wanted.values())) - sum(whole.values())
+    largest = sorted(wanted, key=lambda name: whole[name] - wanted[name])[:missing]
+    return {name: number + (name in largest) for name, number in whole.items()}
+
+
+def draw_rows(mix: MixOptions, name: str, part: Part, wanted: float, seed: int) -> np.ndarray:
+    """The places of a source's rows that together come nearest to `wanted`, in the table's order.
+
+    They are drawn without replacement: a row comes again only once all have come, with a warning. Raises ConfigError
+    where the source would be repeated too often.
+    """
+    have = int(part.amounts.sum())
+    if part.beside and mix.when_short == "shrink":
+        wanted = min(wanted, have)
+    if wanted > have * (1 + 1e-9):
+        check_repeats(mix, name, part, wanted, have)
+    times = int(wanted // have) if have else 0
+    order = np.random.default_rng(seed).permutation(len(part.amounts))
+    sums = np.concatenate([[0], np.cumsum(part.amounts[order])])
+    rest = order[: np.abs(sums - (wanted - times * have)).argmin()]
+    return part.rows[np.sort(np.concatenate([np.tile(np.arange(len(order)), times), rest]))]
+
+
+def check_repeats(mix: MixOptions, name: str, part: Part, wanted: float, have: int) -> None:
+    """Warns that a source is repeated; raises ConfigError where it may not be, or not so often."""
+    share = f"mix.raw_text={mix.raw_text:g}" if part.beside else f"data.{name}.share={part.share:.3g}"
+    found = f"{share} is {wanted:,.0f} {part.unit} of this mixture, and data.{name} has {have:,}"
+    most = 1 if mix.when_short == "raise" else mix.max_repeat
+    if wanted <= most * have:
+        log.warning("%s: they are repeated %.2f times.", found, wanted / have)
+        return
+    often = f", which {wanted / have:.1f} times its rows would make" if have and most > 1 else ""
+    fits = "" if part.beside else f", mix.total={int(most * have / part.share)}"
+    more = "mix.when_short=repeat" if most == 1 else f"mix.max_repeat above {mix.max_repeat:g}"
+    raise ConfigError(f"{found}{often}. Write a smaller share{fits}, mix.when_short=shrink, or {more}.")
+
+
+def describe_mixture(parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
+    """For each source what share was asked of it, what it got, in which unit, and how often its rows were taken."""
+    talks = sum(part.taken for part in parts.values() if not part.beside)
+    tokens = sum(part.tokens for part in parts.values())
+    found = {}
+    for name, part in parts.items():
+        got = part.taken / max(1, tokens if part.beside else talks)
+        found[name] = {"asked": round(part.share, 6), "got": round(got, 6), "of": part.unit}
+        if part.amounts is not None and (have := int(part.amounts.sum())):
+            found[name]["times"] = round(part.taken / have, 4)
+    return found
+
+
+class StreamMixture:
+    """Which source of a stream is next: the one that is furthest behind its share of what was taken so far."""
+
+    def __init__(self, config: Config, is_raw: Mapping[str, bool]):
+        self.parts, self.raw_text = make_parts(config, is_raw), config.mix.raw_text or 0
+        asked = {name: part.share for name, part in self.parts.items() if not part.beside}
+        free = [name for name, share in asked.items() if share is None]
+        if len(free) > 1:
             raise ConfigError(
-                f"data.{name}.share={asked[name]} of this mixture is {wanted} rows, {name} has {len(rows)}. "
-                f"Write at most {len(rows) / (total * free + len(rows)):.2g}."
+                f"data: streamed sources are drawn by their shares. Write data.{free[0]}.share=…; one source may go "
+                "without and gets the rest."
             )
-        draw = np.random.default_rng(seed).permutation(len(rows))[:wanted]
-        mixed[name] = rows if wanted == len(rows) else rows.select(np.sort(draw))
-    log_shares(parts, mixed, asked)
-    return mixed
+        shares, _ = plan_shares(MixOptions(), asked, dict.fromkeys(asked, 1))
+        for name, share in shares.items():
+            self.parts[name].share = share
 
+    def next_source(self) -> str:
+        """The name of the source whose row comes next."""
+        raw, all_of_them = (
+            sum(part.tokens for part in self.parts.values() if part.beside or not only) for only in (True, False)
+        )
+        behind = raw < self.raw_text * all_of_them
+        chosen = [name for name, part in self.parts.items() if part.beside == behind]
+        return min(chosen, key=lambda name: self.parts[name].taken / self.parts[name].share)
 
-def log_shares(parts: Mapping[str, Dataset], mixed: Mapping[str, Dataset], asked: Mapping[str, float]) -> None:
-    """Says how many rows the shares leave out, aloud where every source has one, so that the scarcest decides."""
-    before, after = (sum(map(len, some.values())) for some in (parts, mixed))
-    if after < before:
-        listed = ", ".join(f"{name} {len(mixed[name]):,} of {len(rows):,}" for name, rows in parts.items())
-        level, why = logging.INFO, ""
-        if len(asked) == len(parts):
-            scarce = min(asked, key=lambda name: len(parts[name]) / asked[name])
-            level, why = logging.WARNING, f" More would take more rows of {scarce}, or a smaller data.{scarce}.share."
-        log.log(level, "data: the shares use %s of %s rows: %s.%s", f"{after:,}", f"{before:,}", listed, why)
+    def take(self, name: str, labels: np.ndarray) -> None:
+        """Counts a row that was taken of a source."""
+        part = self.parts[name]
+        part.tokens += len(labels)
+        counts = {"rows": 1, "tokens": len(labels), "tokens with loss": int((labels != IGNORE_INDEX).sum())}
+        part.taken += counts[part.unit]

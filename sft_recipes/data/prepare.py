@@ -1,8 +1,7 @@
-"""Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix, pack."""
+"""Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -26,12 +25,13 @@ from sft_recipes.data.curated_rows import LeakFinder, SourceRows, hold_out_with_
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, find_issues
-from sft_recipes.data.mixing import apply_max_length_policy, mark_long_rows, sample_mixture
+from sft_recipes.data.long_rows import apply_max_length_policy, mark_long_rows
+from sft_recipes.data.mixing import mix_rows
 from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
-from sft_recipes.data.token_rows import count_tokens, flat_values, take_rows, to_dataset
+from sft_recipes.data.token_rows import TrainingData, count_tokens, flat_values, take_rows, to_dataset
 from sft_recipes.encoding.encoder import Encoder, Piece, iterate_strings
 from sft_recipes.errors import ConfigError, DataError
 
@@ -41,24 +41,14 @@ PARITY_ROWS = 50  # rows a source whose prompts are compared with what serving w
 SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, and at most so many of them held out
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run trains on and is asked: columns `input_ids`, `labels`, and those of `encode_rows`."""
-
-    train: Dataset
-    held_out: Dataset
-    questions: list[Conversation]  # the held-out conversations
-    audit: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems
-    left_out: Dataset | None = None  # rows that were read and then left out for an issue or their length
-
-
 def load_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
-    """What `prepare_data` gives; the jobs of a sweep that share it, and run in one process, do it once."""
-    return cached(cache_key(config, encoder, max_length), lambda: prepare_data(config, encoder, max_length))
+    """What `prepare_data` gives, mixed; the jobs of a sweep that share it, and run in one process, prepare it once."""
+    data = cached(cache_key(config, encoder, max_length), lambda: prepare_data(config, encoder, max_length))
+    return mix_rows(config, data)
 
 
 def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
-    """The rows to train on, in an order drawn with the run's seed, those that are held out, and the audit of both.
+    """All rows that can be trained on, source after source, those that are held out, and the audit of both.
 
     Raises DataError, naming source, row and field, for rows that cannot be trained on, and ConfigError where the saved
     tokenizer would serve another prompt than the one trained on.
@@ -80,11 +70,9 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
         left_out.append(take_rows(drop_field_names(mine), np.flatnonzero(gone)))
         audit[name] = part.audit | {"problems": findings[name] | part.audit["problems"] | problems | cut}
         log_issues(name, problems | cut)
-    kept = sample_mixture(kept, {name: source.share for name, source in config.sources.items()}, config.seed)
     for name, rows in kept.items():
         audit[name] |= {"kept": len(rows)} | count_tokens(rows)
     train = concatenate_datasets(list(kept.values()))
-    train = take_rows(train, np.random.default_rng(config.seed).permutation(len(train)))
     if not len(train) and any(source.split for source in config.sources.values()):
         raise DataError("data: no row is left to train on.")
     held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")

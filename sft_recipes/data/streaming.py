@@ -22,13 +22,14 @@ from sft_recipes.data.audit import (
 from sft_recipes.data.curated_rows import LeakFinder
 from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.mixing import apply_max_length_policy, mark_long_rows
+from sft_recipes.data.long_rows import apply_max_length_policy, mark_long_rows
+from sft_recipes.data.mixing import StreamMixture, describe_mixture
 from sft_recipes.data.packing import pack_lengths
-from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, TrainingData, encode_rows
+from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, encode_rows
 from sft_recipes.data.raw_rows import Record
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, source_fingerprint, stream_rows
-from sft_recipes.data.token_rows import ORIGIN, count_tokens, flat_values, row_arrays, to_dataset
+from sft_recipes.data.token_rows import ORIGIN, TrainingData, count_tokens, flat_values, row_arrays, to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
 
@@ -37,6 +38,7 @@ BUFFER_ROWS = 5000  # rows that are shuffled and packed together
 GIVE_UP_ROWS = 20_000  # rows without one to train on, after which a stream is given up
 EMPTY_COUNTS = {"rows": 0, "kept": 0, "tokens": 0, "supervised_tokens": 0}
 Document = tuple[np.ndarray, np.ndarray, *tuple[int, ...]]  # ids, labels, and the columns of ORIGIN
+RAW_PIECE = 2 + ORIGIN.index("piece")  # which piece of a raw text a document is, -1 for a conversation
 
 
 def load_stream(
@@ -58,15 +60,16 @@ def load_stream(
 class RowStream:
     """The sources as one stream of rows for the trainer: `input_ids`, `labels`, where they are packed `seq_lengths`.
 
-    Each pass draws the sources by their shares until one of them ends. Rows are shuffled and packed within a buffer of
-    5,000. `audit` counts the first pass as far as it was read, `digest` takes in every row that was given out.
+    Each pass takes the sources by their shares, see `mixed`. Rows are shuffled and packed within a buffer of 5,000.
+    `audit` counts the first pass as far as it was read, `digest` takes in every row that was given out.
     """
 
     def __init__(self, config: Config, encoder: Encoder, max_length: int | None, packing: bool):
         self.config, self.encoder, self.max_length, self.packing = config, encoder, max_length, packing
         self.sources, self.passes, self.digest = config.sources, 0, TokenDigest()
         self.formatters: dict[str, Callable] = {}
-        self.shares = stream_shares({name: source.share for name, source in self.sources.items()})
+        if config.mix.total:
+            raise ConfigError("mix.total: a stream has no end, trainer.max_steps says how long it is. Leave it out.")
         held_out = {name: self.hold_out(name) for name in self.sources}
         self.held_out = concatenate_datasets([rows for rows, _ in held_out.values()])
         self.questions = [question for _, questions in held_out.values() for question in questions]
@@ -110,22 +113,45 @@ class RowStream:
         """The rows of the first buffer with their origin; the audit counts what was read for them."""
         self.passes = 1
         ids, labels, *origin = zip(*islice(self.mixed(), BUFFER_ROWS), strict=True)
+        self.record_mixture()
         return to_dataset({"input_ids": ids, "labels": labels}, dict(zip(ORIGIN, origin, strict=True)))
 
     def mixed(self) -> Iterator[Document]:
-        """The sources' rows in turn, drawn by their shares, until one of them ends."""
-        streams = [self.documents(name) for name in self.sources]
-        random, weights = np.random.default_rng(self.config.seed), [self.shares[name] for name in self.sources]
-        while (row := next(streams[last := random.choice(len(streams), p=weights)], None)) is not None:
-            yield row
-        if len(streams) > 1 and self.passes == 1:
-            log.warning(
-                "A pass ends with data.%s, the first to be read; of the others not all rows are.",
-                list(self.sources)[last],
-            )
+        """The sources' rows, each of the source that is furthest behind its share, until every source was read.
 
-    def documents(self, name: str) -> Iterator[Document]:
-        """One source's rows that the policies keep."""
+        One that ends before the others begins anew as often as `mix` allows; then the pass ends with it.
+        """
+        mix, streams = self.config.mix, {name: self.documents(name) for name in self.sources}
+        waiting = {name: next(stream) for name, stream in streams.items()}
+        self.mixture = StreamMixture(self.config, {name: row[RAW_PIECE] >= 0 for name, row in waiting.items()})
+        ended = {name: 0 for name, part in self.mixture.parts.items() if part.share}
+        while not all(ended.values()):
+            row = waiting[name := self.mixture.next_source()]
+            self.mixture.take(name, row[1])
+            yield row
+            waiting[name] = next(streams[name], None)
+            if waiting[name] is None:
+                ended[name] += 1
+                if all(ended.values()) or ended[name] >= (mix.max_repeat if mix.when_short == "repeat" else 1):
+                    break
+                streams[name] = self.documents(name, again=True)
+                waiting[name] = next(streams[name])
+        if not all(ended.values()) and mix.when_short == "raise":
+            raise DataError(
+                f"data.{name} ends before the other sources. Write a smaller share, or mix.when_short=repeat."
+            )
+        if len(ended) > 1 and self.passes == 1:
+            listed = ", ".join(f"{name} {times} times" if times else f"{name} in part" for name, times in ended.items())
+            log.warning("A pass ends with data.%s; of the sources were read: %s.", name, listed)
+
+    def record_mixture(self) -> None:
+        """Puts into the audit what the first pass has taken of every source so far."""
+        if self.passes == 1 and len(self.sources) > 1:
+            for name, entry in describe_mixture(self.mixture.parts).items():
+                self.audit[name]["mix"] = entry
+
+    def documents(self, name: str, again: bool = False) -> Iterator[Document]:
+        """One source's rows that the policies keep; the audit counts them unless they are read `again`."""
         source, first = self.sources[name], 0 if self.sources[name].held_out_split else int(self.config.data.held_out)
         records = islice(stream_rows(f"data.{name}", source, source.split), first, None)
         seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
@@ -145,7 +171,7 @@ class RowStream:
                     f"trainer.max_length={self.max_length}. Raise it, or write data.max_length_policy=drop (or keep)."
                 )
             kept += len(rows)
-            if self.passes == 1:
+            if self.passes == 1 and not again:
                 add_counts(self.audit[name], name, len(batch), rows, unusable | problems | cut)
             columns = [row_arrays(rows, key) for key in ("input_ids", "labels")]
             yield from zip(*columns, *(flat_values(rows, key).tolist() for key in ORIGIN), strict=True)
@@ -164,6 +190,7 @@ class RowStream:
         self.passes += 1
         random, documents, waiting = np.random.default_rng([self.config.seed, self.passes]), self.mixed(), []
         while buffer := waiting + (fresh := list(islice(documents, BUFFER_ROWS))):
+            self.record_mixture()
             rows, waiting = [[document] for document in buffer], []
             if self.packing:
                 bins = pack_lengths([len(ids) for ids, *_ in buffer], self.max_length, self.config.seed)
@@ -198,19 +225,6 @@ def split_by_fill(rows: list[list[Document]], max_length: int) -> tuple[list[lis
     order = np.argsort(-fill, kind="stable")
     ready = max(int((fill >= 0.98 * max_length).sum()), -(-len(rows) // 2))
     return [rows[i] for i in order[:ready]], [document for i in order[ready:] for document in rows[i]]
-
-
-def stream_shares(asked: Mapping[str, float | None]) -> dict[str, float]:
-    """How often each source is drawn; one may name no share and gets what the others leave."""
-    given = {name: share for name, share in asked.items() if share is not None}
-    free = [name for name in asked if name not in given]
-    rest = 1 - sum(given.values())
-    if len(free) > 1 or any(share <= 0 for share in given.values()) or (rest <= 0 if free else abs(rest) > 1e-9):
-        raise ConfigError(
-            "data: streamed sources are drawn by their shares, which should be above 0 and sum to 1. Write "
-            f"data.{(free or list(asked))[0]}.share=…; one source may go without and gets the rest."
-        )
-    return given | dict.fromkeys(free, rest)
 
 
 def add_counts(audit: dict[str, Any], name: str, rows: int, kept: Dataset, problems: Mapping[str, dict]) -> None:

@@ -14,20 +14,12 @@ from sft_recipes.encoding.encoder import Encoder
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 2**30  # bytes of rows that are kept, besides the last job's
-# What the rows do not depend on; of the model they know the tokenizer, which is looked at itself.
-IRRELEVANT_TO_ROWS = {
-    "name",
-    "model",
-    "adapter",
-    "trainer",
-    "evaluate",
-    "preview",
-    "mode",
-    "objective",
-    "provenance",
-    "callbacks",
-    "overwrite",
-}
+# What the rows do not depend on; of the model they know the tokenizer, which is looked at itself. Shares are applied to
+# prepared rows.
+IRRELEVANT_TO_ROWS = frozenset((
+    "name", "model", "adapter", "trainer", "evaluate", "preview", "mode", "objective", "provenance", "callbacks",
+    "overwrite", "mix",
+))  # fmt: skip
 cache: dict[str, Any] = {}  # by identity; what was used last stands at the end
 
 
@@ -47,6 +39,10 @@ def cached(identity: str, make: Callable[[], Any]) -> Any:
 def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str:
     """A hash of all that encoding depends on: settings, the tokenizer with its templates, the times of local files."""
     settings = {key: value for key, value in config.composed.items() if key not in IRRELEVANT_TO_ROWS}
+    settings["data"] = {
+        name: {key: each for key, each in value.items() if key != "share"} if isinstance(value, dict) else value
+        for name, value in settings["data"].items()
+    }
     tokenizer = encoder.tokenizer
     spoken = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
     files = {name: [source.split, file_times(source)] for name, source in config.sources.items()}

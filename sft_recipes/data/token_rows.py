@@ -1,14 +1,27 @@
-"""Datasets of token ids: too long ones, mixtures, packed rows."""
+"""Rows of token ids as Datasets, and what a run is given of them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow
 from datasets import Dataset
 
+from sft_recipes.data.formatters import Conversation
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 
 ORIGIN = ("source", "row", "piece", "problems")  # columns of numbers beside the tokens, see prepare.encode_rows
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and is asked: columns `input_ids`, `labels`, and those of `encode_rows`."""
+
+    train: Dataset
+    held_out: Dataset
+    questions: list[Conversation]  # the held-out conversations
+    audit: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems, mix
+    left_out: Dataset | None = None  # rows that were read and then left out for an issue or their length
 
 
 def to_dataset(
@@ -45,6 +58,13 @@ def flat_values(rows: Dataset, column: str) -> np.ndarray:
 def row_arrays(rows: Dataset, column: str) -> list[np.ndarray]:
     """A column of lists as one array a row."""
     return np.split(flat_values(rows, column), np.cumsum(row_lengths(rows, column))[:-1]) if len(rows) else []
+
+
+def supervised_lengths(rows: Dataset) -> np.ndarray:
+    """The number of tokens with loss that every row has."""
+    lengths = row_lengths(rows)
+    sums = np.append(0, np.cumsum(flat_values(rows, "labels") != IGNORE_INDEX))
+    return sums[np.cumsum(lengths)] - sums[np.cumsum(lengths) - lengths]
 
 
 def count_tokens(rows: Dataset) -> dict[str, int]:

@@ -74,11 +74,13 @@ def terminal_cell(text: str, width: int) -> str:
 
 
 def audit_table(audit: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What every source gave, and the issues in its rows, as two tables that fit 80 columns."""
-    rows, issues = (
-        [[terminal_cell(name, 15), *rest] for name, *rest in table] for table in setup_sections.audit_tables(audit)
+    """What every source gave, its share and the issues in its rows, as tables that fit 80 columns."""
+    rows, issues, shares = (
+        [[terminal_cell(name, 15), *rest] for name, *rest in table]
+        for table in (*setup_sections.audit_tables(audit), setup_sections.mixture_table(audit))
     )
-    return [*render_table(rows), "", *(render_table(issues) if issues else ["No issue was found in the rows."])]
+    lines = [*render_table(rows), "", *([*render_table(shares), ""] if shares else [])]
+    return [*lines, *(render_table(issues) if issues else ["No issue was found in the rows."])]
 
 
 def compare_runs(first: Path, second: Path) -> str:

@@ -127,6 +127,16 @@ def audit_tables(audit: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, Rows]:
     return with_body(rows), with_body(issues)
 
 
+def mixture_table(audit: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """What share was asked of every source and what it got; empty where nothing was asked."""
+    rows = [["source", "share asked", "share got", "of", "times in it"]]
+    for name, part in audit.items():
+        if found := part.get("mix"):
+            times = f"{found['times']:.2f}" if "times" in found else ""
+            rows.append([name, f"{found['asked']:.2%}", f"{found['got']:.2%}", found["of"], times])
+    return with_body(rows)
+
+
 def cost_table(metrics: Mapping[str, Any], price_per_hour: float | None) -> Rows:
     """The training's time, tokens and memory, and its price where that of an hour is known."""
     rows = [["", ""]]

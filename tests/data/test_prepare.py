@@ -85,22 +85,6 @@ def test_a_share_is_a_share_of_the_mixture(encoder, tmp_path):
     assert data.audit["b"]["kept"] == 10
 
 
-def test_shares_of_all_sources_use_the_scarcest_whole(encoder, tmp_path):
-    a = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(100)), "share": 0.75}
-    b = {"data_files": write_jsonl(tmp_path / "b.jsonl", question_rows(10)), "share": 0.25}
-    data = load_data(data_config(a=a, b=b, held_out=0), encoder, 64)
-    assert np.bincount(flat_values(data.train, "source")).tolist() == [30, 10]
-
-
-def test_a_share_the_source_cannot_fill_names_the_one_it_can(encoder, tmp_path):
-    a = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(90))}
-    b = {"data_files": write_jsonl(tmp_path / "b.jsonl", question_rows(10)), "share": 0.5}
-    with pytest.raises(
-        ConfigError, match=re.escape("data.b.share=0.5 of this mixture is 90 rows, b has 10. Write at most 0.1")
-    ):
-        load_data(data_config(a=a, b=b, held_out=0), encoder, 64)
-
-
 def test_a_broken_row_is_named_by_index_line_and_field(encoder, tmp_path):
     broken = [*question_rows(4), {"instruction": "Q?", "input": "", "output": " "}]
     path = write_jsonl(tmp_path / "rows.jsonl", broken, blank_lines=2)

@@ -476,27 +476,6 @@ def test_the_tokens_that_a_cut_costs_are_counted(encoder, tmp_path, caplog, poli
     assert f"with {lost:,} tokens" in caplog.text
 
 
-# a mixture that shrinks
-
-
-def test_shares_that_leave_out_rows_say_so(encoder, tmp_path, caplog):
-    a = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(100)), "share": 0.75}
-    b = {"data_files": write_jsonl(tmp_path / "b.jsonl", question_rows(10, first=500)), "share": 0.25}
-    load_data(data_config(a=a, b=b, held_out=0), encoder, 64)
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == [
-        "data: the shares use 40 of 110 rows: a 30 of 100, b 10 of 10. More would take more rows of b, or a smaller "
-        "data.b.share."
-    ]
-
-
-def test_shares_that_use_every_row_say_nothing(encoder, tmp_path, caplog):
-    a = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(30)), "share": 0.75}
-    b = {"data_files": write_jsonl(tmp_path / "b.jsonl", question_rows(10, first=500)), "share": 0.25}
-    load_data(data_config(a=a, b=b, held_out=0), encoder, 64)
-    assert "the shares use" not in caplog.text
-
-
 def test_what_is_supervised_of_a_sample_is_its_answers(encoder, tmp_path):
     file = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(9)), "rows": 3}
     data = load_data(data_config(file=file, held_out=0), encoder, 64)
