@@ -154,7 +154,7 @@ def test_ten_times_the_learning_rate_without_prose_is_a_recipe_that_forgets(tmp_
     change = f"Forgetting: failed. The loss on raw text changed by +{found['forgetting']['change']:.1%}."
     assert change in printed and change in page
     lora = "LoRA, which keeps the weights of the base model as they are: `adapter=lora`"
-    prose = "2 to 10 % raw text in the mixture: `'data=[tiny,prose]' data.prose.share=0.05`"
+    prose = "Raw text beside the rows, 1 % of all tokens or more: `'data=[tiny,prose]' mix.raw_text=0.01`"
     advice = [f"A lower learning rate than {float(rate):g}: `trainer.learning_rate={lower}`"]
     advice += [lora] * (adapter == "none") + [prose]
     assert page.count("What reduces forgetting:\n\n- " + "\n- ".join(advice) + "\n") == 1

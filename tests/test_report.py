@@ -255,7 +255,7 @@ def page(tmp_path_factory, request):
         "rows of 8 to 24 tokens 8.0000 8.2500",
         "Verdict: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
         "A lower learning rate than 2e-05: trainer.learning_rate=6e-06",
-        "2 to 10 % raw text in the mixture: 'data=[lima,prose]' data.prose.share=0.05",
+        "Raw text beside the rows, 1 % of all tokens or more: 'data=[lima,prose]' mix.raw_text=0.01",
         "Not said by the source:",
         "the batch size",
         "mmlu 30.0% 80.0% +50.0",
@@ -338,7 +338,7 @@ def test_the_terminal_names_warnings_verdicts_and_advice_below_the_table(run):
         "- A lower learning rate than 2e-05: trainer.learning_rate=6e-06 "
         "- Fewer epochs than 3: trainer.num_train_epochs=1 "
         "- LoRA, which keeps the weights of the base model as they are: adapter=lora "
-        "- 2 to 10 % raw text in the mixture: 'data=[lima,prose]' data.prose.share=0.05",
+        "- Raw text beside the rows, 1 % of all tokens or more: 'data=[lima,prose]' mix.raw_text=0.01",
     ]
 
 

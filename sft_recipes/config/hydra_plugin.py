@@ -75,7 +75,7 @@ class RecipesSearchPath(SearchPathPlugin):
 
 def register_with_hydra() -> None:
     """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
-    named = (*OPEN_GROUPS, "data_checks", "preview", "generate")
+    named = (*OPEN_GROUPS, "data_checks", "mix", "preview", "generate")
     open_groups = {group: DictConfig({}, flags={"struct": False}) for group in named}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)

@@ -65,6 +65,9 @@ OLD_NAMES = {
     "data.NAME.train_on=all": "train_on_inputs",
     "data.NAME.train_on (assistant, last or all)": "supervise",
     "data_checks": "supervision",
+    "data.NAME.share": "shares weights proportions interleave_probs probabilities",
+    "mix.raw_text (a share of all tokens)": "replay replay_ratio",
+    "mix.when_short": "upsample oversample stopping_strategy mix_strategy",
     "data.held_out": "val_size test_size held_out",
     "generate.what": "what",
 }

@@ -65,17 +65,20 @@ def find_parts(config: Config, train: Dataset, sizes: Mapping[str, np.ndarray]) 
 
 
 def make_parts(config: Config, is_raw: Mapping[str, bool]) -> dict[str, Part]:
-    """The sources as parts of the mixture. `mix.raw_text` is about those of raw text, unless there is nothing else."""
-    raw, mix = [name for name in is_raw if is_raw[name]], config.mix
+    """The sources as parts of the mixture. `mix.raw_text` is about raw text that asks for no share."""
+    raw, mix, sources = [name for name in is_raw if is_raw[name]], config.mix, config.sources
     if mix.raw_text and not raw:
         raise ConfigError(
             f"mix.raw_text={mix.raw_text:g}: no source is raw text. Write 'data=[{','.join(is_raw)},prose]', or add a "
             "source of your own with formatter=text."
         )
-    beside = raw if mix.raw_text is not None and len(raw) < len(is_raw) else []
+    wanted = mix.raw_text is not None and len(raw) < len(is_raw)
+    for name in (name for name in raw if wanted and sources[name].share):
+        log.warning("data.%s.share=%g holds, not mix.raw_text=%g.", name, sources[name].share, mix.raw_text)
+    beside = [name for name in raw if wanted and not sources[name].share]
     return {
         name: Part(mix.raw_text / len(beside), "tokens", True) if name in beside else Part(source.share, UNITS[mix.by])
-        for name, source in config.sources.items()
+        for name, source in sources.items()
     }
 
 

@@ -53,7 +53,7 @@ def forgetting_advice(run: RunFiles) -> list[str]:
     sources = [name for name, source in as_mapping(run.config.get("data")).items() if isinstance(source, dict)]
     if not any(is_raw_text(run, name) for name in sources):
         names = ",".join([*sources, "prose"])
-        advice.append(f"2 to 10 % raw text in the mixture: `'data=[{names}]' data.prose.share=0.05`")
+        advice.append(f"Raw text beside the rows, 1 % of all tokens or more: `'data=[{names}]' mix.raw_text=0.01`")
     return advice
 
 

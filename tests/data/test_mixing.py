@@ -102,12 +102,17 @@ def test_shares_of_tokens_count_the_tokens_with_loss(mixed, encoder):
 
 
 def test_raw_text_is_a_share_of_all_tokens_beside_the_conversations(mixed):
-    data = mixed({"a": 200, "prose": 400}, {"prose": 0.5}, raw_text=0.1)
+    data = mixed({"a": 200, "prose": 400}, raw_text=0.1)
     tokens = row_lengths(data.train)[flat_values(data.train, "source") == 1]
     assert len(rows_of(data, 0)) == 200
     assert abs(tokens.sum() / row_lengths(data.train).sum() - 0.1) < tokens.max() / row_lengths(data.train).sum()
     assert data.audit["prose"]["mix"]["of"] == "tokens" and data.audit["a"]["mix"]["asked"] == 1
     assert rows_of(mixed({"a": 200, "prose": 400}, raw_text=0), 1) == []
+
+
+def test_raw_text_with_a_share_of_its_own_keeps_it_and_that_is_said(mixed, caplog):
+    data = mixed({"a": 90, "prose": 400}, {"prose": 0.1}, raw_text=0.01)
+    assert len(rows_of(data, 1)) == 10 and "data.prose.share=0.1 holds, not mix.raw_text=0.01." in caplog.text
 
 
 def test_raw_text_needs_a_source_of_it_and_is_nothing_beside_itself(mixed):
