@@ -53,7 +53,7 @@ class Config:
     seed: Annotated[int, "[0, 4294967295]"] = 42
     objective: str | None = None
     smoke: bool = False
-    callbacks: list[str] = field(default_factory=list)  # module.Class of your own, transformers.TrainerCallback
+    callbacks: list[str | dict] = field(default_factory=list)  # module.Class or {name: module.Class, option: value}
     overwrite: bool = False
     composed: dict[str, Any] = field(default_factory=dict)
     command: str | None = None  # that repeats the run, where it was started by one

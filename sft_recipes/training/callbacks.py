@@ -213,18 +213,20 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def load_callbacks(names: Sequence[str]) -> list[TrainerCallback]:
-    """The user's own callbacks, each a `module.Class` that is made without arguments.
+def load_callbacks(listed: Sequence[str | dict[str, Any]]) -> list[TrainerCallback]:
+    """The user's own callbacks, each a `module.Class` or `{name: module.Class, option: value}`.
 
-    Raises ConfigError for a name that cannot be imported, is no `transformers.TrainerCallback` or wants arguments.
+    Raises ConfigError for what cannot be imported, is no `transformers.TrainerCallback` or takes other options.
     """
     callbacks = []
-    for name in names:
+    for options in ({"name": item} if isinstance(item, str) else dict(item) for item in listed):
+        name = str(options.pop("name", None))
         callback = import_function("callbacks", name)
         if not (isclass(callback) and issubclass(callback, TrainerCallback)):
             raise ConfigError(f"callbacks={name} is not a class that inherits from transformers.TrainerCallback.")
         try:
-            callbacks.append(callback())
+            callbacks.append(callback(**options))
         except TypeError as error:
-            raise ConfigError(f"callbacks={name} cannot be made without arguments: {one_line(error)}.") from error
+            written = f"callbacks='[{{name: {name}, OPTION: VALUE}}]'"
+            raise ConfigError(f"callbacks={name}: {one_line(error)}. Options are written as {written}.") from error
     return callbacks

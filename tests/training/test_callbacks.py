@@ -164,8 +164,11 @@ def test_a_callback_of_the_user_s_own_is_made_from_its_name(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     (mine,) = load_callbacks(["my_callbacks.Mine"])
     assert isinstance(mine, TrainerCallback) and type(mine).__name__ == "Mine"
-    assert error_of(load_callbacks, ["my_callbacks.Greedy"]).startswith(
-        "callbacks=my_callbacks.Greedy cannot be made without arguments: "
+    (greedy,) = load_callbacks([{"name": "my_callbacks.Greedy", "steps": 3}])
+    assert greedy.steps == 3
+    assert error_of(load_callbacks, ["my_callbacks.Greedy"]) == (
+        "callbacks=my_callbacks.Greedy: Greedy.__init__() missing 1 required positional argument: 'steps'. "
+        "Options are written as callbacks='[{name: my_callbacks.Greedy, OPTION: VALUE}]'."
     )
 
 
