@@ -22,7 +22,7 @@ from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_me
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
 from sft_recipes.config.own_configs import store_resumed_run
-from sft_recipes.config.run_folder import remove_if_nothing_was_run
+from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted
 from sft_recipes.reporting.sweep_report import finish_sweep
@@ -54,6 +54,9 @@ def run_job(composed: DictConfig) -> float:
         check_choices(composed, HydraConfig.get())
         set_offline_if_hub_unreachable(config)
         config = replace(config, command=rerun_command(HydraConfig.get()))
+        if HydraConfig.get().mode == RunMode.MULTIRUN and holds_run(folder):  # an earlier start of the sweep began it
+            resumed = config.trainer.fields | {"resume_from_checkpoint": True}
+            config = replace(config, trainer=replace(config.trainer, fields=resumed))
         objective = import_module(f"sft_recipes.{config.mode}").main(config, folder)
         if (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
             print(f"\n{next_commands(folder, config.mode)}")

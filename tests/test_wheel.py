@@ -29,7 +29,7 @@ def sources(tmp_path_factory) -> Path:
         pytest.skip("needs a git checkout")
     folder = tmp_path_factory.mktemp("wheel") / "sources"
     listed = run("git", "ls-files", "-z", where=ROOT)
-    new = ["--others", "--exclude-standard", "sft_recipes", "conf", "recipes"]
+    new = ["--others", "--exclude-standard", "sft_recipes", "hydra_plugins", "conf", "recipes"]
     listed += run("git", "ls-files", "-z", *new, where=ROOT)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():

@@ -15,6 +15,10 @@ from sft_recipes.config.metrics import is_lower_better
 from sft_recipes.config.nested_values import iterate_leaves
 
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "curation")
+OURS = "hydra_plugins.sft_recipes_sweeps"
+PLUGINS = {  # by group and name, in the place of Hydra's own of that name
+    ("hydra/sweeper", "basic"): {"_target_": f"{OURS}.GridSweeper", "max_batch_size": None, "params": None},
+}
 PRIMARY_CONFIGS = ("config", "demo", "generate", "saved_run")  # ours; a user names others with -cn
 
 
@@ -79,6 +83,8 @@ def register_with_hydra() -> None:
     open_groups = {group: DictConfig({}, flags={"struct": False}) for group in named}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
+    for (group, name), node in PLUGINS.items():
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="sft_recipes")
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     OmegaConf.register_new_resolver("direction", objective_direction, replace=True)
     OmegaConf.register_new_resolver("source_values", read_source_values, replace=True)

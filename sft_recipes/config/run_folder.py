@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from sft_recipes.config.hydra_plugin import OURS
 from sft_recipes.errors import ConfigError, exit_on_user_error
 
 RESULTS = ("metrics.json", "supervision.json", "model", "checkpoint-*")  # a folder with one of these holds a run
@@ -25,13 +26,18 @@ HYDRAS = (".hydra", "sft_recipes.log")  # written before the run looks at its co
 
 def check_run_folder(folder: Path, overwrite: bool = False) -> None:
     """Raises ConfigError where the folder holds a run; with `overwrite` removes what that run wrote, and only that."""
-    if int(os.environ.get("RANK", 0)) or not any(written(folder, RESULTS)):  # of several processes the first one looks
+    if int(os.environ.get("RANK", 0)) or not holds_run(folder):  # of several processes the first one looks
         return
     if not overwrite:
         raise ConfigError(f"{folder} holds a run already. Write another folder, or overwrite=true to replace the run.")
     check_not_in_use(folder)
     for path in written(folder, RESULTS + BESIDE):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written into the folder, be it finished or not."""
+    return any(written(folder, RESULTS))
 
 
 def check_not_in_use(folder: Path) -> None:
@@ -69,7 +75,9 @@ class CheckRunFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = OmegaConf.select(config, "hydra.sweep.dir", throw_on_resolution_failure=False)
-        self.check([path for path in Path(folder or "").glob("*") if path.name.isdigit()] if folder else [], config)
+        resumable = str(config.hydra.sweeper.get("_target_")).startswith(OURS)
+        if folder and (config.get("overwrite") or not resumable):  # our sweepers know their jobs' folders
+            self.check([path.parents[1] for path in Path(folder).glob("**/.hydra/config.yaml")], config)
 
     @exit_on_user_error()  # of what a callback raises Hydra makes a warning
     def check(self, folders: list[Path], config: DictConfig) -> None:

@@ -1,7 +1,8 @@
 """A sweep's folder as one table and its figures: `python -m sft_recipes.report multirun/lima/<date>`."""
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from sft_recipes.config.command_line import rerun_command
 from sft_recipes.config.hydra_plugin import objective_direction
+from sft_recipes.config.metrics import METRICS
 from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve
@@ -27,6 +29,7 @@ from sft_recipes.reporting.sweep_table import (
 )
 
 COMMAND_FILE = "command.txt"  # what was typed to start the sweep
+SWEEP_FILE = "sweep.json"  # lists the folders of the sweep's jobs, within its own
 started_sweeps: list[Path] = []  # the folder of the sweep that this process has started
 
 
@@ -49,7 +52,7 @@ def finish_sweep() -> int:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether the folder holds the numbered folders of a sweep's jobs, and is no run itself."""
+    """Whether the folder holds the folders of a sweep's jobs, and is no run itself."""
     return not (folder / "metrics.json").exists() and bool(read_jobs(folder))
 
 
@@ -69,7 +72,10 @@ def write_sweep_report(folder: Path) -> str:
     if figure := plot_grid(groups, objective, minimize, tidy_value):
         grid = Picture(figure, "grid.png", f"{objective} by {' and '.join(groups[0].settings)}.")
     summary = summary_line(jobs, objective)
-    failed = [f"job {job.number} ({describe_job(job.settings, groups)}): {job.reason}" for job in jobs if job.reason]
+    here = {str(path.parents[1].relative_to(folder)) for path in folder.glob("**/.hydra/overrides.yaml")}
+    if others := sorted(here - {job.name for job in jobs}):
+        summary += f" In the folder, but not of this sweep: {', '.join(others)}."
+    failed = [f"job {job.name} ({describe_job(job.settings, groups)}): {job.reason}" for job in jobs if job.reason]
     title = f"Sweep: {folder.resolve().parent.name} · {folder.resolve().name}"
     values = {
         "title": title,
@@ -89,14 +95,16 @@ def write_sweep_report(folder: Path) -> str:
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """The folder's jobs by number, each from its own files."""
-    paths = [path.parents[1] for path in folder.glob("*/.hydra/overrides.yaml")]
-    numbered = {int(path.name): path for path in paths if path.name.isdigit()}
-    return [read_job(path) for _, path in sorted(numbered.items())]
+    """The sweep's jobs, each from its own files; without the sweep's list those in the folder's numbered folders."""
+    paths = [folder / name for name in read_json(folder / SWEEP_FILE).get("jobs", [])]
+    if not paths:
+        numbered = (path.parents[1] for path in folder.glob("*/.hydra/overrides.yaml"))
+        paths = sorted((path for path in numbered if path.name.isdigit()), key=lambda path: int(path.name))
+    return [read_job(path, folder) for path in paths if (path / ".hydra" / "overrides.yaml").is_file()]
 
 
-def read_job(path: Path) -> Job:
-    """One job: error.txt says why it failed, and without metrics.json it was interrupted."""
+def read_job(path: Path, sweep: Path) -> Job:
+    """One job of a sweep: error.txt says why it failed, and without metrics.json it was interrupted."""
     overrides = read_yaml(path / ".hydra" / "overrides.yaml") or []
     settings = {key: value for key, _, value in (str(override).partition("=") for override in overrides)}
     metrics, reason, failure = read_json(path / "metrics.json"), "", path / "error.txt"
@@ -105,13 +113,19 @@ def read_job(path: Path) -> Job:
     elif not metrics:
         reason = UNFINISHED
     objective = get_path(read_yaml(path / ".hydra" / "config.yaml"), "objective")
-    return Job(int(path.name), settings, objective, metrics, reason)
+    return Job(str(path.relative_to(sweep)), settings, objective, metrics, reason)
 
 
 def sweep_objective(jobs: Sequence[Job]) -> str:
     """The entry of metrics.json by which the jobs are sorted: the one they name, else as a run chooses it."""
     named = [job.objective for job in jobs if job.objective]
     return named[0] if named else "eval_loss" if any("eval_loss" in job.metrics for job in jobs) else "train_loss"
+
+
+def objective_value(metrics: Mapping[str, Any], objective: str | None) -> float:
+    """What a finished job's sweeper gets: the entry of metrics.json that is the objective; NaN where there is none."""
+    names = [objective] if objective else ["eval_loss", "train_loss", *METRICS]
+    return next((float(metrics[name]) for name in names if isinstance(metrics.get(name), int | float)), math.nan)
 
 
 def summary_line(jobs: Sequence[Job], objective: str) -> str:
@@ -125,7 +139,7 @@ def best_setting(groups: Sequence[Group]) -> list[str]:
     """The best group's settings as they are typed."""
     first = groups[0]
     typed = " ".join(f"{key}={value}" for key, value in first.settings.items())
-    which = ", ".join(str(job.number) for job in first.jobs)
+    which = ", ".join(str(job.name) for job in first.jobs)
     return [f"Best: {typed} (job {which})"] if first.objective and typed else []
 
 

@@ -21,7 +21,7 @@ UNFINISHED = "it did not finish."
 class Job:
     """What one job's folder holds."""
 
-    number: int
+    name: str  # of its folder within the sweep's
     settings: dict[str, str]  # its overrides
     objective: str | None
     metrics: dict[str, Any]  # empty where the job did not finish
@@ -83,7 +83,7 @@ def table_rows(groups: Sequence[Group], objective: str, name: Callable[[str], st
     for group in groups:
         cells = [format_cell(metric_values(group.jobs, m), m.column_format or m.format) for m in columns.values()]
         cells[0] = cells[0] or ("unfinished" if UNFINISHED in {job.reason for job in group.jobs} else "failed")
-        listed = ", ".join(str(job.number) for job in group.jobs)
+        listed = ", ".join(job.name for job in group.jobs)
         verdict = [compare_to_best(group.objective, groups[0].objective)] if seeds else []
         rows.append([listed, *map(tidy_value, group.settings.values()), *cells, *verdict])
     return rows

@@ -61,11 +61,14 @@ def test_a_run_that_is_still_writing_is_not_overwritten(command, old_run):
     assert (old_run / "metrics.json").read_text() == "old"
 
 
-def test_a_sweeps_folder_is_refused_too(command, old_run, tmp_path):
+def test_a_sweep_writes_beside_the_runs_of_its_folder(command, old_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
     (tmp_path / "sweep").mkdir()
-    old_run.rename(tmp_path / "sweep" / "0")
-    code, _, said = command("-m", "seed=1,2", "hydra.sweep.dir=sweep")
-    assert (code, said) == (2, LINE.replace("run holds", "sweep/0 holds"))
+    before = files_of(old_run)
+    old_run = old_run.rename(tmp_path / "sweep" / "0")
+    assert command("-m", "seed=1,2", "hydra.sweep.dir=sweep")[0] == 0
+    assert files_of(old_run) == before and {(old_run / name).read_text() for name in before} == {"old"}
+    assert {path.name for path in (tmp_path / "sweep").glob("[0-9]*")} == {"0", "1", "2"}
 
 
 def test_a_run_that_is_resumed_writes_into_its_own_folder(command, old_run, monkeypatch):

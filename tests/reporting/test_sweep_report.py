@@ -225,7 +225,7 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     ]
     code, printed, said = command(*typed, "hydra.sweep.dir=sweep")
     assert code == 2
-    names = {"0", "1", "2", "3", "command.txt", "multirun.yaml", "report.md", "report.html", "grid.png"}
+    names = {"0", "1", "2", "3", "command.txt", "multirun.yaml", "sweep.json", "report.md", "report.html", "grid.png"}
     assert names <= {path.name for path in (tmp_path / "sweep").iterdir()}
     assert not (tmp_path / "sweep/loss.png").exists()  # two steps are fewer than trainer.logging_steps
     for job in "23":

@@ -1,0 +1,104 @@
+"""Which folder each job of a sweep has: what has finished is not run again, what broke off goes on where it was."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from sft_recipes.config.run_folder import holds_run
+from sft_recipes.errors import ConfigError
+from sft_recipes.reporting.run_folder import read_json, write_json
+from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
+
+log = logging.getLogger(__name__)
+# What two starts of one job may differ in: how far it goes, and what is done with what was there
+NOT_OF_THE_JOB = ("overwrite", "trainer.resume_from_checkpoint", "trainer.stop_at")
+
+
+class ResumingLauncher:
+    """Gives the jobs that have not finished to `launcher`, each in its own folder, and the others' results back.
+
+    A job is known by its composed config, so that the same command, or one with more values, goes on with a sweep.
+    """
+
+    def __init__(self, launcher: Launcher, context: HydraContext, config: DictConfig):
+        self.launcher, self.context, self.config = launcher, context, config
+        self.folder = Path(config.hydra.sweep.dir)
+        self.known = {  # the folders that have been used, by their jobs
+            job_identity(OmegaConf.load(file)): str(file.parents[1].relative_to(self.folder))
+            for file in sorted(self.folder.glob("**/.hydra/config.yaml"))
+        }
+        self.jobs: list[str] = []  # the folders of this sweep's jobs
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """The jobs' results in order; raises ConfigError where two of them would share a folder."""
+        results: dict[int, JobReturn] = {}
+        open_jobs: dict[int, list[str]] = {}
+        for place, overrides in enumerate(job_overrides):
+            name, composed = self.find_folder(overrides, initial_job_idx + place)
+            result = finished_result(self.folder / name, composed, overrides)
+            if result:
+                results[place] = result
+            else:
+                open_jobs[place] = [*overrides, f"hydra.sweep.subdir={json.dumps(name)}"]
+            self.jobs = list(dict.fromkeys([*self.jobs, name]))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / SWEEP_FILE, {"jobs": self.jobs})
+        if results:
+            log.info("%d of %d jobs have finished already and are not run again.", len(results), len(job_overrides))
+        if open_jobs:
+            launched = self.launcher.launch(list(open_jobs.values()), initial_job_idx=initial_job_idx)
+            results |= dict(zip(open_jobs, launched, strict=True))
+        return [results[place] for place in sorted(results)]
+
+    def find_folder(self, overrides: Sequence[str], number: int) -> tuple[str, DictConfig]:
+        """The folder of the job with these overrides, within the sweep's, and its config; a new one gets `number`."""
+        composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        identity, taken, before = job_identity(composed), set(self.known.values()), None
+        while identity not in self.known:
+            OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
+            name = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
+            if name not in taken and not holds_run(self.folder / name):
+                self.known[identity] = name
+            elif name == before:
+                raise ConfigError(
+                    f"hydra.sweep.subdir gives two jobs one folder, {name}. Add _${{hydra.job.num}} to it."
+                )
+            before, number = name, number + 1
+        return self.known[identity], composed
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's own sweeper, whose sweeps can be resumed: `-m … hydra.sweep.dir=THE_SWEEP`."""
+
+    def setup(self, *, hydra_context: HydraContext, config: DictConfig, **rest: Any) -> None:
+        super().setup(hydra_context=hydra_context, config=config, **rest)
+        self.launcher = ResumingLauncher(self.launcher, hydra_context, config)
+
+
+def job_identity(composed: DictConfig) -> str:
+    """A job's config as text, without what two starts of it may differ in, nor Hydra's own."""
+    values = OmegaConf.create(OmegaConf.to_yaml(composed))  # as it is read back from the job's folder
+    OmegaConf.set_struct(values, False)
+    values.pop("hydra", None)
+    for group, _, key in (path.rpartition(".") for path in NOT_OF_THE_JOB):
+        (values.get(group) or {} if group else values).pop(key, None)
+    return OmegaConf.to_yaml(values, sort_keys=True)
+
+
+def finished_result(folder: Path, composed: DictConfig, overrides: Iterable[str]) -> JobReturn | None:
+    """What a job returned that has finished, or come as far as `trainer.stop_at`; None for one that is to be run."""
+    metrics = {} if (folder / "error.txt").is_file() else read_json(folder / "metrics.json")
+    wanted = OmegaConf.select(composed, "trainer.stop_at") or 1
+    if not metrics or metrics.get("stopped_at", 1) < wanted:
+        return None
+    result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.COMPLETED)
+    result.return_value = objective_value(metrics, composed.get("objective"))
+    return result

@@ -1,0 +1,96 @@
+"""A sweep that is started again does what is left of it, and no job is trained twice or written over."""
+
+import json
+
+import pytest
+
+from sft_recipes import train
+from support.commands import SHORT_ROWS_RUN, read_metrics
+
+PRESSED_ONCE = """
+import os, signal
+from pathlib import Path
+from transformers import TrainerCallback
+
+class ControlC(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        pressed = Path("pressed")
+        if args.seed == 2 and state.global_step == 2 and not pressed.exists():
+            pressed.touch()
+            os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The seed and the step that each training of this test began with."""
+    begun, before = [], train.SupervisedTrainer.restore_progress
+
+    def watched(trainer):
+        before(trainer)
+        begun.append((trainer.args.seed, trainer.state.global_step))
+
+    monkeypatch.setattr(train.SupervisedTrainer, "restore_progress", watched)
+    return begun
+
+
+def read_jobs_list(folder) -> list[str]:
+    return json.loads((folder / "sweep.json").read_text())["jobs"]
+
+
+def test_a_sweep_started_again_skips_what_finished_resumes_what_broke_off_and_adds_values(command, tmp_path, steps):
+    (tmp_path / "pressed_once.py").write_text(PRESSED_ONCE)
+    typed = ["-m", *SHORT_ROWS_RUN, "trainer.max_steps=4", "callbacks=[pressed_once.ControlC]", "hydra.sweep.dir=sweep"]
+    code, printed, _ = command(*typed, "seed=1,2,3")
+    assert code == 130 and "1 of 2 jobs finished." in printed and steps == [(1, 0), (2, 0)]
+    first = (tmp_path / "sweep/0/metrics.json").read_bytes()
+    code, printed, said = command(*typed, "seed=4,1,2,3")
+    assert code == 0 and steps[2:] == [(4, 0), (2, 2), (3, 0)]
+    assert "1 of 4 jobs have finished already and are not run again." in said
+    assert "4 of 4 jobs finished." in printed and (tmp_path / "sweep/0/metrics.json").read_bytes() == first
+    assert read_jobs_list(tmp_path / "sweep") == ["2", "0", "1", "3"]
+    assert command(*typed[:-1], "seed=2", "hydra.sweep.dir=whole")[0] == 0
+    resumed, whole = (read_metrics(tmp_path / folder)["train_loss"] for folder in ("sweep/1", "whole/0"))
+    assert resumed == whole
+
+
+def test_a_sweep_whose_jobs_all_finished_trains_nothing_and_returns_their_objectives(command, tmp_path, steps):
+    typed = ["-m", *SHORT_ROWS_RUN, "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=seed_${seed}"]
+    _, first, _ = command(*typed)
+    code, second, _ = command(*typed)
+    assert code == 0 and len(steps) == 2
+    assert first[first.index("2 of 2 jobs") :] == second[second.index("2 of 2 jobs") :]
+    assert (tmp_path / "sweep/seed_1/metrics.json").is_file() and (tmp_path / "sweep/report.html").is_file()
+
+
+def test_the_report_is_of_this_sweeps_jobs_alone(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
+    typed = ["-m", *SHORT_ROWS_RUN, "hydra.sweep.dir=sweep"]
+    command(*typed, "seed=1,2")
+    _, printed, _ = command(*typed, "seed=3")
+    assert printed == ""  # nothing of it trained
+    (tmp_path / "sweep/2/metrics.json").write_text('{"train_loss": 1.5}')
+    _, printed, _ = command("report", "sweep")
+    assert printed.startswith(
+        "1 of 1 jobs finished. Sorted by train_loss, the lowest first. In the folder, but not of this sweep: 0, 1.\n"
+    )
+
+
+def test_a_failed_job_is_run_again(command, tmp_path, steps):
+    typed = ["-m", *SHORT_ROWS_RUN, "seed=1", "hydra.sweep.dir=sweep", "data.file.formatter.name=mine.rows"]
+    assert command(*typed)[0] == 2 and (tmp_path / "sweep/0/error.txt").is_file()
+    (tmp_path / "mine.py").write_text("def rows(row):\n    return {'text': row['output']}\n")
+    assert command(*typed)[0] == 0 and read_jobs_list(tmp_path / "sweep") == ["0"]
+    assert not (tmp_path / "sweep/0/error.txt").exists()
+
+
+def test_overwrite_starts_the_sweep_anew(command, tmp_path, steps):
+    typed = ["-m", *SHORT_ROWS_RUN, "seed=1", "hydra.sweep.dir=sweep"]
+    command(*typed)
+    command(*typed, "overwrite=true")
+    assert steps == [(1, 0), (1, 0)] and read_jobs_list(tmp_path / "sweep") == ["0"]
+
+
+def test_one_folder_for_two_jobs_is_refused(command):
+    code, _, said = command("-m", *SHORT_ROWS_RUN, "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=all")
+    assert code == 2 and said.startswith("hydra.sweep.subdir gives two jobs one folder, all.")
