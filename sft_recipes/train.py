@@ -24,7 +24,7 @@ from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
-from sft_recipes.training.callbacks import LossMonitor
+from sft_recipes.training.callbacks import LossMonitor, StopAtShare
 from sft_recipes.training.checkpoints import (
     check_disk_space,
     check_unfinished,
@@ -90,6 +90,8 @@ def run_training(config: Config, folder: Path) -> Run:
     run = describe_run(config, digest_rows(setup.data.train) if setup.stream else audit["digest"], arguments.world_size)
     checkpoint = find_resumable(folder, arguments.resume_from_checkpoint, run)  # a refused resume changes no file
     write_audit(setup, folder, audit)
+    stop = StopAtShare(config.trainer.stop_at or 1)
+    setup.callbacks.append(stop)
     trainer = start_trainer(setup, run)
     check_disk_space(folder, trainer.model, arguments)
     add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
@@ -112,6 +114,7 @@ def run_training(config: Config, folder: Path) -> Run:
     metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
     metrics |= compared | training_cost(trainer, result) | {"padding": audit["padding"]}
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
+    metrics |= {"stopped_at": stop.share} if stop.stopped else {}
     if trainer.is_world_process_zero():
         if setup.stream:
             audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}

@@ -18,6 +18,17 @@ OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "
 OURS = "hydra_plugins.sft_recipes_sweeps"
 PLUGINS = {  # by group and name, in the place of Hydra's own of that name
     ("hydra/sweeper", "basic"): {"_target_": f"{OURS}.GridSweeper", "max_batch_size": None, "params": None},
+    ("hydra/sweeper", "optuna"): {
+        "_target_": f"{OURS}.OptunaSweeper",
+        "sampler": {"name": "TPESampler", "seed": None},
+        "direction": "minimize",
+        "n_trials": 20,
+        "n_jobs": 2,
+        "max_failure_rate": 0.0,
+        "storage": None,
+        "study_name": None,
+        "params": None,
+    },
 }
 PRIMARY_CONFIGS = ("config", "demo", "generate", "saved_run")  # ours; a user names others with -cn
 

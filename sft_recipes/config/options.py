@@ -119,6 +119,7 @@ class TrainerOptions:
     fields: dict[str, Any] = field(default_factory=dict)
     effective_batch_size: Count | None = None  # rows a step over all processes; sets the accumulation steps
     check_memory: bool = True  # refuse a run that will not fit
+    stop_at: Share | None = None  # end with a checkpoint after this share of the steps; `resume` goes on
     early_stopping_patience: Count | None = None  # of transformers.EarlyStoppingCallback
     early_stopping_threshold: NotNegative | None = None
 

@@ -1,9 +1,10 @@
 """Figures of a sweep: the losses of all its jobs, and the objective over a grid of two settings."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.figures import COLOURS, SERIES, history_column, scale_losses, styled_subplots
 
 if TYPE_CHECKING:
@@ -83,6 +84,21 @@ def sort_key(value: str) -> tuple[bool, float, str]:
         return False, float(value), value
     except ValueError:
         return True, 0.0, value
+
+
+def plot_front(groups: Sequence["Group"], front: Mapping[str, tuple[float, float]], objective: str) -> "Figure":
+    """The objective of every finished job over what it forgot, and a line through the Pareto front's means."""
+    figure, axes = styled_subplots(height=3.4)
+    for job in (job for group in groups for job in group.jobs):
+        point = get_path(job.metrics, "forgetting.change"), get_path(job.metrics, objective)
+        if None not in point:
+            axes.plot(*point, marker="o", linestyle="", color=COLOURS["faint"])
+    axes.plot(*zip(*front.values(), strict=True), marker="o", color=SERIES[0])
+    for name, point in front.items():
+        axes.annotate(name, point, (5, 5), textcoords="offset points", color=COLOURS["ink"])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.1%}")
+    axes.set(xlabel="rise of the loss on raw text: what was forgotten", ylabel=objective)
+    return figure
 
 
 def plot_grid(groups: Sequence["Group"], objective: str, minimize: bool, tidy: Callable[[str], str]) -> "Figure | None":

@@ -16,14 +16,16 @@ from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve
 from sft_recipes.reporting.run_folder import read_json, read_yaml, replace_file
-from sft_recipes.reporting.sweep_figures import plot_curves, plot_grid
+from sft_recipes.reporting.sweep_figures import plot_curves, plot_front, plot_grid
 from sft_recipes.reporting.sweep_table import (
     UNFINISHED,
     Group,
     Job,
     fit_to_width,
+    pareto_front,
     rank_groups,
     short_name,
+    smallest_rate,
     table_rows,
     tidy_value,
 )
@@ -65,12 +67,15 @@ def write_sweep_report(folder: Path) -> str:
     objective = sweep_objective(jobs)
     groups = rank_groups(jobs, objective)
     minimize = objective_direction(objective) == "minimize"
-    curves = grid = None
+    front = pareto_front(groups, objective)
+    curves = grid = pareto = None
     if any(has_curve(job.metrics.get("history") or []) for job in jobs):
         figure = plot_curves(groups, tidy_value)
         curves = Picture(figure, "loss.png", "The loss of every job over the steps.")
     if figure := plot_grid(groups, objective, minimize, tidy_value):
         grid = Picture(figure, "grid.png", f"{objective} by {' and '.join(groups[0].settings)}.")
+    if len(front) > 1:
+        pareto = Picture(plot_front(groups, front, objective), "pareto.png", f"{objective} against forgetting, by job.")
     summary = summary_line(jobs, objective)
     here = {str(path.parents[1].relative_to(folder)) for path in folder.glob("**/.hydra/overrides.yaml")}
     if others := sorted(here - {job.name for job in jobs}):
@@ -86,12 +91,14 @@ def write_sweep_report(folder: Path) -> str:
         "unfinished": failed,
         "curves": curves,
         "grid": grid,
+        "pareto": pareto,
+        "chosen": choice_lines(groups, front, objective),
     }
-    save_pictures(folder, [picture for picture in (curves, grid) if picture])
+    save_pictures(folder, [picture for picture in (curves, grid, pareto) if picture])
     replace_file(folder / "report.md", render_markdown("sweep.jinja", **values))
     replace_file(folder / "report.html", render_html("sweep.jinja", **values))
     table = fit_to_width(table_rows(groups, objective, short_name), objective, shutil.get_terminal_size().columns)
-    return "\n".join([summary, "", *table, "", *failed, *best_setting(groups), f"All of it: {folder}/report.html"])
+    return "\n".join([summary, "", *table, "", *failed, *values["chosen"], f"All of it: {folder}/report.html"])
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -135,12 +142,18 @@ def summary_line(jobs: Sequence[Job], objective: str) -> str:
     return f"{done} of {len(jobs)} jobs finished. Sorted by {objective}, {order} first."
 
 
-def best_setting(groups: Sequence[Group]) -> list[str]:
-    """The best group's settings as they are typed."""
-    first = groups[0]
-    typed = " ".join(f"{key}={value}" for key, value in first.settings.items())
-    which = ", ".join(str(job.name) for job in first.jobs)
-    return [f"Best: {typed} (job {which})"] if first.objective and typed else []
+def choice_lines(groups: Sequence[Group], front: Mapping[str, Any], objective: str) -> list[str]:
+    """The best group's settings as they are typed, the gentlest that is as good, and the Pareto front."""
+    lines, rate = [], "trainer.learning_rate"
+    for what, group in (("Best", groups[0]), ("Smallest learning rate within the seeds' noise", smallest_rate(groups))):
+        if group and group.objective and group.settings:
+            typed = " ".join(f"{key}={value}" for key, value in group.settings.items())
+            lines.append(f"{what}: {typed} (job {', '.join(job.name for job in group.jobs)})")
+    if len(groups) > 1 and rate in groups[0].settings and len(groups[0].objective) == 1:
+        lines.append("One seed each: seed=0,1,2 would show if a smaller learning rate is as good.")
+    if len(front) > 1:
+        lines.append(f"Pareto front of {objective} and forgetting: job {'; '.join(front)}")
+    return lines
 
 
 def describe_job(settings: dict[str, str], groups: Sequence[Group]) -> str:

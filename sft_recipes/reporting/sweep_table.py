@@ -125,6 +125,36 @@ def within_noise(a: Sequence[float], b: Sequence[float]) -> bool:
     return abs(fmean(a) - fmean(b)) <= T95[min(int(freedom), len(T95)) - 1] * math.sqrt(sum(parts))
 
 
+def pareto_front(groups: Sequence[Group], objective: str) -> dict[str, tuple[float, float]]:
+    """Means of forgetting and objective of the groups to which no other is better in one and as good in the other.
+
+    By the names of their jobs, those that forget least first; empty where forgetting was not measured.
+    """
+    sign = 1 if objective_direction(objective) == "minimize" else -1
+    means = {}
+    for group in groups:
+        forgotten = metric_values(group.jobs, METRICS["forgetting.change"])
+        if forgotten and group.objective and math.isfinite(fmean(group.objective)):
+            means[", ".join(job.name for job in group.jobs)] = fmean(forgotten), fmean(group.objective)
+    front, best = {}, math.inf
+    for name, (forgotten, value) in sorted(means.items(), key=lambda item: (item[1][0], sign * item[1][1])):
+        if sign * value < best:
+            front[name], best = (forgotten, value), sign * value
+    return front
+
+
+def smallest_rate(groups: Sequence[Group]) -> Group | None:
+    """Of the groups that the seeds cannot tell from the best one, that with the smallest learning rate.
+
+    None where the learning rate is the same everywhere, or where one seed each does not show the noise.
+    """
+    key, best = "trainer.learning_rate", groups[0].objective
+    if key not in groups[0].settings or len(best) < 2:
+        return None
+    as_good = [group for group in groups if len(group.objective) > 1 and within_noise(group.objective, best)]
+    return min(as_good, key=lambda group: float(group.settings[key]), default=None)
+
+
 def fit_to_width(rows: list[list[str]], objective: str, width: int) -> list[str]:
     """The table in at most `width` columns, if that is possible: metrics are left out from the right, then `job`.
 

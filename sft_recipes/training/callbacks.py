@@ -64,6 +64,18 @@ class PackedAttentionCheck(TrainerCallback):
         check_no_cross_document_attention(model)
 
 
+class StopAtShare(TrainerCallback):
+    """Ends training with a checkpoint after a share of all steps; the learning rate follows the whole run's schedule."""
+
+    def __init__(self, share: float):
+        self.share, self.stopped = share, False
+
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.stopped = math.ceil(self.share * state.max_steps) <= state.global_step < state.max_steps
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+
 class LossMonitor(TrainerCallback):
     """Warns once, of overfitting or of a learning rate that is too high or too low; `warnings` keeps the line.
 

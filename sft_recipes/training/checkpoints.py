@@ -30,7 +30,7 @@ FREE_FIELDS = {
     "max_steps", "num_train_epochs", "report_to", "run_name", "resume_from_checkpoint", "check_memory", "disable_tqdm",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size",
 }  # fmt: skip
-FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_")
+FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_", "stop_at")
 ROWS_GROUPS = {"data", "formatter", "data_checks"}  # all of it shows in the rows' digest
 
 
@@ -73,7 +73,8 @@ def is_free(key: str, free_groups: set[str]) -> bool:
 
 def check_unfinished(folder: Path, config: Config) -> None:
     """Raises ConfigError where the run to resume is finished and is asked for no more steps than it has made."""
-    if not (folder / "metrics.json").is_file() or not config.trainer.fields.get("resume_from_checkpoint"):
+    metrics = read_json(folder / "metrics.json")
+    if not metrics or "stopped_at" in metrics or not config.trainer.fields.get("resume_from_checkpoint"):
         return
     newest = next(newest_first(folder), folder)  # supervision.json may be of a resume that was refused
     saved = read_json(newest / MANIFEST).get("run") or read_json(folder / "supervision.json")
