@@ -1,6 +1,6 @@
 """Our sweepers under the names that conf/hydra/ gives them: Hydra takes plugins from this namespace alone."""
 
-from sft_recipes.sweeps import job_folders, optuna_study
+from sft_recipes.sweeps import halving, job_folders, local_gpus, optuna_study
 
 
 class GridSweeper(job_folders.GridSweeper):
@@ -9,3 +9,11 @@ class GridSweeper(job_folders.GridSweeper):
 
 class OptunaSweeper(optuna_study.OptunaSweeper):
     """hydra/sweeper=optuna."""
+
+
+class HalvingSweeper(halving.HalvingSweeper):
+    """hydra/sweeper=halving."""
+
+
+class LocalGpus(local_gpus.LocalGpus):
+    """hydra/launcher=local_gpus."""

@@ -29,6 +29,13 @@ PLUGINS = {  # by group and name, in the place of Hydra's own of that name
         "study_name": None,
         "params": None,
     },
+    ("hydra/sweeper", "halving"): {
+        "_target_": f"{OURS}.HalvingSweeper",
+        "rungs": [0.11, 0.33],
+        "percentile": 25,
+        "params": None,
+    },
+    ("hydra/launcher", "local_gpus"): {"_target_": f"{OURS}.LocalGpus", "n_jobs": None},
 }
 PRIMARY_CONFIGS = ("config", "demo", "generate", "saved_run")  # ours; a user names others with -cn
 

@@ -67,7 +67,8 @@ def write_sweep_report(folder: Path) -> str:
     objective = sweep_objective(jobs)
     groups = rank_groups(jobs, objective)
     minimize = objective_direction(objective) == "minimize"
-    front = pareto_front(groups, objective)
+    finished = [group for group in groups if not any("stopped_at" in job.metrics for job in group.jobs)]
+    front = pareto_front(finished, objective)
     curves = grid = pareto = None
     if any(has_curve(job.metrics.get("history") or []) for job in jobs):
         figure = plot_curves(groups, tidy_value)
@@ -80,7 +81,11 @@ def write_sweep_report(folder: Path) -> str:
     here = {str(path.parents[1].relative_to(folder)) for path in folder.glob("**/.hydra/overrides.yaml")}
     if others := sorted(here - {job.name for job in jobs}):
         summary += f" In the folder, but not of this sweep: {', '.join(others)}."
-    failed = [f"job {job.name} ({describe_job(job.settings, groups)}): {job.reason}" for job in jobs if job.reason]
+    failed = [
+        f"job {job.name} ({describe_job(job.settings, groups)}): {job.reason or job.stopped}"
+        for job in jobs
+        if job.reason or job.stopped
+    ]
     title = f"Sweep: {folder.resolve().parent.name} · {folder.resolve().name}"
     values = {
         "title": title,
@@ -92,7 +97,7 @@ def write_sweep_report(folder: Path) -> str:
         "curves": curves,
         "grid": grid,
         "pareto": pareto,
-        "chosen": choice_lines(groups, front, objective),
+        "chosen": choice_lines(finished or groups, front, objective),
     }
     save_pictures(folder, [picture for picture in (curves, grid, pareto) if picture])
     replace_file(folder / "report.md", render_markdown("sweep.jinja", **values))
@@ -114,13 +119,16 @@ def read_job(path: Path, sweep: Path) -> Job:
     """One job of a sweep: error.txt says why it failed, and without metrics.json it was interrupted."""
     overrides = read_yaml(path / ".hydra" / "overrides.yaml") or []
     settings = {key: value for key, _, value in (str(override).partition("=") for override in overrides)}
+    settings.pop("trainer.stop_at", None)  # how far, not what
     metrics, reason, failure = read_json(path / "metrics.json"), "", path / "error.txt"
     if failure.is_file():
         metrics, reason = {}, failure.read_text(encoding="utf-8", errors="replace").strip()
     elif not metrics:
         reason = UNFINISHED
     objective = get_path(read_yaml(path / ".hydra" / "config.yaml"), "objective")
-    return Job(str(path.relative_to(sweep)), settings, objective, metrics, reason)
+    name = str(path.relative_to(sweep))
+    stopped = read_json(sweep / SWEEP_FILE).get("stopped", {}).get(name, "") if "stopped_at" in metrics else ""
+    return Job(name, settings, objective, metrics, reason, stopped)
 
 
 def sweep_objective(jobs: Sequence[Job]) -> str:
@@ -137,7 +145,7 @@ def objective_value(metrics: Mapping[str, Any], objective: str | None) -> float:
 
 def summary_line(jobs: Sequence[Job], objective: str) -> str:
     """How many jobs finished, and by what the table is sorted."""
-    done = sum(not job.reason for job in jobs)
+    done = sum(not job.reason and "stopped_at" not in job.metrics for job in jobs)
     order = "the lowest" if objective_direction(objective) == "minimize" else "the highest"
     return f"{done} of {len(jobs)} jobs finished. Sorted by {objective}, {order} first."
 

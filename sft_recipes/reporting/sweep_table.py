@@ -26,6 +26,7 @@ class Job:
     objective: str | None
     metrics: dict[str, Any]  # empty where the job did not finish
     reason: str = ""  # why not
+    stopped: str = ""  # why a sweep that halves has trained it no further
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ def rank_groups(jobs: Sequence[Job], objective: str) -> list[Group]:
     ]
     sign = 1 if objective_direction(objective) == "minimize" else -1
 
-    def place(group: Group) -> tuple[bool, float]:
+    def place(group: Group) -> tuple[bool, float, float]:
         mean = fmean(group.objective) if group.objective else math.nan
-        return math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
+        trained = min(job.metrics.get("stopped_at", 1) for job in group.jobs)  # what came further stands first
+        return math.isnan(mean), -trained, 0.0 if math.isnan(mean) else sign * mean
 
     return sorted(groups, key=place)
 

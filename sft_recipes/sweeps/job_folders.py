@@ -50,7 +50,7 @@ class ResumingLauncher:
                 open_jobs[place] = [*overrides, f"hydra.sweep.subdir={json.dumps(name)}"]
             self.jobs = list(dict.fromkeys([*self.jobs, name]))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SWEEP_FILE, {"jobs": self.jobs})
+        write_json(self.folder / SWEEP_FILE, read_json(self.folder / SWEEP_FILE) | {"jobs": self.jobs})
         if results:
             log.info("%d of %d jobs have finished already and are not run again.", len(results), len(job_overrides))
         if open_jobs:

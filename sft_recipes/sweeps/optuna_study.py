@@ -111,6 +111,7 @@ def import_optuna() -> ModuleType:
         import optuna
     except ImportError as error:
         raise ConfigError("This sweep needs Optuna. Try pip install 'sft-recipes[sweep]'.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # we log what it does
     return optuna
 
 

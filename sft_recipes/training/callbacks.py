@@ -65,7 +65,7 @@ class PackedAttentionCheck(TrainerCallback):
 
 
 class StopAtShare(TrainerCallback):
-    """Ends training with a checkpoint after a share of all steps; the learning rate follows the whole run's schedule."""
+    """Ends training with a checkpoint after a share of all steps, on the whole run's schedule."""
 
     def __init__(self, share: float):
         self.share, self.stopped = share, False

@@ -1,0 +1,48 @@
+"""One job a GPU: processes of their own, each with its device and its share of the threads."""
+
+from sft_recipes.sweeps.local_gpus import job_environments
+from support.commands import SHORT_ROWS_RUN, spawn_command
+
+WATCHED = """
+import os, signal
+from pathlib import Path
+from transformers import TrainerCallback
+
+class Watch(TrainerCallback):
+    def on_train_begin(self, args, state, control, **_):
+        seen = f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
+        Path(args.output_dir, "seen.txt").write_text(seen)
+        if args.seed == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_each_job_has_a_process_and_a_gpu_and_a_killed_one_fails_alone(tmp_path):
+    (tmp_path / "watched.py").write_text(WATCHED)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
+    typed = [
+        "-m",
+        *SHORT_ROWS_RUN,
+        "callbacks=[watched.Watch]",
+        "hydra/launcher=local_gpus",
+        "seed=1,2,3",
+        "hydra.sweep.dir=sweep",
+    ]
+    # no GPU has such a name, so the jobs train on the CPU
+    done = spawn_command(tmp_path, *typed, CUDA_VISIBLE_DEVICES="GPU-a,GPU-b", OMP_NUM_THREADS="1")
+    assert done.returncode == 1, done.stderr
+    assert "2 of 3 jobs finished." in done.stdout
+    assert "job 2 (seed 3): its process ended with code -9, killed." in done.stdout
+    seen = [(tmp_path / "sweep" / job / "seen.txt").read_text().split() for job in "012"]
+    assert {device for device, _, _ in seen} == {"GPU-a", "GPU-b"} and len({process for _, _, process in seen}) == 3
+
+
+def test_jobs_share_the_gpus_that_are_visible_and_the_threads(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
+    assert job_environments(None) == [{"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "8"} for gpu in "27"]
+    assert [job["CUDA_VISIBLE_DEVICES"] for job in job_environments(3)] == ["2", "7", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert job_environments(None) == [{"OMP_NUM_THREADS": "8"}] * 2
+    assert job_environments(4) == [{"OMP_NUM_THREADS": "4"}] * 4
