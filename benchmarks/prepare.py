@@ -23,9 +23,11 @@ from sft_recipes.data import prepare
 from sft_recipes.data.formatters import Conversation, alpaca, sharegpt
 from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.prepare import prepare_data
+from sft_recipes.data.raw_rows import ArrowRows
 from sft_recipes.data.token_rows import count_tokens
-from sft_recipes.encoding.chat_template import prepare_tokenizer, render_template
+from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.rendering import render_template
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILES = {"alpaca_en_demo": alpaca, "gpteacher_roleplay": alpaca, "gsm8k_train": alpaca}
@@ -93,7 +95,7 @@ def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, templa
     """A run's own code, `data.prepare` and `packed`, all rows to train on; only reading the files is left out."""
     entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
     rest = {"name": "benchmark", "model": {"id": "none"}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}}
-    with patch.object(prepare, "load_rows", lambda name, *_: sources[name]):
+    with patch.object(prepare, "load_rows", lambda where, *_: ArrowRows(sources[where.removeprefix("data.")])):
         config = from_hydra(OmegaConf.create(rest | {"data": entries, "evaluate": {}}))
         rows = prepare_data(config, Encoder(tokenizer, template), MAX_LENGTH).train
     return pack_rows(rows, MAX_LENGTH, config.seed)

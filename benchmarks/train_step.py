@@ -108,7 +108,7 @@ def encoded(options: argparse.Namespace) -> tuple[Dataset, Any, str]:
     found = encoder.encode(talks)
     rows = to_dataset({key: found[key] for key in ("input_ids", "labels")})
     short = [place for place, length in enumerate(row_lengths(rows)) if length <= options.length]
-    return rows.select(short), tokenizer, encoder.stop
+    return rows.select(short), tokenizer, encoder.answers.stops
 
 
 def base(options: argparse.Namespace) -> str:

@@ -117,7 +117,7 @@ def measure_base_and_tuned(
             before = measure_model(tuned, encoder, inputs)
         return before, measure_model(tuned, encoder, inputs)
     new_token_ids = load_tokenizer(setup.config.model)[2]
-    base = load_model(setup.config.model, None, True, encoder.tokenizer, encoder.stop, new_token_ids)
+    base = load_model(setup.config.model, None, True, encoder.tokenizer, encoder.answers.stops, new_token_ids)
     before = measure_model(prepare_for_scoring(base), encoder, inputs)
     del base
     return before, measure_model(prepare_for_scoring(tuned), encoder, inputs)

@@ -22,10 +22,10 @@ from sft_recipes.data.fields import RowFields
 from sft_recipes.data.issues import ISSUE_BIT
 from sft_recipes.data.mask_view import MASK_LEGEND, MASK_STYLE, Token, mask_tokens, render_html, render_terminal
 from sft_recipes.data.packing import pack_lengths
-from sft_recipes.data.prepare import TrainingData
+from sft_recipes.data.prepare import TrainingData, with_settings
 from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
-from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
+from sft_recipes.encoding.encoder import IGNORE_INDEX, UNMARKED, Encoder
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -126,9 +126,12 @@ def describe_rows(
     for why, row in chosen:
         name, ids, labels = names[row["source"]], row["input_ids"], row["labels"]
         raw = raw_rows[name, row["row"]]
-        conversation = formatters[name](raw)
+        source = setup.config.sources[name]
+        conversation = with_settings(formatters[name](raw), source.chat_template_kwargs)
         if "messages" in conversation:
-            text = encoder.render(*map(conversation.get, ("messages", "tools", "chat_template_kwargs")))[0]
+            context = encoder.contexts(conversation, source.train_on, source.unroll)[-1 - row["piece"]]
+            conversation = context.conversation
+            text = "".join(text for _, text, _ in context.pieces).translate(UNMARKED)
         else:  # which may be a piece of a longer one
             whole = row["piece"] == 0 and ids[-1] == encoder.tokenizer.eos_token_id
             text = conversation["text"] if whole else encoder.tokenizer.decode(ids)
@@ -160,7 +163,7 @@ def read_raw_rows(setup: RunSetup, name: str, numbers: Sequence[int]) -> tuple[d
 def supervised_texts(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> list[str]:
     """The texts that carry loss, in order, each without the stop token at its end."""
     tokenizer, texts, start = encoder.tokenizer, [], 0
-    stops = {tokenizer.convert_tokens_to_ids(encoder.stop), tokenizer.eos_token_id}
+    stops = {*encoder.stop_ids, tokenizer.eos_token_id}
     for ignored, run in groupby(labels, key=lambda label: label == IGNORE_INDEX):
         before, start = start, start + len(list(run))
         if not ignored:

@@ -156,8 +156,8 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
         check_module_names(setup.peft, build_empty_model(config.model), setup.new_token_ids)
     if config.trainer.check_memory:
         check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
-    tokenizer, stop, new_token_ids = setup.tokenizer, setup.encoder.stop, setup.new_token_ids
-    model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stop, new_token_ids)
+    tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids
+    model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stops, new_token_ids)
     peft = prepare_peft_config(setup.peft, model, new_token_ids, config.model.revision)
     measure = partial(measure_held_out, setup.encoder, setup.eval_inputs, arguments.metric_for_best_model)
     trainer = build_trainer(
@@ -182,4 +182,5 @@ def measure_on_request(setup: RunSetup, trainer: SupervisedTrainer, answers: lis
 def load_untrained_base(setup: RunSetup) -> PreTrainedModel:
     """The base model as it was before training, on the CPU and not quantized."""
     with torch.device("cpu"):
-        return load_model(setup.config.model, None, False, setup.tokenizer, setup.encoder.stop, setup.new_token_ids)
+        stops = setup.encoder.answers.stops
+        return load_model(setup.config.model, None, False, setup.tokenizer, stops, setup.new_token_ids)

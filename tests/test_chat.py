@@ -52,7 +52,7 @@ def test_base_answers_the_same_prompt_without_the_adapter_and_leaves_the_history
     assert chat.command("/base").startswith("base model: ")
     assert chat.prompt_ids == asked and chat.messages == history
     said = capsys.readouterr().out.strip()
-    base = load_model(ModelOptions(str(TINY_MODEL)), None, True, chat.tokenizer, "<|im_end|>", [1700, 1701])
+    base = load_model(ModelOptions(str(TINY_MODEL)), None, True, chat.tokenizer, ["<|im_end|>"], [1700, 1701])
     row = torch.tensor([asked])
     output = base.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=12, do_sample=False)
     expected = chat.tokenizer.decode(output[0, len(asked) :], skip_special_tokens=True).strip()

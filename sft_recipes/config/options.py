@@ -23,6 +23,8 @@ class ModelOptions:
     bos: Literal["auto", "always", "never"] = "auto"  # before a conversation; auto: as the tokenizer does
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the weights; null: see modeling/loading.py
     attn_implementation: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the template, also when served
+    template_date: str | None = None  # what a template with today's date writes; null is the day of the run
     max_position_embeddings: Count | None = None  # more positions than the model's own config says
 
 
@@ -45,6 +47,8 @@ class Source:
     sample_by: Literal["random", "length"] = "random"  # how `rows` are drawn: length takes as many of every length
     share: Share | None = None  # of the mixture, see mix; a source without a share gives all its rows
     on_error: Literal["raise", "drop"] = "raise"  # what is done with rows that cannot be read or formatted
+    chat_template_kwargs: dict[str, Any] | None = None  # variables of the template; a row's own win
+    unroll: Literal["auto", "last", "keep"] = "auto"  # answers that the template shows otherwise once they are history
     train_on: TrainOn = "assistant"  # every answer, the last answer of a row, or every token
     streaming: bool = False  # read, encode and pack rows while training goes on; needs trainer.max_steps
 
@@ -90,6 +94,7 @@ class CheckPolicy:
     nothing_supervised: Action = "raise"  # no token of the row carries loss
     marked_untrained: Action = "drop"  # a flag of the row's own (train: false, weight: 0 …) leaves nothing to train on
     stop_not_supervised: Action = "raise"  # an answer whose stop token carries no loss
+    empty_thought: Literal["mask", "keep", "raise", "drop"] = "mask"  # <think></think> before an answer; keep trains it
     content_missing: Action = "raise"  # the chat template leaves out a system message, a call, reasoning, a part
     whitespace_trimmed: Action = "keep"  # the chat template cuts spaces or line breaks at the ends of a message
     unread_field: Action = "keep"  # a key with a value that is neither read nor known to be metadata

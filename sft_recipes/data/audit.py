@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from datasets import Dataset
 
 from sft_recipes.config.options import CheckPolicy
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, ROLE_ORDER
-from sft_recipes.data.token_rows import flat_values, row_arrays
-from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder, iterate_strings
+from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER
+from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths
+from sft_recipes.encoding.encoder import Encoder, iterate_strings
+from sft_recipes.encoding.rendering import remove_markers
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -27,12 +29,14 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
     """
     found, numbers = flat_values(rows, "problems"), flat_values(rows, "row")
     record, gone = {}, np.zeros(len(rows), dtype=bool)
-    for problem in ISSUES:
+    for problem in (*ISSUES, *NOTES):
         hit = (found & ISSUE_BIT[problem]) > 0
         if not hit.any():
             continue
-        action = getattr(policy, problem)
+        action = NOTES.get(problem) or getattr(policy, problem)
         record[problem] = {"rows": int(hit.sum()), "policy": action, "first": numbers[hit][:20].tolist()}
+        if problem == "unrolled":
+            record[problem]["tokens"] = int(row_lengths(rows)[hit].sum())
         if problem in FIELD_COLUMNS:
             named = rows.select(np.flatnonzero(hit))[FIELD_COLUMNS[problem]]
             counts = Counter(field for row in named for field in json.loads(row))
@@ -65,6 +69,7 @@ ISSUE_DESCRIPTIONS = {
     "stop_not_supervised": "an answer ends without its stop token, so the model would not learn to stop; it should "
     "stand within the chat template's {% generation %} block",
     "marked_untrained": "they say themselves that they are not to be trained on",
+    "empty_thought": "an answer begins with a thought that says nothing, which would teach a model not to think",
     "content_missing": "the chat template leaves out something that they say",
     "whitespace_trimmed": "the chat template cuts spaces or line breaks at the ends of what they say",
     "unread_field": "the formatter does not read it, and it is not known to be metadata",
@@ -74,10 +79,24 @@ ISSUE_DESCRIPTIONS = {
     "double_bos_or_eos": "BOS or EOS stands twice in a row",
     "duplicate": "they repeat an earlier row token for token",
     "in_held_out": "they are also held out",
+    "template_inserted": "the chat template begins their answers with something that they do not say",
+    "unrolled": "the chat template shows their history otherwise than the present turn",
+    "history_differs": "the chat template shows their history otherwise than the present turn, and it is trained so",
     "leak": "they are near-duplicates of held-out rows or share their passages",
     "truncated": "they are longer than trainer.max_length",
     "cut_into_pieces": "they are raw text longer than trainer.max_length",
     "fully_truncated": "nothing supervised is left of them",
+}
+
+
+# What is done with rows that stay, as the log says it
+ACTIONS = {
+    "truncated": "cut, their stop tokens gone",
+    "cut_into_pieces": "cut into {pieces:,} pieces, none of which is lost",
+    "template_inserted": "trained without it",
+    "empty_thought": "trained without it",
+    "unrolled": "an answer each beside the whole rows (data.NAME.unroll)",
+    "history_differs": "trained as the whole row shows them",
 }
 
 
@@ -103,13 +122,14 @@ def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
         if problem == "unread_field" and found["policy"] == "keep":
             counts = ", ".join(f"{field} in {rows} row{'s' * (rows > 1)}" for field, rows in found["fields"].items())
             log.warning("data.%s: fields that are neither read nor known to be metadata: %s.", name, counts)
-        if found["policy"] == "drop" or problem in ("truncated", "cut_into_pieces"):
-            action = "dropped" if found["policy"] == "drop" else "cut, their stop tokens gone"
-            action = f"cut into {found['pieces']:,} pieces, none of which is lost" if "pieces" in found else action
+        trained = (problem, found["policy"]) == ("empty_thought", "keep")
+        if found["policy"] == "drop" or (problem in ACTIONS and not trained):
+            action = "dropped" if found["policy"] == "drop" else ACTIONS[problem].format(**found)
             action += f", with {found['tokens']:,} tokens" if "tokens" in found else ""
             listed = ", ".join(map(str, found["first"][:5]))
+            quiet = found["policy"] != "drop" and problem != "truncated"
             log.log(
-                logging.INFO if "pieces" in found else logging.WARNING, "data.%s: %d rows (%s: %s) are %s (row %s…).",
+                logging.INFO if quiet else logging.WARNING, "data.%s: %d rows (%s: %s) are %s (row %s…).",
                 name, found["rows"], describe_issue(problem, found), ISSUE_DESCRIPTIONS[problem], action, listed,
             )  # fmt: skip
 
@@ -133,30 +153,34 @@ def mark_duplicates(train: Dataset, held_out: set[int], seen: set[int]) -> Datas
 def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversation]) -> None:
     """Raises ConfigError where training shows another context before an answer than serving would.
 
-    The saved tokenizer renders the history with its own template. Before a first answer the ids have to be equal,
-    before a last one the text: an earlier answer is encoded by itself when it is trained, and with the line break
-    before it when it is history. Rows with typed special tokens are the exception, as serving would take them for real
-    ones; rows whose turns do not alternate are served in no other way than they are written.
+    The saved tokenizer renders the history with its own template, on the day that training renders. Before a first
+    answer the ids have to be equal, before a last one the text: an earlier answer is encoded by itself when it is
+    trained, and with the line break before it when it is history. Rows with typed special tokens are the exception, as
+    serving would take them for real ones; rows whose turns do not alternate are served in no other way than they are
+    written.
     """
+    template = encoder.tokenizer.chat_template
+    template = remove_markers(encoder.chat_template) if "strftime_now" in template else template
     for conversation in conversations:
         if "text" in conversation or any(map(encoder.has_typed_token, iterate_strings(conversation))):
             continue
-        messages, tools = conversation["messages"], conversation.get("tools") or None
-        settings = conversation.get("chat_template_kwargs", {})
+        messages = [
+            {key: value for key, value in message.items() if key not in ("train", "train_detail")}
+            for message in conversation["messages"]
+        ]
         if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
             continue
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         for turn in {answers[0], answers[-1]}:
-            said = [
-                {key: value for key, value in message.items() if key not in ("train", "train_detail")}
-                for message in messages[: turn + 1]
-            ]
-            row = encoder.encode([{"messages": said, "tools": tools, "chat_template_kwargs": settings}])
-            ids, carries = row["input_ids"][0], row["labels"][0] != IGNORE_INDEX
-            start = np.flatnonzero(carries & ~np.append(False, carries[:-1]))[-1]
-            trained = ids[:start].tolist()
+            context = encoder.contexts(conversation | {"messages": messages[: turn + 1], "train": True}, "last")[-1]
+            trained = list(chain.from_iterable(encoder.ids(context.pieces[: context.answers[-1]])))
             served = encoder.tokenizer.apply_chat_template(
-                messages[:turn], tools=tools, add_generation_prompt=True, return_dict=False, **settings
+                messages[:turn],
+                tools=conversation.get("tools") or None,
+                add_generation_prompt=True,
+                return_dict=False,
+                chat_template=template,
+                **context.conversation.get("chat_template_kwargs", {}),
             )
             texts = [encoder.tokenizer.decode(some) for some in (trained, served)]
             if texts[0] != texts[1] or (turn == answers[0] and trained != served):

@@ -12,9 +12,12 @@ from sft_recipes.config.options import CheckPolicy
 from sft_recipes.data.fields import RowFields, Said
 from sft_recipes.data.formatters import Conversation, chatml
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
+from sft_recipes.encoding.served_contexts import Context
 
 ISSUES = [field.name for field in fields(CheckPolicy)]
-ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces"])}
+# What is done with what rendering shows, beside the issues that have a policy
+NOTES = {"template_inserted": "mask", "unrolled": "auto", "history_differs": "keep"}
+ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces", *NOTES])}
 # The issues that are about fields, and the column that names those of every row
 FIELD_COLUMNS = {"unread_field": "unread", "content_missing": "unrendered", "whitespace_trimmed": "unrendered"}
 CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
@@ -24,21 +27,21 @@ def find_issues(
     encoder: Encoder,
     fields: RowFields,
     rows: Sequence[Mapping[str, Any]],
-    conversations: Sequence[Conversation],
+    contexts: Sequence[Context],
     encoded: Mapping[str, list],
     train_on: str,
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
     """One int64 a row, a bit set for each issue that it has by itself; and the columns of FIELD_COLUMNS: JSON lists of
     the fields that are not read, and of the one that is not rendered, or not whole."""
-    found = find_token_issues(encoder, conversations, encoded, train_on)
+    found = find_token_issues(encoder, [context.conversation for context in contexts], encoded, train_on)
     names: dict[str, list[str]] = {"unread": [], "unrendered": []}
-    for row, (raw, conversation, text) in enumerate(zip(rows, conversations, encoded["text"], strict=True)):
+    for row, (raw, context) in enumerate(zip(rows, contexts, strict=True)):
         raw = fields.parse(raw)
         unread, field = fields.unread(raw), ""
-        found[row] |= ISSUE_BIT["unread_field"] * bool(unread)
-        if messages := conversation.get("messages"):
-            texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(conversation)
-            issue, field = find_missing_text(texts, text)
+        found[row] |= ISSUE_BIT["unread_field"] * bool(unread) | sum(map(ISSUE_BIT.get, context.notes))
+        if messages := context.conversation.get("messages"):
+            texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(context.conversation)
+            issue, field = find_missing_text(texts, context.text)
             found[row] |= ISSUE_BIT[issue] if issue else 0
             in_order = ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages))
             blank = any(message["role"] == "user" and not message["content"].strip() for message in messages)
@@ -68,9 +71,9 @@ def find_token_issues(
     found[row_of[double]] |= ISSUE_BIT["double_bos_or_eos"]
     if train_on == "all":
         return found
-    stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
+    stops = np.isin(flat, encoder.stop_ids)
     finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
-    bare = finish[(flat[finish] != stop) & (flat[np.maximum(finish - 1, 0)] != stop)]
+    bare = finish[~stops[finish] & ~stops[np.maximum(finish - 1, 0)]]
     for row, ends in zip(*np.unique(row_of[bare], return_counts=True), strict=True):
         messages = conversations[row].get("messages", [])
         spans = [span for message in messages for span in message.get("train_detail", [])]

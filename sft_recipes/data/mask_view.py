@@ -58,7 +58,7 @@ def mask_tokens(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> 
     """The text that each token adds; the tokens of one character that is spread over several stand together."""
     found, group, before = [], [], []
     tokenizer = encoder.tokenizer
-    stops = {tokenizer.convert_tokens_to_ids(encoder.stop), tokenizer.eos_token_id}
+    stops = {*encoder.stop_ids, tokenizer.eos_token_id}
     for position, (id, label) in enumerate(zip(ids, labels, strict=True)):
         group.append(id)
         text = tokenizer.decode(before + group)[len(tokenizer.decode(before)) :]

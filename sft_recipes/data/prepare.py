@@ -1,8 +1,9 @@
 """Sources become what the trainer gets, token ids and labels: load, hold out, format, encode, mix."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -32,7 +33,8 @@ from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
 from sft_recipes.data.token_rows import TrainingData, count_tokens, flat_values, take_rows, to_dataset
-from sft_recipes.encoding.encoder import Encoder, Piece, iterate_strings
+from sft_recipes.encoding.encoder import Encoder, iterate_strings
+from sft_recipes.encoding.served_contexts import Piece
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -162,42 +164,43 @@ def encode_rows(
     """The records as token ids and labels, one in `every` as a conversation, and the numbers and faults of the rest.
 
     Beside `input_ids` and `labels` stand `source`, its index; `row`, the number in its split; `piece`, which a raw text
-    is cut into and -1 for a conversation; `problems`, a bit for each issue; and the columns of FIELD_COLUMNS.
+    is cut into, and for a conversation -1, or -2, -3 … for further rows that it became; `problems`, a bit for each
+    issue; and the columns of FIELD_COLUMNS.
     """
     source, records = config.sources[name], iter(records)
     columns = {"input_ids": [], "labels": []}
-    batches, raw, numbers, pieces, faults = [], [], [], [], []
+    batches, some, numbers, pieces, faults = [], [], [], [], []
     names: dict[str, list[str]] = {column: [] for column in FIELD_COLUMNS.values()}
     problems, fields = [np.zeros(0, dtype=np.int64)], RowFields(formatter) if formatter else None
 
     def rendered() -> Iterator[list[list[Piece]]]:
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):
-            texts, talks, given = [], [], []
+            contexts, given = [], []
             for number, row, place in batch:
                 try:
                     if isinstance(row, Fault):
                         raise DataError(row)
-                    talks.append(formatter(row))
-                    texts.append(encoder.pieces(talks[-1], source.train_on))
-                    numbers.append(number)
-                    given.append(row)
+                    conversation = with_settings(formatter(row), source.chat_template_kwargs)
+                    for part, context in enumerate(encoder.contexts(conversation, source.train_on, source.unroll)):
+                        contexts.append(context)
+                        given.append(row)
+                        numbers.append(number)
+                        pieces.append(-1 - part if "messages" in conversation else 0)
                 except DataError as error:
-                    del talks[len(texts) :]
                     faults.append((number, f"row {number}{place and f' ({place})'}: {error}"))
             bar.update(len(batch))
-            if talks:
-                batches.append(talks)
-                raw.append(given)
-                yield texts
+            if contexts:
+                batches.append((given, contexts))
+                yield [context.pieces for context in contexts]
 
     with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", disable=total < 5 * ENCODE_BATCH_ROWS) as bar:
         for encoded in encoder.encode_batches(rendered()):
-            talks = batches[len(problems) - 1]
+            given, contexts = batches.pop(0)
             for key, rows in columns.items():
                 rows += encoded[key]
-            pieces += [-1 if "messages" in talk else 0 for talk in talks]
-            batches[len(problems) - 1] = talks[::every]
-            found, fresh = find_issues(encoder, fields, raw.pop(0), talks, encoded, source.train_on)
+            talks = [context.conversation for context in contexts]
+            some += talks[::every]
+            found, fresh = find_issues(encoder, fields, given, contexts, encoded, source.train_on)
             if leaks:
                 found[leaks.find_leaks(talks)] |= ISSUE_BIT["leak"]
             problems.append(found)
@@ -205,4 +208,11 @@ def encode_rows(
                 names[column] += values
     index = list(config.sources).index(name)
     origin = {"source": [index] * len(numbers), "row": numbers, "piece": pieces, "problems": np.concatenate(problems)}
-    return to_dataset(columns, origin, names), [talk for talks in batches for talk in talks], faults
+    return to_dataset(columns, origin, names), some, faults
+
+
+def with_settings(conversation: Conversation, settings: Mapping[str, Any]) -> Conversation:
+    """The conversation with a source's settings of the template, over which its own win."""
+    if not settings or "text" in conversation:
+        return conversation
+    return conversation | {"chat_template_kwargs": {**settings, **conversation.get("chat_template_kwargs", {})}}

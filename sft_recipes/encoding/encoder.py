@@ -7,44 +7,51 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from sft_recipes.encoding.chat_template import find_stop_token, render_template, special_tokens
+from sft_recipes.encoding.answer_spans import describe_answers, is_stable
+from sft_recipes.encoding.rendering import render_template, special_tokens
+from sft_recipes.encoding.served_contexts import Context, Piece, Rendered, cut_answers, render_rows
 from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
-from sft_recipes.encoding.trained_spans import select_trained_spans
-from sft_recipes.errors import ConfigError, DataError, one_line
+from sft_recipes.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
 TOKEN_START, TOKEN_END = mark_control_tokens("x", re.compile("x")).split("x")  # the marks around a control token
 UNMARKED = str.maketrans("", "", TOKEN_START + TOKEN_END)
 TRAIN_ON = ("assistant", "last", "all")
-Piece = tuple[str, str, bool]  # how it is encoded, its text, whether the loss is taken on it
 
 
 class Encoder:
-    """Turns conversations into token ids and labels for one fast tokenizer and one chat template with markers.
+    """Turns conversations into token ids and labels for one fast tokenizer and one chat template.
 
-    A rendered conversation is cut where the template's `{% generation %}` blocks begin and end, and every piece is
-    encoded by itself, so that no token spans the border of prompt and answer: the ids before an answer are those that
-    `tokenizer.apply_chat_template(history, add_generation_prompt=True)` gives when the model is served.
+    A rendered conversation is cut where its answers begin and end, and every piece is encoded by itself, so that no
+    token spans the border of prompt and answer: the ids before an answer are those that
+    `tokenizer.apply_chat_template(history, add_generation_prompt=True)` gives when the model is served. An answer is
+    what rendering it adds to that prompt, or what the template's `{% generation %}` markers say where history renders
+    as the present turn does (and `check_train_serve_parity` compares them).
     Special tokens typed inside a message are encoded as text, as with transformers' `sanitize_control_tokens=True`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str, train_empty_thoughts: bool = False):
         if not tokenizer.is_fast:
             raise ConfigError(f"{type(tokenizer).__name__} is a slow tokenizer; encoding needs a fast one.")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self.stop = find_stop_token(tokenizer, chat_template)
+        self.train_empty_thoughts = train_empty_thoughts
+        self.answers = describe_answers(tokenizer, chat_template)
+        self.has_markers = "endgeneration" in chat_template
+        self.markers_suffice = self.has_markers and is_stable(tokenizer, chat_template, self.answers)
+        self.stop, self.stop_ids = self.answers.stops[0], tokenizer.convert_tokens_to_ids(list(self.answers.stops))
         self.special = special_tokens(tokenizer)
         self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
         self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
         self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
 
-    def encode(self, conversations: Sequence[Mapping[str, Any]], train_on: str = "assistant") -> dict[str, list]:
-        """For each conversation `input_ids` and `labels` (int32 arrays, -100 where no loss is taken), its rendered
+    def encode(
+        self, conversations: Sequence[Mapping[str, Any]], train_on: str = "assistant", unroll: str = "auto"
+    ) -> dict[str, list]:
+        """For each row of `contexts` `input_ids` and `labels` (int32 arrays, -100 where no loss is taken), its rendered
         `text`, and whether special tokens are `typed` in it.
 
         A conversation is `{"messages": […], "tools": […], "chat_template_kwargs": {…}}` or `{"text": …}`, which is
@@ -53,7 +60,8 @@ class Encoder:
         `train_detail` the parts that it marks. Raises DataError for one that the template refuses, or
         whose parts cannot be told apart.
         """
-        return self.tokenized([self.pieces(conversation, train_on) for conversation in conversations])
+        contexts = (context for each in conversations for context in self.contexts(each, train_on, unroll))
+        return self.tokenized([context.pieces for context in contexts])
 
     def encode_batches(self, batches: Iterable[list[list[Piece]]]) -> Iterator[dict[str, list]]:
         """`encode` for one batch of rendered rows after another; while one is tokenized, the next one is made."""
@@ -74,34 +82,55 @@ class Encoder:
         texts = [text.translate(UNMARKED) if is_typed else text for text, is_typed in zip(texts, typed, strict=True)]
         return columns | {"text": texts, "typed": typed}
 
-    def pieces(self, conversation: Mapping[str, Any], train_on: str) -> list[Piece]:
-        """The conversation as (how to encode, text, supervised): consecutive, together the whole rendered text.
+    def contexts(
+        self, conversation: Mapping[str, Any], train_on: str = "assistant", unroll: str = "auto"
+    ) -> list[Context]:
+        """The rows that a conversation becomes, cut into pieces: one, or with `unroll` one for each answer that the
+        whole conversation shows in another context than serving would.
 
         Raises DataError where the template refuses it.
         """
         if train_on not in TRAIN_ON:
             raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
+        row = conversation.get("train") is not False
         if "text" in conversation:
             check_unicode(conversation["text"])
-            return [("raw", conversation["text"], conversation.get("train") is not False)]
-        given = [conversation["messages"], conversation.get("tools"), conversation.get("chat_template_kwargs")]
+            return [Context(conversation, [("raw", conversation["text"], row)], [], conversation["text"])]
+        given = [conversation["messages"], conversation.get("tools"), conversation.get("chat_template_kwargs") or {}]
         marked = any(map(self.has_typed_token, iterate_strings(given)))
         if marked:
             if any("train_detail" in message for message in given[0]):
                 raise DataError("it spells out a special token, and an answer is trained in part: one has to go")
             given = mark_control_tokens(given, self.typed)
-        text, spans = self.render(*given)
-        check_unicode(text)
-        row, pieces, end, everywhere = conversation.get("train") is not False, [], 0, train_on == "all"
-        for start, stop, trained in select_trained_spans(text, spans, given[0], train_on) if row else []:
-            pieces += [(text[end:start], everywhere), (text[start:stop], trained)]
-            end = stop
-        pieces.append((text[end:], everywhere))
+        if not row:
+            train_on, given[0] = "assistant", [message | {"train": False} for message in given[0]]
+        if self.markers_suffice or (self.has_markers and unroll == "keep"):
+            rows = [Rendered(given[0], *self.render(*given), given[2])]
+        else:
+            rows = render_rows(self.render, self.answers, *given, train_on, unroll)
+        whole = "".join(each.text for each in rows)
+        check_unicode(whole)
+        whole = whole.translate(UNMARKED) if marked else whole
         return [
-            (self.method(before, marked), piece, supervised and row)
-            for (piece, supervised), before in zip(pieces, chain([""], (p for p, _ in pieces)), strict=False)
-            if piece
+            self.to_context(conversation, each, train_on, marked, whole, unrolled=each is not rows[-1])
+            for each in rows
+        ]  # fmt: skip
+
+    def to_context(
+        self, conversation: Mapping[str, Any], row: Rendered, train_on: str, marked: bool, whole: str, unrolled: bool
+    ) -> Context:
+        """One rendered row of a conversation, whose rows are `whole` together."""
+        parts, answers, notes = cut_answers(row, self.answers, train_on, self.train_empty_thoughts)
+        befores = ["", *(part for part, _ in parts)]
+        pieces = [
+            (self.method(before, marked), part, loss) for before, (part, loss) in zip(befores, parts, strict=False)
         ]
+        notes |= row.notes | {"unrolled"} if unrolled else row.notes
+        given = conversation.get("chat_template_kwargs") or {}
+        if len(row.messages) < len(conversation["messages"]) or row.settings.keys() != given.keys():
+            messages = conversation["messages"][: len(row.messages)]
+            conversation = {**conversation, "messages": messages, "chat_template_kwargs": {**row.settings, **given}}
+        return Context(conversation, pieces, answers, whole, frozenset(notes))
 
     def method(self, before: str, marked: bool) -> str:
         """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, with typed ones."""
@@ -110,13 +139,14 @@ class Encoder:
         return f"marked {place}" if marked else place
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, chat_template_kwargs: Any = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Any = None,
+        chat_template_kwargs: Any = None,
+        prompt: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text, and the character spans that the template marks as the assistant's."""
-        try:
-            return render_template(self.tokenizer, self.chat_template, messages, tools, chat_template_kwargs)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"the chat template refuses it: {one_line(error)}") from error
+        return render_template(self.tokenizer, self.chat_template, messages, tools, chat_template_kwargs, prompt)
 
     def has_typed_token(self, text: str) -> bool:
         """Whether a special token is spelled out in a row's text."""

@@ -13,27 +13,33 @@ def select_trained_spans(
 
     Raises DataError where an answer, or a part of one, has to be chosen and cannot be told apart.
     """
-    answers = [message for message in messages if message["role"] == "assistant"]
+    wanted = choose_answers(messages, train_on)
+    answers = [messages[index] for index in wanted]
+    if all(wanted.values()) and not any("train_detail" in message for message in answers):
+        yield from ((start, stop, True) for start, stop in spans)
+        return
+    if train_on != "all" and not any(wanted.values()):
+        return
+    if len(spans) != len(answers):
+        raise DataError(f"the chat template marks {len(spans)} parts for {len(wanted)} answers, so none can be chosen")
+    for (start, stop), message, trained in zip(spans, answers, wanted.values(), strict=True):
+        if trained and "train_detail" in message:
+            yield from split_answer(text, start, stop, message)
+        elif trained or train_on == "all":
+            yield start, stop, trained
+
+
+def choose_answers(messages: Sequence[Mapping], train_on: str) -> dict[int, bool]:
+    """The numbers of the assistant's messages, and whether each is trained; raises DataError for an untrained question
+    where everything is trained."""
     if train_on == "all" and any(
         message["role"] != "assistant" and (message.get("train") is False or "train_detail" in message)
         for message in messages
     ):
         raise DataError("train_on=all cannot leave out a question that is marked as untrained; train_on=assistant can")
-    wanted = [message.get("train") is not False for message in answers]
-    if train_on == "last":
-        wanted[:-1] = [False] * (len(wanted) - 1)
-    if all(wanted) and not any("train_detail" in message for message in answers):
-        yield from ((start, stop, True) for start, stop in spans)
-        return
-    if train_on != "all" and not any(wanted):
-        return
-    if len(spans) != len(answers):
-        raise DataError(f"the chat template marks {len(spans)} parts for {len(wanted)} answers, so none can be chosen")
-    for (start, stop), message, trained in zip(spans, answers, wanted, strict=True):
-        if trained and "train_detail" in message:
-            yield from split_answer(text, start, stop, message)
-        elif trained or train_on == "all":
-            yield start, stop, trained
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    chosen = answers[-1:] if train_on == "last" else answers
+    return {index: index in chosen and messages[index].get("train") is not False for index in answers}
 
 
 def split_answer(text: str, start: int, stop: int, message: Mapping[str, Any]) -> Iterator[tuple[int, int, bool]]:

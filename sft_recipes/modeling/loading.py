@@ -1,5 +1,6 @@
 """Tokenizer, chat template and weights, from the config's `model`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +31,13 @@ def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, l
         )
     except (OSError, ValueError) as error:
         raise model_not_found(model.id, error) from error
-    return tokenizer, *prepare_tokenizer(tokenizer, model.chat_template, True, model.bos)
+    return tokenizer, *prepare_with(tokenizer, model)
+
+
+def prepare_with(tokenizer: PreTrainedTokenizerFast, model: ModelOptions) -> tuple[str, list[int]]:
+    """What `prepare_tokenizer` gives for the config's `model`."""
+    settings, day = model.chat_template_kwargs, model.template_date
+    return prepare_tokenizer(tokenizer, model.chat_template, True, settings, day, bos=model.bos)
 
 
 def model_folder(id: str) -> str:
@@ -81,15 +88,15 @@ def load_model(
     quantization: BitsAndBytesConfig | None,
     frozen: bool,
     tokenizer: PreTrainedTokenizerFast,
-    stop: str,
+    stops: Sequence[str],
     new: list[int],
 ) -> PreTrainedModel | PeftModel:
-    """The base model, with an embedding for every token and the stop token in its generation config."""
+    """The base model, with an embedding for every token and the stop tokens in its generation config."""
     model = load_weights(options, quantization, frozen, tokenizer, new)
-    stop_id = tokenizer.convert_tokens_to_ids(stop)
+    stop_ids = tokenizer.convert_tokens_to_ids(list(stops))
     others = model.generation_config.eos_token_id
     others = others if isinstance(others, list) else [] if others is None else [others]
-    model.generation_config.eos_token_id = list(dict.fromkeys([stop_id, *others]))
+    model.generation_config.eos_token_id = list(dict.fromkeys([*stop_ids, *others]))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 

@@ -42,7 +42,7 @@ def save_model(
     trainer.save_model(str(folder))
     trainer.model.generation_config.save_pretrained(folder)
     stops = GenerationConfig.from_pretrained(folder).eos_token_id
-    if encoder.tokenizer.convert_tokens_to_ids(encoder.stop) not in stops:
+    if not {*encoder.stop_ids} <= {*stops}:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
     save_sentencepiece_model(encoder.tokenizer, folder)
     if not isinstance(trainer.model, PeftModel):

@@ -18,12 +18,12 @@ from sft_recipes.data.prepare import TrainingData
 from sft_recipes.data.sources import check_readers
 from sft_recipes.data.streaming import RowStream
 from sft_recipes.data.token_rows import row_lengths
-from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.rendering import check_settings
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_best_model_metric, check_evaluation
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
-from sft_recipes.modeling.loading import load_model_config, load_tokenizer
+from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prepare_with
 from sft_recipes.modeling.save_load import check_push
 from sft_recipes.training.arguments import build_arguments
 
@@ -102,8 +102,10 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     if tokenizer is None:
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
     else:
-        template, new_token_ids = prepare_tokenizer(tokenizer, config.model.chat_template, True, config.model.bos)
-    encoder = Encoder(tokenizer, template)
+        template, new_token_ids = prepare_with(tokenizer, config.model)
+    encoder = Encoder(tokenizer, template, config.data_checks.empty_thought == "keep")
+    for name, source in config.sources.items():
+        check_settings(f"data.{name}.chat_template_kwargs", source.chat_template_kwargs or {}, template)
     data, rows, stream = prepare_rows(config, encoder, arguments)
     inputs = build_eval_inputs(config.evaluate, data, list(config.sources), config.seed)
     check_best_model_metric(arguments.metric_for_best_model, inputs)

@@ -66,8 +66,9 @@ def issues_of(encoder: Encoder, rows: list[dict], formatter=None, train_on: str 
     """The names of each row's issues; without a formatter the rows are conversations."""
     conversations = [formatter(row) for row in rows] if formatter else rows
     fields = RowFields(formatter or (lambda row: row))
-    encoded = encoder.encode(conversations, train_on)
-    found, _ = find_issues(encoder, fields, rows, conversations, encoded, train_on)
+    contexts = [context for each in conversations for context in encoder.contexts(each, train_on, "keep")]
+    encoded = encoder.tokenized([context.pieces for context in contexts])
+    found, _ = find_issues(encoder, fields, rows, contexts, encoded, train_on)
     return [{name for name in ISSUES if bits & ISSUE_BIT[name]} for bits in found]
 
 

@@ -3,7 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from sft_recipes.encoding.chat_template import prepare_tokenizer, render_template, special_tokens
+from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.encoding.rendering import render_template, special_tokens
 from sft_recipes.errors import ConfigError
 from support.paths import TEMPLATES
 
@@ -124,9 +125,12 @@ def test_no_bos_from_a_template_that_writes_one_is_refused(tokenizer_folder, tmp
 
 
 UNFIT = {
-    "{{ messages[0].content }}": "no {% generation %} markers",
+    "{{ messages[0].content }}": "leaves out what the assistant says",
+    "{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}": "does not write 'assistant' before an answer when",
+    "{% for m in messages %}{{ m.content }}{% endfor %}": "ends an answer with ''",
+    "{{ messages.content.name }}": "cannot write a question and its answer: the chat template refuses it",
+    "{{ strftime_now(day) + messages[-1].content + eos_token }}": "in a format that it computes",
     "{% generation %}{{ messages[-1].content }}{% endgeneration %}{{ eos_token }}": "ends an answer with ''",
-    "{{ strftime_now('%d') }}{% generation %}{{ messages[-1].content }}{{ eos_token }}{% endgeneration %}": "today's date",
     "<|user|>{% generation %}{{ messages[-1].content }}{{ eos_token }}{% endgeneration %}": "Name those to be added",
 }
 
@@ -150,11 +154,37 @@ def test_null_without_a_template_of_its_own_is_refused(tokenizer_folder):
         prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer_folder("llama3")))
 
 
-def test_null_takes_trl_s_marked_twin_of_a_known_template(tokenizer_folder):
-    from trl.chat_template_utils import qwen3_chat_template
-
+def test_null_takes_the_tokenizer_s_own_template_with_its_markers_where_it_is_one_of_ours(tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = qwen3_chat_template
-    template, new = prepare_tokenizer(tokenizer)
-    assert "{% generation %}" in template.replace("{%- generation", "{% generation") and new == []
+    marked, _ = prepare_tokenizer(tokenizer, "llama3")
+    assert "{%- generation" in marked and "generation %}" not in tokenizer.chat_template
+    assert prepare_tokenizer(tokenizer) == (marked, [])
+
+
+TALKS = "{% for m in messages %}{{ m.content }}{% if m.role != 'user' %}{{ eos_token }}{% endif %}{% endfor %}"
+
+
+def test_a_date_in_a_template_is_the_run_s_in_training_and_the_server_s_own_in_serving(tokenizer_folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + TALKS)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    trained, _ = prepare_tokenizer(tokenizer, str(tmp_path / "mine.jinja"), day="2026-11-03")
+    assert render_template(tokenizer, trained, [{"role": "user", "content": "Hi"}])[0] == "03 Nov 2026Hi"
+    assert tokenizer.chat_template == "{{ strftime_now('%d %b %Y') }}" + TALKS
+
+
+def test_settings_of_the_template_hold_for_whoever_serves_it_and_can_still_be_changed(tokenizer_folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ 'loud' if loud is defined and loud else 'calm' }}" + TALKS)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    asked = [{"role": "user", "content": "Hi"}]
+    prepare_tokenizer(tokenizer, str(tmp_path / "mine.jinja"), settings={"loud": True})
+    tokenizer.save_pretrained(tmp_path)
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    assert served.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == "loudHi"
+    assert served.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, loud=False) == "calmHi"
+
+
+def test_a_setting_that_the_template_does_not_read_is_refused(tokenizer_folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ loud }}" + TALKS)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    with pytest.raises(ConfigError, match="model.chat_template_kwargs.lod: .* does not read lod. Did you mean loud"):
+        prepare_tokenizer(tokenizer, str(tmp_path / "mine.jinja"), settings={"lod": True})

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sft_recipes.config.options import ModelOptions
-from sft_recipes.encoding.chat_template import find_stop_token
 from sft_recipes.evaluation.generation import generate_answers, is_answerable, split_last_answer
 from sft_recipes.modeling.loading import load_model
 from support.paths import TINY_MODEL
@@ -34,8 +33,8 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def base(chat_tokenizer):
     """The embedded base model and its tokenizer with ChatML."""
-    tokenizer, template, new = chat_tokenizer("tiny", "chatml")
-    model = load_model(ModelOptions(str(TINY_MODEL)), None, False, tokenizer, find_stop_token(tokenizer, template), new)
+    tokenizer, _, new = chat_tokenizer("tiny", "chatml")
+    model = load_model(ModelOptions(str(TINY_MODEL)), None, False, tokenizer, ["<|im_end|>"], new)
     return model.eval(), tokenizer
 
 

@@ -137,7 +137,7 @@ def llama(tmp_path_factory):
     """A Llama with spare rows, and the ids of ChatML's tokens in it."""
     folder = make_base("Llama, untied, spare rows", tmp_path_factory.mktemp("names") / "base")
     tokenizer, _, new = load_tokenizer(ModelOptions(str(folder), "chatml"))
-    return load_model(ModelOptions(str(folder)), None, True, tokenizer, "<|im_end|>", new), new
+    return load_model(ModelOptions(str(folder)), None, True, tokenizer, ["<|im_end|>"], new), new
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def base(tokenizer_folder, tmp_path):
 
 def load(folder: str, adapter: dict = FULL, template: str = "chatml"):
     tokenizer, _, new = load_tokenizer(ModelOptions(folder, template))
-    return load_model(ModelOptions(folder), None, adapter is LORA, tokenizer, "<|im_end|>", new), tokenizer, new
+    return load_model(ModelOptions(folder), None, adapter is LORA, tokenizer, ["<|im_end|>"], new), tokenizer, new
 
 
 @pytest.mark.parametrize("tied", [True, False])

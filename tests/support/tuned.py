@@ -124,7 +124,7 @@ def tune(
     options = parse_adapter(adapter)
     peft, quantization = build_peft_config(options), build_quantization_config(options)
     model = load_model(
-        ModelOptions(str(base), dtype=dtype), quantization, peft is not None, tokenizer, encoder.stop, new
+        ModelOptions(str(base), dtype=dtype), quantization, peft is not None, tokenizer, encoder.answers.stops, new
     )
     peft = prepare_peft_config(peft, model, new)
     values = {"learning_rate": 2e-3, "max_steps": 60, "lr_scheduler_type": "constant", "report_to": "none"} | settings
