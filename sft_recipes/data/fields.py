@@ -33,20 +33,25 @@ METADATA = frozenset((
     "score", "scores", "int_score", "rating", "ratings", "rank", "reward", "quality", "difficulty", "votes",
     "upvotes", "likes", "views", "num_turns", "length", "num_tokens", "token_count", "model", "model_name",
     "model_id", "temperature", "finish_reason", "stop_reason", "usage", "meta", "metadata", "refusal",
-    "annotations", "cache_control",
+    "annotations", "cache_control", "created_date",
 ))  # fmt: skip
 ALIASES = {"system": "system_prompt", "tools": "functions"}  # read as well, where the column has its usual name
 # The formatters' parameters for texts, in the order in which templates render them
 IN_ORDER = ("history", "instruction", "input", "conversations", "messages", "prompt", "completion", "output", "text")
 Said = tuple[str, str, bool]  # the name of a field, a text of it, whether it comes behind the text before it
+# Of a message in a tree of OpenAssistant's, beside METADATA
+TREE_FIELDS = frozenset((
+    "role", "text", "replies", "rank", "deleted", "labels", "emojis", "detoxify", "review_count", "review_result",
+    "synthetic",
+))  # fmt: skip
 LEVELS = (MESSAGE_FIELDS, PART_FIELDS | CALL_FIELDS, CALL_FIELDS)  # in a message, in its parts or calls, in a function
 
 
 class RowFields:
     """What one formatter reads of its rows: the texts that have to be rendered, and the keys that are left.
 
-    Our formatters declare their columns by parameters with defaults. A user's own declares none, and `oasst` a tree:
-    there the texts are those of the conversation that came of the row.
+    Our formatters declare their columns by parameters with defaults. A user's own is watched while it reads a row, and
+    its texts, as those of `oasst`, are those of the conversation that came of the row.
 
     >>> from functools import partial
     >>> from sft_recipes.data.formatters import alpaca
@@ -59,7 +64,7 @@ class RowFields:
     def __init__(self, formatter: Callable[..., Any]):
         defaults = {name: each.default for name, each in inspect.signature(formatter).parameters.items()}
         given = {name: default for name, default in defaults.items() if isinstance(default, str)}
-        self.declared = bool(given)
+        self.own, self.tree = getattr(formatter, "own", None), given.get("tree")
         self.said = [given[name] for name in IN_ORDER if name in given]
         self.parsed = [given[name] for name in ("history", "conversations", "messages") if name in given]
         self.system, self.tools = (
@@ -91,8 +96,8 @@ class RowFields:
 
         A text that repeats one that is read, or holds them all as Alpaca's rendered `text` does, is not lost.
         """
-        if not self.declared:
-            return []
+        if self.own:
+            return watch_reading(self.own, row)
         names = [key for key in row if key not in self.known and has_value(row[key])]
         if names and self.said:
             said = [text for _, text, _ in self.texts(row)]
@@ -100,7 +105,51 @@ class RowFields:
         for column in self.said:
             if isinstance(row.get(column), list):
                 names += left_over(row[column], LEVELS)
+        if self.tree:
+            names += left_over(list(tree_nodes(row.get(self.tree))), (TREE_FIELDS,))
         return list(dict.fromkeys(names))
+
+
+class WatchedRow(dict):
+    """A row that knows which of its keys were asked for; going over it asks for all. What it lacks is null."""
+
+    def __init__(self, row: Mapping[str, Any]):
+        super().__init__(row)
+        self.seen: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+    __getitem__ = pop = get
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen.update(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> list[str]:
+        return list(self)
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(key, self[key]) for key in self]
+
+    def values(self) -> list[Any]:
+        return [self[key] for key in self]
+
+
+def watch_reading(own: Callable[..., Any], row: Mapping[str, Any]) -> list[str]:
+    """The keys with a value that a user's formatter does not ask for and that are not known to be metadata."""
+    watched = WatchedRow(row)
+    own(watched)
+    return [key for key, value in row.items() if key not in watched.seen | METADATA and has_value(value)]
+
+
+def tree_nodes(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Every message of a tree of OpenAssistant's."""
+    if isinstance(node, Mapping):
+        yield node
+        for reply in node.get("replies") or []:
+            yield from tree_nodes(reply)
 
 
 def holds_all(text: Any, said: Sequence[str]) -> bool:

@@ -202,6 +202,7 @@ def wrap_custom_formatter(
             raise DataError(f"{label} should return messages or text, not {conversation!r:.80}.")
         return FORMATTERS["chatml" if "messages" in conversation else "text"](conversation)
 
+    formatter.own = partial(own, **columns)  # for RowFields, to see what it reads
     return formatter
 
 

@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
 from sft_recipes.config.generate_options import GenerateOptions
-from sft_recipes.config.options import DataOptions, ModelOptions, Source, TrainerOptions
+from sft_recipes.config.options import DataOptions, MixOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
 from sft_recipes.data.formatters import FORMATTERS
@@ -93,6 +93,7 @@ PLACES = {
     "model": set(inspect.signature(ModelOptions).parameters),
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
     "data": set(inspect.signature(DataOptions).parameters),
+    "mix": set(inspect.signature(MixOptions).parameters),
     "data.NAME": set(inspect.signature(Source).parameters),
     "generate": set(inspect.signature(GenerateOptions).parameters),
 }

@@ -1,6 +1,7 @@
 """What becomes of whole rows as people have them: trained, context, counted by name, or refused."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -181,6 +182,30 @@ def test_thoughts_are_trained_or_the_template_that_has_no_place_for_them_is_refu
 # unread fields
 
 
+OWN = {  # what a formatter of one's own does with the row, and which of its keys are then left over
+    "row['q'], row.get('a')": ["hint", "weight"],
+    "row['q'], row['a'] + str('hint' in row)": ["hint", "weight"],
+    "row['q'], row.pop('a')": ["hint", "weight"],
+    "(lambda q, a, **rest: (q, a))(**row)": [],
+    "dict(row)['q'], row['a']": [],
+    "row['q'], [value for key, value in row.items() if key == 'a'][0]": [],
+}
+
+
+@pytest.mark.parametrize("code", OWN)
+def test_what_a_formatter_of_ones_own_does_not_read_is_counted(encoder, tmp_path, monkeypatch, code):
+    (tmp_path / "own_rows.py").write_text(
+        f"def talk(row):\n    q, a = {code}\n"
+        "    return {'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}]}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_rows", raising=False)
+    rows = [{"q": "Hi", "a": "Yo", "source": "forum", "hint": "wave", "weight": 1}, {"q": "So", "a": "No"}]
+    data = read_rows(encoder, tmp_path, *rows, formatter="own_rows.talk")
+    counted = data.audit["file"]["problems"].get("unread_field", {"fields": {}})["fields"]
+    assert list(counted) == OWN[code] and len(data.train) == 2
+
+
 def unread_of(name: str, row: dict) -> list[str]:
     fields = RowFields(FORMATTERS[name])
     return fields.unread(fields.parse(row))
@@ -223,6 +248,8 @@ def test_unread_fields_are_counted_by_name_and_kept(encoder, tmp_path, caplog):
             ["strict"],
         ),
         ("sharegpt", {"conversations": share("Hi", "Yo", markdown="*Yo*")}, ["markdown"]),
+        ("oasst", {"prompt": TREE | {"lang": "en", "labels": {"spam": 0}}, "message_tree_id": "1"}, []),
+        ("oasst", {"prompt": TREE | {"replies": [TREE["replies"][0] | {"thought": "Hm."}]}}, ["thought"]),
         ("text", {"text": "Once", "url": "u", "title": "Tale"}, ["title"]),
         ("oasst", {"message_tree_id": "1", "prompt": TREE, "note": "x"}, ["note"]),
     ],
