@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -36,7 +37,9 @@ from sft_recipes.training.memory import (
     format_bytes,
     memory_advice,
 )
+from sft_recipes.training.run_metadata import measure_padding
 from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
+from sft_recipes.training.training_time import describe_time
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
         marks = "on green, the stop token on yellow" if colour else "between ⟦ and ⟧, ■ behind the stop token"
         lines += [f"\ntokens, with loss {marks}:", render_terminal(mask, width, colour) + "\n"]
         page.append(html_section(title, shown, mask))
-    summary = f"{describe_counts(setup)}\n{describe_memory_need(setup)}"
+    summary = f"{describe_counts(setup)}\n{describe_needs(setup)}"
     page.append(f"<pre>{escape(summary)}</pre>")
     html = "\n".join(page)
     (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
@@ -197,8 +200,8 @@ def describe_counts(setup: RunSetup) -> str:
     return "\n".join(lines)
 
 
-def describe_memory_need(setup: RunSetup) -> str:
-    """What the run will hold here at its peak; without a GPU, also what it would hold on one."""
+def describe_needs(setup: RunSetup) -> str:
+    """What the run will hold here at its peak, without a GPU also what it would hold on one, and how long it takes."""
     step = describe_step(setup.config, setup.arguments, setup.longest, setup.new_token_ids)
     estimate, available = estimate_memory(step), available_memory()
     lines = describe_memory(estimate, available)
@@ -206,7 +209,15 @@ def describe_memory_need(setup: RunSetup) -> str:
         lines += f"\nIt does not fit. {memory_advice(step, available)}"
     if not torch.cuda.is_available():
         lines += f"\n  On a GPU, in bf16: {format_bytes(estimate_memory(replace(step, gpu=True)).total)}."
-    return lines
+    arguments, lengths = setup.arguments, row_lengths(setup.data.train)
+    tokens = lengths.sum() / (1 - measure_padding(setup.data.train, arguments))
+    rows = len(lengths) if setup.stream else len(setup.rows)
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    epochs = arguments.max_steps * batch / rows if arguments.max_steps > 0 else arguments.num_train_epochs
+    time = describe_time(
+        tokens * epochs, estimate, setup.config.preview, arguments.activation_checkpointing, arguments.world_size
+    )
+    return "\n".join([lines, *textwrap.wrap(time, 79)])
 
 
 def length_histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:

@@ -159,6 +159,8 @@ class PreviewOptions:
     """The config's `preview`."""
 
     rows: WholeNumber | Literal["all"] = 1  # drawn at random, besides the first and the longest; all shows every row
+    tflops: Positive | None = None  # a device's rate in 10^12 operations a second; null measures the one here
+    price_per_hour: NotNegative | None = None  # of all devices together, for the price of the training
 
 
 @dataclass(frozen=True)
