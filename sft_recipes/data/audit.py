@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from sft_recipes.config.options import CheckPolicy
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER
+from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
 from sft_recipes.encoding.rendering import remove_markers
@@ -52,6 +52,25 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
             gone |= hit
     rows = drop_field_names(rows)
     return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
+
+
+def count_thoughts(rows: Dataset) -> dict[str, dict[str, int]]:
+    """How many conversations think before they answer and how many do not; nothing where none could."""
+    bits = flat_values(rows, "problems")[flat_values(rows, "piece") < 0] if len(rows) else np.zeros(0, dtype=np.int64)
+    thinking = int(((bits & THINKS_BIT) > 0).sum())
+    if not thinking and not (bits & (ISSUE_BIT["empty_thought"] | ISSUE_BIT["template_inserted"])).any():
+        return {}
+    return {"thoughts": {"with": thinking, "without": len(bits) - thinking}}
+
+
+def log_thoughts(name: str, counts: Mapping[str, int]) -> None:
+    """Says in the log where some rows think before they answer and others do not."""
+    if counts and all(counts.values()):
+        log.warning(
+            "data.%s: %d rows think before they answer and %d do not, so that the model learns to do both. Train one "
+            "kind, or tell them apart by a setting of the template (data.%s.chat_template_kwargs).",
+            name, counts["with"], counts["without"], name,
+        )  # fmt: skip
 
 
 def drop_field_names(rows: Dataset) -> Dataset:

@@ -18,6 +18,7 @@ ISSUES = [field.name for field in fields(CheckPolicy)]
 # What is done with what rendering shows, beside the issues that have a policy
 NOTES = {"template_inserted": "mask", "unrolled": "auto", "history_differs": "keep"}
 ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces", *NOTES])}
+THINKS_BIT = 1 << 62  # no issue: an answer of the row has thoughts
 # The issues that are about fields, and the column that names those of every row
 FIELD_COLUMNS = {"unread_field": "unread", "content_missing": "unrendered", "whitespace_trimmed": "unrendered"}
 CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
@@ -39,6 +40,7 @@ def find_issues(
         raw = fields.parse(raw)
         unread, field = fields.unread(raw), ""
         found[row] |= ISSUE_BIT["unread_field"] * bool(unread) | sum(map(ISSUE_BIT.get, context.notes))
+        found[row] |= THINKS_BIT * context.thinks
         if messages := context.conversation.get("messages"):
             texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(context.conversation)
             issue, field = find_missing_text(texts, context.text)

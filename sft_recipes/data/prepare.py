@@ -16,8 +16,10 @@ from sft_recipes.data.audit import (
     apply_policy,
     check_train_serve_parity,
     count_faults,
+    count_thoughts,
     drop_field_names,
     log_issues,
+    log_thoughts,
     mark_duplicates,
     row_hashes,
 )
@@ -73,7 +75,8 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
         audit[name] = part.audit | {"problems": findings[name] | part.audit["problems"] | problems | cut}
         log_issues(name, problems | cut)
     for name, rows in kept.items():
-        audit[name] |= {"kept": len(rows)} | count_tokens(rows)
+        audit[name] |= {"kept": len(rows)} | count_tokens(rows) | count_thoughts(rows)
+        log_thoughts(name, audit[name].get("thoughts", {}))
     train = concatenate_datasets(list(kept.values()))
     if not len(train) and any(source.split for source in config.sources.values()):
         raise DataError("data: no row is left to train on.")

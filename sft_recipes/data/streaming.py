@@ -14,8 +14,10 @@ from sft_recipes.data.audit import (
     apply_policy,
     check_train_serve_parity,
     count_faults,
+    count_thoughts,
     drop_field_names,
     log_issues,
+    log_thoughts,
     mark_duplicates,
     row_hashes,
 )
@@ -231,6 +233,10 @@ def add_counts(audit: dict[str, Any], name: str, rows: int, kept: Dataset, probl
     """Counts a batch of rows in its source's audit; an issue is announced when it is first met."""
     new = {key: found for key, found in problems.items() if key not in audit["problems"]}
     log_issues(name, {key: found for key, found in new.items() if key != "unusable"})
+    old, fresh = audit.get("thoughts", {}), count_thoughts(kept).get("thoughts", {})
+    if fresh:
+        audit["thoughts"] = {key: old.get(key, 0) + fresh[key] for key in fresh}
+        log_thoughts(name, {} if all(old.values()) and old else audit["thoughts"])
     for key, value in ({"rows": rows, "kept": len(kept)} | count_tokens(kept)).items():
         audit[key] += value
     for key, found in problems.items():

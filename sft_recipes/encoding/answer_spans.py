@@ -54,8 +54,7 @@ class AnswerFormat:
 
     def settings_for(self, answer: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings with the switch that the answer needs, by whether it has thoughts, where none is set."""
-        thinks = bool(answer.get("reasoning_content")) or "</think>" in answer["content"]
-        return {**self.switches.get(thinks, {}), **settings}
+        return {**self.switches.get(has_thoughts(answer), {}), **settings}
 
     def opening(self, answer: str) -> tuple[str, bool]:
         """What an answer begins with that its row does not say, and whether that is an empty thought."""
@@ -63,6 +62,13 @@ class AnswerFormat:
         if not found and (empty := EMPTY_THOUGHT.match(answer)):  # one that the row itself spells out
             return empty[0], True
         return found, found in self.empty_thoughts
+
+
+def has_thoughts(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer has thoughts that are no empty ones, in a field of their own or in its content."""
+    if thoughts := answer.get("reasoning_content"):
+        return bool(thoughts.strip())
+    return "</think>" in answer["content"] and not EMPTY_THOUGHT.match(answer["content"])
 
 
 def describe_answers(tokenizer: PreTrainedTokenizerFast, template: str, anywhere: bool = True) -> AnswerFormat:

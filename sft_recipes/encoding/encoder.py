@@ -10,10 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from sft_recipes.encoding.answer_spans import describe_answers, is_stable
+from sft_recipes.encoding.answer_spans import describe_answers, has_thoughts, is_stable
 from sft_recipes.encoding.rendering import render_template, special_tokens
 from sft_recipes.encoding.served_contexts import Context, Piece, Rendered, cut_answers, render_rows
 from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
+from sft_recipes.encoding.trained_spans import choose_answers
 from sft_recipes.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
@@ -130,7 +131,9 @@ class Encoder:
         if len(row.messages) < len(conversation["messages"]) or row.settings.keys() != given.keys():
             messages = conversation["messages"][: len(row.messages)]
             conversation = {**conversation, "messages": messages, "chat_template_kwargs": {**row.settings, **given}}
-        return Context(conversation, pieces, answers, whole, frozenset(notes))
+        chosen = choose_answers(row.messages, train_on)
+        thinks = any(has_thoughts(row.messages[index]) for index, trained in chosen.items() if trained)
+        return Context(conversation, pieces, answers, whole, frozenset(notes), thinks)
 
     def method(self, before: str, marked: bool) -> str:
         """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, with typed ones."""

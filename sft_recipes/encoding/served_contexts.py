@@ -22,6 +22,7 @@ class Context:
     answers: list[int]  # the pieces with which the trained answers begin; what stands before one is its prompt
     text: str  # of all rows that the conversation became, for the checks of what a template leaves out
     notes: frozenset[str] = frozenset()  # issues that rendering shows, see data/issues.py
+    thinks: bool = False  # whether a trained answer has thoughts
 
 
 @dataclass(frozen=True)

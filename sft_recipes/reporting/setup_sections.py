@@ -124,6 +124,8 @@ def audit_tables(audit: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, Rows]:
             for field, count in (entry.get("fields") or {"": entry["rows"]}).items():
                 label = issue.replace("_", " ") + (f": {field}" if field else "")
                 issues.append([name, fit_cell(label, 34), f"{count:,}", entry["policy"]])
+        for kind, count in (part.get("thoughts") or {}).items():
+            issues.append([name, f"{kind} thoughts", f"{count:,}", "keep"])
     return with_body(rows), with_body(issues)
 
 
