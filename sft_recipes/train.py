@@ -114,6 +114,7 @@ def run_training(config: Config, folder: Path) -> Run:
     metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
     metrics |= compared | training_cost(trainer, result) | {"padding": audit["padding"]}
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
+    metrics |= setup.template_date
     metrics |= {"stopped_at": stop.share} if stop.stopped else {}
     if trainer.is_world_process_zero():
         if setup.stream:
@@ -136,7 +137,7 @@ def collect_audit(setup: RunSetup) -> dict[str, Any]:
     """What the data checks found, the digest of every token, the padding, and how many rows are served as trained."""
     audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
     audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
-    return audit | {"parity": count_parity_rows(setup.data.audit)}
+    return audit | setup.template_date | {"parity": count_parity_rows(setup.data.audit)}
 
 
 def write_audit(setup: RunSetup, folder: Path, audit: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import codecs
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from sft_recipes.config.judge_options import JudgeOptions
@@ -26,6 +27,14 @@ class ModelOptions:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the template, also when served
     template_date: str | None = None  # what a template with today's date writes; null is the day of the run
     max_position_embeddings: Count | None = None  # more positions than the model's own config says
+
+    def __post_init__(self):
+        try:
+            date.fromisoformat(self.template_date or "2026-01-01")
+        except ValueError:
+            raise ConfigError(
+                f"model.template_date should be a day like 2026-11-26, not {self.template_date}."
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ def environment_table(run: RunFiles) -> Rows:
     """The machine, the commit, the versions."""
     found = {**dict(iterate_leaves(as_mapping(run.metrics.get("environment")))), "started": run.metrics.get("started")}
     found |= dict(iterate_leaves(as_mapping(run.supervision.get("versions"))))
+    if day := run.metrics.get("template_date"):
+        found["date in the chat template"] = f"{day} in training; serving writes its own day"
     rows = [["", ""]]
     for key, value in found.items():
         if key != "started" or value:

@@ -1,7 +1,8 @@
 """What train, preview and evaluate share: one config becomes arguments, tokenizer, rows and questions."""
 
-from dataclasses import dataclass
-from datetime import datetime
+import logging
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_be
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
 from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prepare_with
 from sft_recipes.modeling.save_load import check_push
+from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.arguments import build_arguments
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class RunSetup:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer as it is saved and served."""
         return self.encoder.tokenizer
+
+    @property
+    def template_date(self) -> dict[str, str]:
+        """The day that training writes where the template writes today's; empty for any other template."""
+        dated = "strftime_now" in self.tokenizer.chat_template
+        return {"template_date": self.config.model.template_date} if dated else {}
 
     @property
     def longest(self) -> int:
@@ -99,6 +109,7 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
             "Write trainer.packing=false."
         )
     check_positions(config, arguments)
+    config = fix_template_date(config, folder)
     if tokenizer is None:
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
     else:
@@ -106,12 +117,25 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     encoder = Encoder(tokenizer, template, config.data_checks.empty_thought == "keep")
     for name, source in config.sources.items():
         check_settings(f"data.{name}.chat_template_kwargs", source.chat_template_kwargs or {}, template)
+    if "strftime_now" in tokenizer.chat_template:
+        day = config.model.template_date
+        log.info(
+            "The chat template writes today's date: %s (model.template_date) in training, its own in serving.", day
+        )
     data, rows, stream = prepare_rows(config, encoder, arguments)
     inputs = build_eval_inputs(config.evaluate, data, list(config.sources), config.seed)
     check_best_model_metric(arguments.metric_for_best_model, inputs)
     return RunSetup(
         config, folder, arguments, callbacks, peft, quantization, encoder, new_token_ids, data, rows, stream, inputs
     )
+
+
+def fix_template_date(config: Config, folder: Path) -> Config:
+    """The config with the day that a template writes: its own, or of the run that goes on or is evaluated, or today."""
+    resumed = config.trainer.fields.get("resume_from_checkpoint")
+    earlier = Path(config.evaluate.run or (folder if resumed else "")) / "supervision.json"
+    day = config.model.template_date or read_json(earlier).get("template_date") or f"{date.today()}"
+    return replace(config, model=replace(config.model, template_date=day))
 
 
 def check_positions(config: Config, arguments: SFTConfig) -> None:

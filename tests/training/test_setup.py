@@ -1,0 +1,35 @@
+"""The day that a template writes: one for all rows of a run, and the same when the run goes on or is evaluated."""
+
+import json
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from sft_recipes.config.options import ModelOptions
+from sft_recipes.errors import ConfigError
+from sft_recipes.training.setup import fix_template_date
+from support.configs import composed
+
+
+def day_of(folder, *arguments: str, resumed: bool = False) -> str:
+    config = composed("model=tiny", "data=tiny", *arguments)
+    fields = config.trainer.fields | ({"resume_from_checkpoint": True} if resumed else {})
+    return fix_template_date(replace(config, trainer=replace(config.trainer, fields=fields)), folder).model.template_date
+
+
+def test_a_run_writes_the_day_it_starts_or_the_one_that_is_chosen(tmp_path):
+    (tmp_path / "supervision.json").write_text(json.dumps({"template_date": "2025-12-24"}))  # of a run written over
+    assert day_of(tmp_path) == f"{date.today()}"
+    assert day_of(tmp_path, "model.template_date=2026-01-02") == "2026-01-02"
+
+
+def test_a_run_that_goes_on_or_is_evaluated_writes_the_day_of_its_start(tmp_path):
+    (tmp_path / "supervision.json").write_text(json.dumps({"template_date": "2025-12-24"}))
+    assert day_of(tmp_path, resumed=True) == "2025-12-24"
+    assert day_of(tmp_path / "other", f"evaluate.run={tmp_path}") == "2025-12-24"
+
+
+def test_a_day_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="model.template_date should be a day like 2026-11-26, not 3 Nov"):
+        ModelOptions("x", template_date="3 Nov")
