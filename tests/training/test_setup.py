@@ -15,7 +15,9 @@ from support.configs import composed
 def day_of(folder, *arguments: str, resumed: bool = False) -> str:
     config = composed("model=tiny", "data=tiny", *arguments)
     fields = config.trainer.fields | ({"resume_from_checkpoint": True} if resumed else {})
-    return fix_template_date(replace(config, trainer=replace(config.trainer, fields=fields)), folder).model.template_date
+    return fix_template_date(
+        replace(config, trainer=replace(config.trainer, fields=fields)), folder
+    ).model.template_date
 
 
 def test_a_run_writes_the_day_it_starts_or_the_one_that_is_chosen(tmp_path):
