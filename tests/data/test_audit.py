@@ -65,7 +65,7 @@ ROWS = {
 def issues_of(encoder: Encoder, rows: list[dict], formatter=None, train_on: str = "assistant") -> list[set[str]]:
     """The names of each row's issues; without a formatter the rows are conversations."""
     conversations = [formatter(row) for row in rows] if formatter else rows
-    fields = RowFields(formatter or (lambda row: row))
+    fields = RowFields(formatter or (lambda row, messages="messages", text="text": row))
     contexts = [context for each in conversations for context in encoder.contexts(each, train_on, "keep")]
     encoded = encoder.tokenized([context.pieces for context in contexts])
     found, _ = find_issues(encoder, fields, rows, contexts, encoded, train_on)
