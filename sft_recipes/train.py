@@ -137,7 +137,8 @@ def collect_audit(setup: RunSetup) -> dict[str, Any]:
     """What the data checks found, the digest of every token, the padding, and how many rows are served as trained."""
     audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
     audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
-    return audit | setup.template_date | {"parity": count_parity_rows(setup.data.audit)}
+    counted = {"parity": count_parity_rows(setup.data.audit), "curation": setup.data.curation}
+    return audit | setup.template_date | counted
 
 
 def write_audit(setup: RunSetup, folder: Path, audit: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from sft_recipes.data.prepare import prepare_data
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.loading import load_tokenizer
+from sft_recipes.reporting.run_folder import write_json
+from sft_recipes.reporting.run_report import write_report
 from support.configs import composed, error_of
 from support.rows import write_jsonl
 
@@ -73,6 +75,20 @@ def test_a_run_removes_rows_before_it_encodes_them_and_counts_them(dirty):
     assert len(data.train) == 200
     counted = data.audit["file"]["problems"]["curation_near_duplicate_rows"]
     assert (counted["rows"], counted["policy"]) == (200, "drop")
+
+
+def test_a_run_that_removes_nothing_counts_and_its_report_has_the_section(dirty, tmp_path, monkeypatch):
+    config = file_config(dirty[1], "curation=report", "data.held_out=0")
+    tokenizer, template, _ = load_tokenizer(config.model)
+    data = prepare_data(config, Encoder(tokenizer, template), 1024)
+    assert len(data.train) == 412 and data.curation["findings"]["near_duplicate_rows"]["rows"] == 200
+    write_json(tmp_path / "metrics.json", {"name": "mine"})
+    write_json(tmp_path / "supervision.json", {"sources": data.audit, "curation": data.curation})
+    write_report(tmp_path)
+    section = (tmp_path / "report.md").read_text().partition("## Curation\n")[2]
+    assert "Of 412 rows 0 were removed" in section and "| near duplicate rows         | 200  | 0       |" in section
+    monkeypatch.setattr("sft_recipes.data.curate_sources.COUNTED_ROWS", 411)
+    assert prepare_data(config, Encoder(tokenizer, template), 1024).curation is None  # too many to wait for
 
 
 def test_the_best_rows_are_spread_over_types_of_task(tmp_path):

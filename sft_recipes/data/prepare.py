@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -59,7 +60,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     """
     cutting = "keep" if config.smoke else config.data.max_length_policy
     opened = {name: open_source(name, config) for name in config.sources}
-    opened, findings = remove_rows(config, opened, lambda text: len(encoder.tokenizer(text).input_ids))
+    opened, findings, curation = remove_rows(config, opened, partial(count_text, encoder))
     leaks = LeakFinder.of_sources(config, opened.values())
     parts = {name: read_source(name, config, encoder, rows, leaks) for name, rows in opened.items()}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
@@ -83,7 +84,12 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")
     log_issues("held_out", cut)
     questions = [question for part in parts.values() for question in part.questions]
-    return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out))
+    return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out), curation)
+
+
+def count_text(encoder: Encoder, text: str) -> int:
+    """How many tokens a text has."""
+    return len(encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def open_source(name: str, config: Config) -> SourceRows:

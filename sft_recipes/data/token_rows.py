@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -22,6 +23,7 @@ class TrainingData:
     questions: list[Conversation]  # the held-out conversations
     audit: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems, mix
     left_out: Dataset | None = None  # rows that were read and then left out for an issue or their length
+    curation: dict[str, Any] | None = None  # what curation counted, as mode=curate records it
 
 
 def to_dataset(

@@ -9,6 +9,7 @@ from typing import Any
 from sft_recipes.config.nested_values import as_mapping, get_path, iterate_leaves
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting import result_notes, result_tables, setup_sections
+from sft_recipes.reporting.curation_report import curation_tables
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import has_curve, plot_losses, plot_weight_change
 from sft_recipes.reporting.model_card import write_model_card
@@ -33,13 +34,22 @@ def write_report(folder: Path, price_per_hour: float | None = None) -> str:
 
 def report_values(run: RunFiles, price_per_hour: float | None = None) -> dict[str, Any]:
     """What templates/report.jinja is given: the run, its figures, and the modules whose functions it calls."""
-    values = {"run": run, "price_per_hour": price_per_hour, "card": False, "curves": None, "weight_curves": None}
+    values = {
+        "run": run,
+        "price_per_hour": price_per_hour,
+        "card": False,
+        "curves": None,
+        "weight_curves": None,
+        "curation": [],
+    }
     if has_curve(result_tables.loss_history(run.metrics)):
         figure = plot_losses(result_tables.loss_history(run.metrics))
         values["curves"] = Picture(figure, "loss.png", "Training loss, held-out loss and learning rate")
     if changes := result_notes.weight_changes(run.metrics):
         figure = plot_weight_change(changes)
         values["weight_curves"] = Picture(figure, "weight_change.png", "Relative change of the weights")
+    if record := run.supervision.get("curation"):
+        values["curation"] = curation_tables(record)
     return values | {"notes": result_notes, "setup": setup_sections, "tables": result_tables}
 
 
