@@ -95,6 +95,7 @@ def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, templa
     """A run's own code, `data.prepare` and `packed`, all rows to train on; only reading the files is left out."""
     entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
     rest = {"name": "benchmark", "model": {"id": "none"}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}}
+    rest |= {"curation": {"leaks": None, "near_duplicates": None}}  # which TRL does not look for
     with patch.object(prepare, "load_rows", lambda where, *_: ArrowRows(sources[where.removeprefix("data.")])):
         config = from_hydra(OmegaConf.create(rest | {"data": entries, "evaluate": {}}))
         rows = prepare_data(config, Encoder(tokenizer, template), MAX_LENGTH).train
