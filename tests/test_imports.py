@@ -1,4 +1,4 @@
-"""The rooms hold: imports point the way that pyproject.toml says, as `make lint` checks it, and no test imports a test."""
+"""The rooms hold: imports point as pyproject.toml says, files are short, and no test imports a test."""
 
 import ast
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -58,3 +59,15 @@ def test_no_test_imports_another():
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             found += [f"{path.name}: {name}" for name in names if re.match(r"(tests|conftest|test_.*)(\.|$)", name)]
     assert found == []
+
+
+def test_the_package_s_top_has_at_most_twenty_rooms_and_verbs():
+    found = {name for _, name, _ in iter_modules([str(ROOT / "sft_recipes")])} - {"__main__"}
+    assert {"config", "errors", "train"} < found and len(found) <= 20, sorted(found)
+
+
+def test_no_file_of_the_package_is_longer_than_250_lines():
+    lengths = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.glob("sft_recipes/**/*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 250} == {}
