@@ -70,6 +70,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+# `sft_recipes.train(config)` calls a function, and `python -m sft_recipes.merge` needs a module of such a name
 class _Verb(ModuleType):
     """A module that can be called as the function of its name: `sft_recipes.train` is both."""
 

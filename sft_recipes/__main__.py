@@ -92,8 +92,7 @@ def main() -> None:
     if sys.argv[1:] and sys.argv[1] in VERBS:
         return import_module(f"sft_recipes.{VERBS[sys.argv[1]]}").main(sys.argv[2:])
     try:
-        resumed = sys.argv[1:2] == ["resume"]
-        if resumed:
+        if sys.argv[1:2] == ["resume"]:
             if len(sys.argv) < 3 or "=" in sys.argv[2]:
                 raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
             sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
@@ -112,24 +111,19 @@ def main() -> None:
         finally:  # also after Ctrl-C and after a job that failed
             failed = finish_sweep()
         if failed:
-            exit_with("", 1)
+            sys.exit(1)
     except RunInterrupted as stop:
-        exit_with("", stop.code)  # it has been logged
+        sys.exit(stop.code)  # it has been logged
     except KeyboardInterrupt:
-        exit_with("Interrupted.", 130)
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if hasattr(error, "logged"):
-            exit_with("", 2 if isinstance(error, USER_ERRORS) else 1)
+            sys.exit(2 if isinstance(error, USER_ERRORS) else 1)
         if not isinstance(error, (*USER_ERRORS, OSError, ValueError)):  # those are Hydra's, before any job
             raise
-        exit_with(user_message(error), 2)
-
-
-def exit_with(line: str, code: int) -> None:
-    """Leaves with this line on stderr, if there is one, and this exit code."""
-    if line:
-        print(line, file=sys.stderr)
-    sys.exit(code)
+        print(user_message(error), file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def composed_files(hydra: HydraConf) -> list[ConfigFile]:
     """The files that the run's config was composed of, in their order, without Hydra's own."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
+    # Hydra keeps the composed values and not which file each is from, so the files are looked up and read once more
     found, files = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN), []
     for default in found.defaults:
         source = next((source for source in loader.get_sources() if source.is_config(default.config_path)), None)
@@ -66,6 +67,7 @@ def warn_of_overridden(file: ConfigFile, composed: DictConfig, typed: Sequence[s
     """Warns of every key of a chosen file that has another value in the config, unless that was typed, too."""
     for path, value in iterate_leaves(file.values, file.place):
         holds = OmegaConf.select(composed, path)
+        # ${…} and ??? are there to be filled in by others
         written = value in (None, "???") or "${" in str(value) or any(f"{path}.".startswith(f"{key}.") for key in typed)
         if value != holds and not written:
             line = "%s: the recipe's own %s=%s holds, not %s. To change it, write %s=%s."

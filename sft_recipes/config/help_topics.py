@@ -58,10 +58,12 @@ def describe_topic(name: str) -> str:
 def class_fields(target: type) -> list[tuple[str, Any, str]]:
     """Name, default and one sentence of every field that a config may set: its `help`, or the comment beside it."""
     parameters = inspect.signature(target).parameters
+    # BitsAndBytesConfig's constructor takes other names than its fields have
     if parameters.keys() != {item.name for item in fields(target) if item.init}:  # it has a constructor of its own
         named = [one for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
         return [(one.name, "required" if one.default is one.empty else one.default, "") for one in named]
     sources = "".join(inspect.getsource(each) for each in reversed(target.__mro__[:-1]))
+    # Python keeps no comments, so they are read from the source: one place for a field, its default and what it does
     comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", sources, re.MULTILINE))
     found = []
     for item in fields(target):

@@ -14,7 +14,8 @@ from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
 USER_ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException, MarkedYAMLError)
-# What Hydra says, and the line for it
+# What Hydra says, and the line for it. Its errors carry no fields to go by, so these are the words of 1.3.8; where a
+# release has others, a test fails and a user sees Hydra's own
 HYDRA_ERROR_MESSAGES = {
     r"You must specify '(\w+)', e\.g, .*?Available options: (.*)": "{0} is not chosen. Write {0}=NAME. Choices: {1}.",
     r"Ambiguous value for argument '(.*?)' 1\.": "{0} is a sweep. Write -m in front, or [ ] around a list.",

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft_recipes.config.metrics import is_lower_better
 from sft_recipes.config.nested_values import iterate_leaves
 
+# Groups that take keys which their files do not list: trl.SFTConfig has 135 fields, and 135 copied ones would rot
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "curation")
 OURS = "hydra_plugins.sft_recipes_sweeps"
 PLUGINS = {  # by group and name, in the place of Hydra's own of that name
@@ -98,11 +99,13 @@ class RecipesSearchPath(SearchPathPlugin):
 def register_with_hydra() -> None:
     """Tells Hydra of our resolvers, the second config root, and the groups that take any key: we check those."""
     named = (*OPEN_GROUPS, "data_checks", "mix", "preview", "generate")
+    # Hydra locks what it has composed, so that another key needs a +; what is merged into an unlocked node stays open
     open_groups = {group: DictConfig({}, flags={"struct": False}) for group in named}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
     for (group, name), node in PLUGINS.items():
         ConfigStore.instance().store(group=group, name=name, node=node, provider="sft_recipes")
+    # replace: a process that runs several commands, as tests and joblib's workers do, comes here each time
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     OmegaConf.register_new_resolver("direction", objective_direction, replace=True)
     OmegaConf.register_new_resolver("source_values", read_source_values, replace=True)
@@ -112,5 +115,6 @@ def register_with_hydra() -> None:
 def addable_groups(user_folder: str | None = None) -> list[str]:
     """The groups that a + adds: those of recipes/, and those that the user's `-cd` folder has beside ours."""
     folders = [config_folder("recipes"), *([Path(user_folder)] if user_folder else [])]
+    # by the folders' names and not by Hydra, which cannot be asked before it has read the command that this checks
     found = {path.name for parent in folders if parent.is_dir() for path in parent.iterdir() if path.is_dir()}
     return sorted(found - set(OPEN_GROUPS))

@@ -39,6 +39,7 @@ def store_recipe_file(file: Path) -> str:
         raise ConfigError(f"recipe={name} is in two files, {ours} and {file}. Rename yours.")
     if not isinstance(values, DictConfig):
         raise ConfigError(f"{file} should hold a mapping, as `python -m sft_recipes init` writes one.")
+    # as a stored config, since the search path takes folders: a file beside my.yaml would become a choice as well
     ConfigStore.instance().store(group="recipe", name=name, node=values, package="_global_", provider=str(file))
     return f"+recipe={name}"
 

@@ -45,6 +45,7 @@ def check_not_in_use(folder: Path) -> None:
     if (folder / ".lock").is_file():
         with (folder / ".lock").open() as file:
             try:
+                # a lock and not a file with a process id: a killed run leaves the file, and its id may be another's
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigError(f"{folder} is in use by {file.read().strip()}. Write another folder.") from error

@@ -124,6 +124,7 @@ def resolve_type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's parameters or of a class's fields; none where they name what is not imported."""
     is_plain_class = inspect.isclass(target) and not is_dataclass(target)
     try:
+        # the types, and not the signature's annotations: those of PEFT are text (from __future__ import annotations)
         return get_type_hints(target.__init__ if is_plain_class else target, include_extras=True)
     except NameError:  # imported for type checkers only
         return {}

@@ -21,6 +21,7 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
     from huggingface_hub import ModelCard
 
     values = {**values, "card": True, "usage": usage_snippet(run)}
+    # The card is what gets published: a command that names a folder here is left out of it
     values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))  # of this machine
     page = render_markdown("report.jinja", **values)
     ModelCard(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}").save(folder / "README.md")

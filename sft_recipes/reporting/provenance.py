@@ -6,6 +6,7 @@ from typing import Any
 
 from sft_recipes.config.nested_values import get_path
 
+# A report is written without torch, and of a run that may have set none of these.
 # Of trl.SFTConfig, whose import takes seconds and torch; a test compares them.
 TRAINER_DEFAULTS = {
     "learning_rate": 2e-5, "lr_scheduler_type": "linear", "warmup_steps": 0, "num_train_epochs": 3, "max_steps": -1,

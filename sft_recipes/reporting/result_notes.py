@@ -45,6 +45,7 @@ def forgetting_advice(run: RunFiles) -> list[str]:
         return []
     trainer, advice = TRAINER_DEFAULTS | as_mapping(run.config.get("trainer")), []
     rate, epochs = trainer["learning_rate"], trainer["num_train_epochs"]
+    # a third, as rates are searched (1e-5, 3e-5, 1e-4)
     advice.append(f"A lower learning rate than {rate:g}: `trainer.learning_rate={0.3 * rate:.2g}`")
     if epochs > 1 and trainer["max_steps"] < 0:
         advice.append(f"Fewer epochs than {epochs:g}: `trainer.num_train_epochs={epochs // 2 or 1:g}`")

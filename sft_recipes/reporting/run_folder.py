@@ -106,6 +106,8 @@ def write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Writes the file whole or not at all, and in the place of a link, never through it."""
+    # A folder from elsewhere can hold metrics.json as a link to a file of the user's, through which open() would write;
+    # and a report that is cut off half way should not take the last whole one with it
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("xb") as file:  # x opens nothing that is there

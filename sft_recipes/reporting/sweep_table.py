@@ -12,6 +12,7 @@ from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.text import format_value, render_table
 
 SHORT_NAMES = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch"}
+# scipy, which has the distribution, would be one more dependency for ten numbers.
 # Student's t, two-sided 95 %, for 1 to 10 degrees of freedom; with more, 10 are counted.
 T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 UNFINISHED = "it did not finish."

@@ -35,6 +35,7 @@ def escape_markdown(text: str) -> str:
     >>> escape_markdown("a|b *c* snake_case <script>")
     'a\\\\|b \\\\*c\\\\* snake_case \\\\<script>'
     """
+    # an underscore inside a word is none in CommonMark (section 6.2), and snake_case stays readable
     return re.sub(r"[\\`*\[\]<&|~$]|(?<!\w)_|_(?!\w)|^[#>]", r"\\\g<0>", text)
 
 
