@@ -18,7 +18,7 @@ from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.evaluation.suite import compare_measurements, measure_model, measured_metrics
 from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.evaluation.weight_change import relative_change
-from sft_recipes.modeling.adapters import check_module_names, prepare_peft_config
+from sft_recipes.modeling.adapters import check_adapter, prepare_peft_config
 from sft_recipes.modeling.loading import build_empty_model, load_model
 from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import write_json, write_jsonl
@@ -154,8 +154,9 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     `run` describes the run in its checkpoints.
     """
     config, arguments = setup.config, setup.arguments
+    empty = build_empty_model(config.model)
     if setup.peft:
-        check_module_names(setup.peft, build_empty_model(config.model), setup.new_token_ids)
+        check_adapter(setup.peft, empty, setup.new_token_ids)
     if config.trainer.check_memory:
         check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
     tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids

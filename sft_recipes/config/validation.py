@@ -27,7 +27,7 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
 
     `where` is the place of `values` in the config (`trainer`, `adapter.lora`) and opens every error message.
     Raises ConfigError for an unknown or missing name, for a value of another type, and for what `target` itself
-    refuses with a ValueError, TypeError or ImportError.
+    refuses with a ValueError, TypeError, ImportError or OSError.
 
     >>> call_validated(round, {"number": 2.6}, "trainer")
     3
@@ -41,7 +41,7 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
         return target(**built)
     except ConfigError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"{where}: {one_line(error)}") from error
 
 

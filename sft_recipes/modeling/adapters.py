@@ -1,21 +1,35 @@
 """Adapters: PEFT's config from the config's `adapter`, checked against one model and completed for its new tokens."""
 
+import copy
 import logging
 import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
+import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.validation import call_validated
-from sft_recipes.errors import ConfigError, did_you_mean
+from sft_recipes.errors import ConfigError, did_you_mean, one_line
 
 log = logging.getLogger(__name__)
 PEFT_CONFIGS = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 INITS_FROM_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+UNSUPPORTED_TYPES = {
+    "poly": "needs the number of a task with every row, which no row has here",
+    "multitask_prompt_tuning": "needs the number of a task with every row, which no row has here",
+    "xlora": "mixes adapters that are trained already",
+    "cpt": "computes its loss from logits, which TRL's fused LM head does not give",
+    "adaption_prompt": "goes past TRL's fused LM head, which computes the loss",
+}
+READING_BASE_WEIGHTS = {  # that 4 or 8 bits pack: each fails on a Linear4bit with PEFT 0.21, most in the first step
+    "adamss", "deft", "delora", "frod", "glora", "hra", "loha", "lokr", "osf", "peanut", "psoft", "supertuning", "tinylora",
+}  # fmt: skip
 
 
 def build_quantization_config(adapter: AdapterOptions) -> BitsAndBytesConfig | None:
@@ -37,9 +51,15 @@ def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
     kind = adapter.type
     if kind == "none":
         return None
-    if kind == "poly":
-        raise ConfigError("adapter.type=poly needs the number of a task with every row, which no row has here.")
+    if kind in UNSUPPORTED_TYPES:
+        raise ConfigError(f"adapter.type={kind} {UNSUPPORTED_TYPES[kind]}. Write adapter=lora.")
+    if adapter.quantization and kind in READING_BASE_WEIGHTS:
+        raise ConfigError(f"adapter.type={kind} computes with the base's weights, which cannot be quantized for it.")
     peft = call_validated(PEFT_CONFIGS[kind], {"task_type": "CAUSAL_LM"} | adapter.settings, f"adapter.{kind}")
+    if peft.task_type != "CAUSAL_LM":
+        raise ConfigError(f"adapter.{kind}.task_type should be CAUSAL_LM, the one that is trained here. Leave it out.")
+    if getattr(peft, "num_virtual_tokens", 1) is None:  # PEFT computes with it all the same
+        raise ConfigError(f"adapter.{kind}.num_virtual_tokens is missing. Write adapter.{kind}.num_virtual_tokens=20.")
     start = getattr(peft, "init_lora_weights", True)
     if start in INITS_FROM_DATA:
         raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")
@@ -103,15 +123,44 @@ BOOKKEEPING_FIELDS = {
 }  # fmt: skip
 
 
+def check_adapter(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
+    """Raises ConfigError for an adapter that PEFT or TRL would refuse once the weights are loaded.
+
+    `model` is on the meta device and gets the adapter. Methods that compute with weights at the start cannot be tried
+    there, and are not refused.
+    """
+    where, peft = f"adapter.{peft.peft_type.value.lower()}", copy.deepcopy(peft)
+    check_module_names(peft, model, new)
+    rows, given = model.get_input_embeddings().num_embeddings + len(new), getattr(peft, "trainable_token_indices", None)
+    for id in chain.from_iterable(given.values()) if isinstance(given, dict) else given or []:
+        if id >= rows:
+            raise ConfigError(f"{where}.trainable_token_indices should be below {rows}, not {id}.")
+    train_new_tokens(peft, model, new)
+    model.config.use_cache = False  # as in training
+    try:
+        with torch.device("meta"):
+            adapted = get_peft_model(model, peft, autocast_adapter_dtype=False)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"{where}: {one_line(error)}") from error
+    except (RuntimeError, NotImplementedError):
+        return
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError(f"{where} changes the LM head, whose weight the loss uses directly. Write adapter=lora.")
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise ConfigError(f"{where} trains nothing as it is set.")
+
+
 def check_module_names(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> None:
     """Raises ConfigError for a module name that matches nothing, and for an adapter on a layer that would ignore it.
 
     PEFT itself says nothing of a name that matches no module as long as another one does.
     """
     where = f"adapter.{peft.peft_type.value.lower()}"
-    names = [name for name, _ in model.named_modules() if name]
-    known = {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
-    for field in ("target_modules", "feedforward_modules", "exclude_modules", "modules_to_save"):
+    modules = [name for name, _ in model.named_modules() if name]
+    known = {name.rpartition(".")[2] for name in modules if not name.rpartition(".")[2].isdigit()}
+    numbers = [name for name, _ in model.named_parameters()]
+    for field in ("target_modules", "feedforward_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+        names = numbers if field == "target_parameters" else modules
         wanted = getattr(peft, field, None)
         for name in [wanted] if isinstance(wanted, str) else sorted(wanted or []):
             if name != "all-linear" and not match_module_names(wanted if isinstance(wanted, str) else [name], names):
@@ -121,8 +170,8 @@ def check_module_names(peft: PeftConfig, model: PreTrainedModel, new: list[int])
     if targets is None or targets == "all-linear":
         return
     inputs, head = embedding_names(model)
-    excluded = match_module_names(getattr(peft, "exclude_modules", None) or [], names)
-    targeted = set(match_module_names(targets, names)) - set(excluded)
+    excluded = match_module_names(getattr(peft, "exclude_modules", None) or [], modules)
+    targeted = set(match_module_names(targets, modules)) - set(excluded)
     if head in targeted:
         raise ConfigError(
             f"{where}.target_modules names {head}: the loss uses its weight directly, without an adapter. Write "

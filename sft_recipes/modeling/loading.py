@@ -78,9 +78,16 @@ def load_model_config(options: ModelOptions) -> PretrainedConfig:
 
 
 def build_empty_model(options: ModelOptions) -> PreTrainedModel:
-    """The architecture that `model.id` names, with its module names and without memory for weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_model_config(options), trust_remote_code=options.trust_remote_code)
+    """The architecture that `model.id` names, with its module names and without memory for weights.
+
+    Raises ConfigError for one that is no causal language model, and for an attention that it cannot have here.
+    """
+    rest = {"trust_remote_code": options.trust_remote_code, "attn_implementation": options.attn_implementation}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(load_model_config(options), **rest)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"model: {one_line(error)[:300]}") from error
 
 
 def load_model(

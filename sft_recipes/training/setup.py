@@ -27,6 +27,7 @@ from sft_recipes.modeling.adapters import build_peft_config, build_quantization_
 from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prepare_with
 from sft_recipes.modeling.save_load import check_push
 from sft_recipes.reporting.run_folder import read_json
+from sft_recipes.training.argument_checks import check_steps
 from sft_recipes.training.arguments import build_arguments
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
             f"adapter.type={config.adapter.type} puts tokens of its own before every row, so rows cannot be joined. "
             "Write trainer.packing=false."
         )
-    check_positions(config, arguments)
+    check_model_config(config, arguments)
     config = fix_template_date(config, folder)
     if tokenizer is None:
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
@@ -123,6 +124,8 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
             "The chat template writes today's date: %s (model.template_date) in training, its own in serving.", day
         )
     data, rows, stream = prepare_rows(config, encoder, arguments)
+    if config.mode == "train":
+        check_steps(arguments, None if stream else len(rows))
     inputs = build_eval_inputs(config.evaluate, data, list(config.sources), config.seed)
     check_best_model_metric(arguments.metric_for_best_model, inputs)
     return RunSetup(
@@ -138,9 +141,14 @@ def fix_template_date(config: Config, folder: Path) -> Config:
     return replace(config, model=replace(config.model, template_date=day))
 
 
-def check_positions(config: Config, arguments: SFTConfig) -> None:
-    """Raises ConfigError where trainer.max_length is beyond the positions that the model knows."""
-    positions = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
+def check_model_config(config: Config, arguments: SFTConfig) -> None:
+    """Raises ConfigError where the model knows fewer positions than trainer.max_length, or has no such experts."""
+    shape = load_model_config(config.model).get_text_config()
+    if arguments.router_aux_loss_coef and not hasattr(shape, "output_router_logits"):
+        raise ConfigError(f"trainer.router_aux_loss_coef is for mixtures of experts, which {config.model.id} is not.")
+    if config.model.attn_implementation == "flex_attention" and arguments.device.type == "cpu":
+        raise ConfigError("model.attn_implementation=flex_attention trains on a GPU only. Leave it out.")
+    positions = getattr(shape, "max_position_embeddings", None)
     if positions and arguments.max_length and arguments.max_length > positions:
         raise ConfigError(
             f"trainer.max_length={arguments.max_length} is beyond the {positions} positions of {config.model.id}. "

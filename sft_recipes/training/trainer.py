@@ -136,7 +136,7 @@ def build_trainer(
 ) -> SupervisedTrainer:
     """The trainer of a run, with the model on its device; raises ConfigError for what TRL or PEFT refuse."""
     if not len(held_out):
-        arguments.eval_strategy = IntervalStrategy.NO
+        arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
     try:
         return SupervisedTrainer(
             model=model,
