@@ -1,7 +1,8 @@
 """One run, from a config to a trained model and its report: `python -m sft_recipes +recipe=lima`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,17 +22,18 @@ from sft_recipes.evaluation.weight_change import relative_change
 from sft_recipes.modeling.adapters import check_adapter, prepare_peft_config
 from sft_recipes.modeling.loading import build_empty_model, load_model
 from sft_recipes.modeling.save_load import push_or_tell, save_model
-from sft_recipes.reporting.run_folder import write_json, write_jsonl
+from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare
 from sft_recipes.training.checkpoints import (
-    check_disk_space,
     check_unfinished,
     describe_run,
     find_resumable,
+    lacks_report,
     last_checkpoint_line,
 )
+from sft_recipes.training.disk_space import check_disk_space, explained_write_errors
 from sft_recipes.training.interruption import own_folder
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step
@@ -57,11 +59,19 @@ log = logging.getLogger(__name__)
 
 
 def main(config: Config, folder: Path) -> float:
-    """Trains, or looks for a learning rate; gives back the objective's value for Hydra's sweepers."""
+    """Trains, or looks for a learning rate; gives back the objective's value for Hydra's sweepers.
+
+    A run to resume that was stopped when it had only its report to write gets that.
+    """
     if config.lr_find:
         setup = set_up_run(config, folder)
         write_audit(setup, folder, collect_audit(setup))
         return run_lr_range_test(start_trainer(setup), config.lr_find, folder)
+    if lacks_report(folder, config):
+        with own_folder(folder):
+            print(write_report(folder))
+        metrics = read_json(folder / "metrics.json")
+        return metrics[resolve_objective(config.objective, list(metrics))]
     run = train(config, folder)
     return run.metrics[run.objective]
 
@@ -92,21 +102,19 @@ def run_training(config: Config, folder: Path) -> Run:
     write_audit(setup, folder, audit)
     stop = StopAtShare(config.trainer.stop_at or 1)
     setup.callbacks.append(stop)
-    trainer = start_trainer(setup, run)
-    check_disk_space(folder, trainer.model, arguments)
-    add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
-    log.info(training_summary(trainer, setup.data.audit))
-    before = measure_model(trainer.model, encoder, inputs)
+    with explained_out_of_memory(setup, lambda: "while the base was loaded and measured"):
+        trainer = start_trainer(setup, run)
+        check_disk_space(folder, trainer.model, arguments)
+        add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
+        log.info(training_summary(trainer, setup.data.audit))
+        before = measure_model(trainer.model, encoder, inputs)
     monitor = LossMonitor(before.get("held_out", {}).get("loss"))
     trainer.add_callback(monitor)
-    try:
-        with logging_redirect_tqdm():
-            result = trainer.train(checkpoint and str(checkpoint))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        step = describe_step(config, arguments, setup.longest, setup.new_token_ids)
-        doing = f"in training step {trainer.state.global_step + 1}"
-        raise ConfigError(describe_out_of_memory(step, doing) + last_checkpoint_line(folder)) from error
-    after = measure_model(trainer.model, encoder, inputs)
+    training_now = explained_out_of_memory(setup, lambda: f"in training step {trainer.state.global_step + 1}")
+    with logging_redirect_tqdm(), training_now:
+        result = trainer.train(checkpoint and str(checkpoint))
+    with explained_out_of_memory(setup, lambda: "while the tuned model was measured"):
+        after = measure_model(trainer.model, encoder, inputs)
     if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
     compared, answers = compare_measurements(before, after, inputs)
@@ -120,17 +128,30 @@ def run_training(config: Config, folder: Path) -> Run:
         if setup.stream:
             audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}
             write_json(folder / "supervision.json", audit)
-        save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
+        with explained_write_errors(folder, "The model"):
+            save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
         metrics |= measure_on_request(setup, trainer, answers)
-        write_json(folder / "metrics.json", metrics)
-        write_jsonl(folder / "answers.jsonl", answers)
-        print(write_report(folder))
+        with explained_write_errors(folder, "The results"):
+            write_jsonl(folder / "answers.jsonl", answers)
+            write_json(folder / "metrics.json", metrics)  # from here on the run is finished but for its report
+            table = write_report(folder)
+        print(table)
         if config.trainer.fields.get("push_to_hub"):
             push_or_tell(folder / "model", config.name, arguments)
     if config.smoke:
         log.info(smoke_result(metrics, answers))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
+
+
+@contextmanager
+def explained_out_of_memory(setup: RunSetup, doing: Callable[[], str]) -> Iterator[None]:
+    """Memory that runs out becomes a ConfigError with what the run was doing and which settings help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        step = describe_step(setup.config, setup.arguments, setup.longest, setup.new_token_ids)
+        raise ConfigError(describe_out_of_memory(step, doing()) + last_checkpoint_line(setup.folder)) from error
 
 
 def collect_audit(setup: RunSetup) -> dict[str, Any]:

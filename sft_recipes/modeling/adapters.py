@@ -28,7 +28,8 @@ UNSUPPORTED_TYPES = {
     "adaption_prompt": "goes past TRL's fused LM head, which computes the loss",
 }
 READING_BASE_WEIGHTS = {  # that 4 or 8 bits pack: each fails on a Linear4bit with PEFT 0.21, most in the first step
-    "adamss", "deft", "delora", "frod", "glora", "hra", "loha", "lokr", "osf", "peanut", "psoft", "supertuning", "tinylora",
+    "adamss", "deft", "delora", "frod", "glora", "hra", "loha", "lokr", "osf", "peanut", "psoft", "supertuning",
+    "tinylora",
 }  # fmt: skip
 
 

@@ -27,8 +27,8 @@ def write_report(folder: Path, price_per_hour: float | None = None) -> str:
     pictures = [values[name] for name in ("curves", "weight_curves") if values[name]]
     save_pictures(folder, pictures)
     replace_file(folder / "report.md", render_markdown("report.jinja", **values))
-    replace_file(folder / "report.html", render_html("report.jinja", run.name, **values))
     write_model_card(run, values, pictures)
+    replace_file(folder / "report.html", render_html("report.jinja", run.name, **values))  # the last file of a run
     return terminal_report(run, shutil.get_terminal_size().columns)
 
 

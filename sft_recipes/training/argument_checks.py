@@ -68,7 +68,7 @@ def check_schedule(arguments: SFTConfig, steps: int) -> None:
 
 
 def check_steps(arguments: SFTConfig, rows: int | None) -> None:
-    """Raises ConfigError where training on so many rows (None: a stream) has no step, or its schedule no use for them."""
+    """Raises ConfigError where training on so many rows (None: a stream) has no step, or too few for its schedule."""
     batch, steps = arguments.per_device_train_batch_size * arguments.world_size, arguments.max_steps
     if rows is not None:
         batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)

@@ -9,18 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import SaveStrategy, sort_checkpoints
-from trl import SFTConfig
+from transformers.trainer_utils import sort_checkpoints
 
 from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import stack_versions
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.run_folder import read_json, write_json
-from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
 
 log = logging.getLogger(__name__)
 MANIFEST, STAGING = "manifest.json", ".checkpoint_in_the_making"
@@ -71,15 +68,25 @@ def is_free(key: str, free_groups: set[str]) -> bool:
     return group in free_groups or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
 
 
-def check_unfinished(folder: Path, config: Config) -> None:
-    """Raises ConfigError where the run to resume is finished and is asked for no more steps than it has made."""
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the run to resume has all its results, but perhaps no report, and is asked for no more steps."""
     metrics = read_json(folder / "metrics.json")
     if not metrics or "stopped_at" in metrics or not config.trainer.fields.get("resume_from_checkpoint"):
-        return
+        return False
     newest = next(newest_first(folder), folder)  # supervision.json may be of a resume that was refused
     saved = read_json(newest / MANIFEST).get("run") or read_json(folder / "supervision.json")
     before, now = (values.get("trainer", {}) for values in (saved.get("config", {}), config.composed))
-    if all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs")):
+    return all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs"))
+
+
+def lacks_report(folder: Path, config: Config) -> bool:
+    """Whether the run to resume is finished but for its report, the last that is written."""
+    return is_finished(folder, config) and not (folder / "report.html").is_file()
+
+
+def check_unfinished(folder: Path, config: Config) -> None:
+    """Raises ConfigError where the run to resume is finished."""
+    if is_finished(folder, config):
         raise ConfigError(
             f"{folder} is finished, its model is in {folder / 'model'}. To train that further write model.id={folder} "
             "in a run of its own; to make this run longer, more trainer.num_train_epochs or trainer.max_steps."
@@ -206,30 +213,3 @@ def best_checkpoint(folder: Path, state: TrainerState) -> str | None:
     """The folder of the best step's checkpoint, where there is one: a run may have been moved since."""
     best = folder / f"checkpoint-{state.best_global_step}"
     return str(best) if state.best_global_step and best.is_dir() else None
-
-
-def checkpoint_bytes(model: torch.nn.Module, arguments: SFTConfig) -> tuple[int, int]:
-    """Bytes that saving the model takes, and a checkpoint: all weights, or an adapter's, with the optimizer's state."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    saved = trained if hasattr(model, "peft_config") else list(model.parameters())
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
-    state = sum(optimizer_state_bytes(arguments.optim.value, parameter) for parameter in trained)
-    return weights, weights + (0 if arguments.save_only_model else state)
-
-
-def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig) -> None:
-    """Raises ConfigError where checkpoints and the model would not fit on the disk, before training starts.
-
-    One checkpoint more than are kept is there at once, since an old one goes when the new one is whole.
-    """
-    weights, checkpoint = checkpoint_bytes(model, arguments)
-    number = 0
-    if arguments.save_strategy != SaveStrategy.NO:
-        number = (arguments.save_total_limit or 1) + 1 - len(list(newest_first(folder)))
-    need, free = weights + max(number, 0) * checkpoint, shutil.disk_usage(folder).free
-    if need > free:
-        raise ConfigError(
-            f"{folder} has {format_bytes(free)} free, and this run will write {format_bytes(need)}: the model, and "
-            f"{max(number, 0)} checkpoints of {format_bytes(checkpoint)} at once. Make room, or write "
-            "trainer.save_total_limit=1, trainer.save_strategy=no or hydra.run.dir=DIR on another disk."
-        )

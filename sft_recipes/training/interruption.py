@@ -19,7 +19,7 @@ from transformers import TrainingArguments as Arguments
 from sft_recipes.errors import ConfigError, RunInterrupted
 
 log = logging.getLogger(__name__)
-LOCK = ".lock"
+LOCK, SIGNALS = ".lock", (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training with a checkpoint after SIGTERM or Ctrl-C, as soon as the step in hand is done.
+    """Ends training with a checkpoint after SIGTERM, SIGHUP or Ctrl-C, as soon as the step in hand is done.
 
     A second signal has the effect that it would have without us. A save that falls on an epoch's last step is put off
     until the epoch has been evaluated, or the resumed run would lack that evaluation.
@@ -61,11 +61,15 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the two signals while training goes on; in a thread of a notebook's there are none to take."""
+        """Takes the signals while training goes on; in a thread of a notebook's there are none to take.
+
+        One that is ignored stays so: SIGHUP under nohup, SIGINT in a shell's background.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.before = {number: signal.signal(number, self.take) for number in (signal.SIGTERM, signal.SIGINT)}
+        taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.take) for number in taken}
         try:
             yield
         finally:

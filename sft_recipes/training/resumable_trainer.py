@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
-from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.training.callbacks import NonFiniteLossError
 from sft_recipes.training.checkpoints import STAGING, best_checkpoint, last_checkpoint_line, publish_checkpoint
+from sft_recipes.training.disk_space import check_room_for_checkpoint, explained_write_errors
 from sft_recipes.training.interruption import StopOnSignal
-from sft_recipes.training.memory import format_bytes
 
 PROGRESS = "progress.json"
 
@@ -89,30 +87,23 @@ class ResumableTrainer(SFTTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
         """Writes a checkpoint aside and gives it its place once it is whole and on the disk.
 
-        Raises ConfigError where the disk is full; what is in the folder already stays as it is.
+        Raises ConfigError where the disk is full or has no room for it; what is in the folder already stays as it is.
         """
         folder, step = Path(self.args.output_dir), self.state.global_step
         staged = folder / STAGING / f"checkpoint-{step}"
         try:
             self.staging = staged.parent
-            super()._save_checkpoint(model, trial)
-            if self.is_world_process_zero():
-                self.state.best_model_checkpoint = None  # the path aside; the step is in best_global_step
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-                (staged / PROGRESS).write_text(json.dumps(self.progress()), encoding="utf-8")
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                publish_checkpoint(staged, folder, self.run)
-            self.accelerator.wait_for_everyone()
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-            if isinstance(error, RuntimeError) and not is_write_error(error):
-                raise
-            free = format_bytes(shutil.disk_usage(folder).free)
-            raise ConfigError(
-                f"The checkpoint of step {step} could not be written to {folder}, which has {free} free: "
-                f"{one_line(error)}. Earlier checkpoints are as they were. Make room, then go on with: "
-                f"python -m sft_recipes resume {folder}"
-            ) from error
+            with explained_write_errors(folder, f"The checkpoint of step {step}"):
+                check_room_for_checkpoint(folder, self.model, self.args)
+                super()._save_checkpoint(model, trial)
+                if self.is_world_process_zero():
+                    self.state.best_model_checkpoint = None  # the path aside; the step is in best_global_step
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                    (staged / PROGRESS).write_text(json.dumps(self.progress()), encoding="utf-8")
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    publish_checkpoint(staged, folder, self.run)
+                self.accelerator.wait_for_everyone()
         finally:
             self.staging = None
             if self.is_world_process_zero():
@@ -169,8 +160,3 @@ class RestoreProgress(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.restore_progress()
-
-
-def is_write_error(error: RuntimeError) -> bool:
-    """Whether torch.save failed at the file, which it tells in the text of a RuntimeError only."""
-    return any(words in str(error) for words in ("PytorchStreamWriter", "No space left", "unexpected pos"))
