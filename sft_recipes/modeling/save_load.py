@@ -198,8 +198,8 @@ def check_push(arguments: SFTConfig) -> None:
         whoami(token=arguments.hub_token)
     except Exception as error:  # the hub's, or those of the client's own HTTP library
         raise ConfigError(
-            f"trainer.push_to_hub=true: {one_line(error)[:200].rstrip('.')}. Log in with `hf auth login`, or leave it out "
-            "and push later with `hf upload NAME RUN/model`."
+            f"trainer.push_to_hub=true: {one_line(error)[:200].rstrip('.')}. Log in with `hf auth login`, or leave it "
+            "out and push later with `hf upload NAME RUN/model`."
         ) from error
 
 
