@@ -13,7 +13,7 @@ from sft_recipes.data.token_rows import flat_values, row_lengths
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
 from sft_recipes.reporting.run_report import audit_table
-from support.configs import data_config, error_of
+from support.configs import composed, data_config, error_of
 from support.rows import question_rows, write_jsonl
 
 
@@ -108,6 +108,12 @@ def test_raw_text_is_a_share_of_all_tokens_beside_the_conversations(mixed):
     assert abs(tokens.sum() / row_lengths(data.train).sum() - 0.1) < tokens.max() / row_lengths(data.train).sum()
     assert data.audit["prose"]["mix"]["of"] == "tokens" and data.audit["a"]["mix"]["asked"] == 1
     assert rows_of(mixed({"a": 200, "prose": 400}, raw_text=0), 1) == []
+
+
+def test_raw_text_that_is_asked_for_by_its_name_is_one_token_of_a_hundred():
+    assert composed("model=tiny", "data=[dolly,prose]").mix.raw_text == 0.01
+    assert composed("model=tiny", "data=[dolly,prose]", "mix.raw_text=0.05").mix.raw_text == 0.05
+    assert composed("model=tiny", "data=dolly").mix.raw_text is None
 
 
 def test_raw_text_with_a_share_of_its_own_keeps_it_and_that_is_said(mixed, caplog):
