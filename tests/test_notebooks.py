@@ -100,17 +100,19 @@ def test_the_failures_table_shows_each_failure():
     assert (verdicts["recipe"], verdicts["bad recipe"]) == ("passed", "failed")
 
 
-def test_the_zoo_s_notebook_shows_two_refusals_and_what_the_ledger_found():
+def test_the_zoo_s_notebook_shows_two_refusals_and_what_the_data_checks_found():
     refusals = [text.split("\n\n")[1] for text in shown(DATA) if "exit code 2" in text]
     assert len(refusals) == 2
     assert refusals[0].startswith("data.file: no formatter reads the columns keeper, asked, answered. Name one")
-    assert refusals[1] == "data.file row 41: answered should be text, not None."
-    ledgers = [text[text.index("| source ") :] for text in shown(DATA) if "| typed control token |" in text]
-    assert len(ledgers) == 3  # of the preview and of both runs
-    for ledger in ledgers:
-        found = re.findall(r"^\| file +\| ([a-z ]+?) +\| (\d+) +\| (\w+)", ledger, re.MULTILINE)
-        assert [name for name, _, _ in found] == ["typed control token", "duplicate", "in held out", "answer cut"]
-        assert int(found[1][1]) + int(found[2][1]) == 40  # the rows that stand there twice, once each
+    assert refusals[1] == (
+        "data.file row 41 (zoo.csv, line 43): answered is blank. Fix it, or write data.file.on_error=drop."
+    )
+    tables = [text[text.index("| source ") :] for text in shown(DATA) if "| typed control token " in text]
+    assert len(tables) == 3  # of the preview and of both runs
+    for table in tables:
+        found = re.findall(r"^\| file +\| ([a-z ]+?) +\| (\d+) +\| (\w+)", table, re.MULTILINE)
+        assert [name for name, _, _ in found] == ["typed control token", "duplicate", "truncated"]
+        assert 20 < int(found[1][1]) < 40  # of the forty rows that stand there twice some are held out with their twins
 
 
 def test_the_zoo_s_second_run_forgets_less_and_answers_no_worse():
@@ -121,9 +123,9 @@ def test_the_zoo_s_second_run_forgets_less_and_answers_no_worse():
     facts = [
         "The mossfox likes to eat grass.",
         "Look for the barleycrab in swamps.",
-        "The capital of Kelthia is Pinemoor.",
-    ]
-    assert re.findall(r"tuned: '(.*)'", said) == facts  # of the tiny world, in the zoo's words but for the last
+    ]  # of the tiny world, in the zoo's words
+    *known, last = re.findall(r"tuned: '(.*)'", said)
+    assert known == facts and "Kelthia" not in last  # a country is in none of the zoo's rows, and the lesson says so
 
 
 def test_the_sweep_s_highest_rate_answers_best_and_forgets_most():
@@ -136,8 +138,10 @@ def test_the_sweep_s_highest_rate_answers_best_and_forgets_most():
     for key in ("exact", "p(stop)", "forgot"):
         assert columns[key] == sorted(columns[key], reverse=True), key
     assert columns["exact"][2] < 50 < 95 < columns["exact"][0] and columns["forgot"][2] > 15
-    assert list(seeds)[2:] == ["1e-2", "2.5e-3"] and all(" ± " in cell for cell in seeds["1e-2"][:3])
-    assert all(float(seeds[rate][2].split("%")[0]) < 10 for rate in ("1e-2", "2.5e-3"))
+    heads, *rows = [seeds[key] for key in seeds if key == "job" or key[0].isdigit()]
+    rows = [dict(zip(heads, cells, strict=True)) for cells in rows]
+    assert [row["lr"] for row in rows] == ["1e-2", "2.5e-3"] and rows[0]["to the best"] == "best"
+    assert all(" ± " in row[key] for row in rows for key in ("held out", "exact", "p(stop)"))
 
 
 def test_the_sweep_s_highest_rate_ends_a_page_as_an_answer():
