@@ -22,9 +22,10 @@ from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_me
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
 from sft_recipes.config.own_configs import store_resumed_run
+from sft_recipes.config.recipe_trust import take_trust_flag
 from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
-from sft_recipes.errors import ConfigError, RunInterrupted
+from sft_recipes.errors import ConfigError, RunInterrupted, make_printing_safe
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
@@ -85,6 +86,7 @@ def release_traceback_frames(error: BaseException | None) -> None:
 
 def main() -> None:
     """Reads the command line; exits with 2 and one line for a user's mistake, 130 or 143 after a signal, 1 for ours."""
+    make_printing_safe()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, waiting threads took the demo from 22 to 137 s
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
@@ -96,6 +98,7 @@ def main() -> None:
             if len(sys.argv) < 3 or "=" in sys.argv[2]:
                 raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
             sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
+        trusted = take_trust_flag()
         parser = get_args_parser()
         parser.error = raise_usage_error  # argparse would print its usage, too
         options = parser.parse_intermixed_args()
@@ -105,7 +108,7 @@ def main() -> None:
             raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
         primary = "config"
         if not options.shell_completion:
-            sys.argv[1:], primary = prepare_command(sys.argv[1:], options)
+            sys.argv[1:], primary = prepare_command(sys.argv[1:], options, trusted)
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name=primary)(run_job)()
         finally:  # also after Ctrl-C and after a job that failed

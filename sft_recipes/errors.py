@@ -1,13 +1,27 @@
-"""ConfigError and DataError, a user's mistake in one line, and RunInterrupted, a run's end from outside."""
+"""ConfigError and DataError, a user's mistake in one line, RunInterrupted, a run's end from outside, and safe text."""
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from typing import Any
 
 # C0 and C1 but for tab and line feed, Unicode's marks, embeddings, overrides and isolates of direction, surrogates
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+HIDDEN = "HIDDEN"  # stands in YAML, JSON, HTML, Markdown and a shell as it is
+# What a token looks like: the hub's, OpenAI's, GitHub's, GitLab's, Slack's, AWS's, Google's, and JWTs
+TOKEN = re.compile(
+    r"(\b)(hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[opsu]_[A-Za-z0-9]{30,}|github_pat_\w{22,}|glpat-[\w-]{20,}|"
+    r"xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+)
+SECRETS = (  # what stays, and what is hidden: the login in a URL, a key in its query, a token
+    re.compile(r"(:///?)([^/\s\"'<>]+)(?=@)"),
+    re.compile(r"(?i)([?&;][\w-]{0,30}(?:token|signature|secret|password|key|sig|credential)=)([^&\s\"'<>#]+)"),
+    re.compile(r"(\bBearer +)([\w.~+/-]{16,})"),
+    TOKEN,
+)
 
 
 class ConfigError(ValueError):
@@ -26,9 +40,48 @@ class RunInterrupted(KeyboardInterrupt):
         self.code = code
 
 
+class SafeStream:
+    """stdout or stderr without secrets, to which printing never fails: a result does not depend on who reads it.
+
+    A letter that the terminal lacks becomes `?`; after a broken pipe or a full disk, what is printed goes nowhere.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> int:
+        self.attempt(lambda: self.stream.write(mask_secrets(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Does it; what cannot be written goes to the null device from here on, also what waits in the buffer."""
+        try:
+            action()
+        except (OSError, ValueError):  # ValueError is a closed file's
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def make_printing_safe() -> None:
+    """Puts a SafeStream in the place of stdout and stderr, where these are open."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, SafeStream):
+            setattr(sys, name, SafeStream(stream))
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process with exit code 2 and one line on stderr for a user's mistake."""
+    """Ends the process with exit code 2 and one line on stderr for a user's mistake; printing is safe from here on."""
+    make_printing_safe()
     try:
         yield
     except (ConfigError, DataError) as error:
@@ -54,8 +107,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without its line breaks and what a terminal would obey."""
-    return " ".join(printable(str(error)).split())
+    """An exception's message without its line breaks, secrets and what a terminal would obey."""
+    return " ".join(printable(mask_secrets(str(error))).split())
+
+
+def mask_secrets(text: str) -> str:
+    """The text without logins in URLs and without tokens; what names a variable (`${oc.env:NAME}`) stays.
+
+    >>> mask_secrets("https://me:pass@host/a.jsonl?sig=x&b=1 hf_abcdefghijklmnopqrst")
+    'https://HIDDEN@host/a.jsonl?sig=HIDDEN&b=1 HIDDEN'
+    """
+    for pattern in SECRETS:
+        text = pattern.sub(lambda found: found[0] if "${" in found[2] else found[1] + HIDDEN, text)
+    return text
 
 
 def printable(text: str) -> str:

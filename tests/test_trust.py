@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
-from sft_recipes import chat, load_run
+from sft_recipes import chat, compose, load_run
 from sft_recipes import merge as merging
 from sft_recipes.config.judge_options import JudgeOptions
+from sft_recipes.config.run_folder import create_dated_folder
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.merge import merge
@@ -134,3 +138,85 @@ def test_a_variable_s_key_goes_to_the_host_of_its_name(name, host, goes, monkeyp
 
 def test_an_error_s_line_moves_no_cursor_and_turns_no_text_around():
     assert one_line(ValueError("a\x1b[2Jb\u202ec\x9bd\udc80e\nf")) == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c\N{REPLACEMENT CHARACTER}d\N{REPLACEMENT CHARACTER}e f"  # fmt: skip
+
+
+WRITES = "hydra: {callbacks: {mine: {_target_: pathlib.Path.touch, self: it_ran}}}"
+RECIPES = {
+    "a callback": WRITES,
+    "a log handler": "hydra: {job_logging: {handlers: {mine: {class: logging.FileHandler, filename: it_ran}}}}",
+    "a handler of Hydra's own log": "hydra: {hydra_logging: {handlers: {mine: {class: logging.FileHandler, filename: it_ran}}}}",
+    "a search path": "hydra: {searchpath: [file:///tmp]}",
+    "the environment": "hydra: {job: {env_set: {HF_ENDPOINT: 'http://evil.example'}}}",
+    "a folder elsewhere": "hydra: {run: {dir: ../it_ran}}",
+    "a launcher's commands": "hydra: {launcher: {setup: [touch it_ran]}}",
+    "a target elsewhere": "data: {tiny: {formatter: {_target_: os.remove}}}",
+    "a target made of text": "hydra: {sweeper: {sampler: '${oc.decode:x}'}}",
+    "a file for its callbacks": "defaults: [{override /hydra/callbacks: mine}]",
+}
+
+
+@pytest.mark.parametrize("door", ["my.yaml", "-cd", "-m", "compose"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_sets_values_and_runs_no_code(command, tmp_path, recipe, door):
+    start = "# @package _global_\n" if "target" in recipe or "callback" in recipe else ""
+    for folder in ("conf/recipe", "conf/hydra/callbacks"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "conf" / "hydra" / "callbacks" / "mine.yaml").write_text(
+        "mine: {_target_: pathlib.Path.touch, self: it_ran}"
+    )
+    (tmp_path / "my.yaml").write_text(start + RECIPES[recipe])
+    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + RECIPES[recipe])
+    (tmp_path / "conf" / "recipe" / "other.yaml").write_text("# @package _global_\nseed: 1\n")
+    rest = ["model=tiny", "data=tiny", "mode=preview"]
+    if door == "compose":
+        if "file" not in recipe:
+            with pytest.raises(ConfigError, match="--trust-recipe"):
+                compose("my.yaml", *rest)
+        return
+    given = {"my.yaml": ["-cd", "conf", "my.yaml"], "-cd": ["-cd", "conf", "+recipe=theirs"], "-m": ["-m", "-cd", "conf", "+recipe=other,theirs"]}  # fmt: skip
+    code, _, said = command(*given[door], *rest)
+    assert code == 2 and "--trust-recipe" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "it_ran").exists() and not (tmp_path / "outputs").exists()
+
+
+def test_whoever_trusts_a_recipe_gets_its_log_handler(command, tmp_path):
+    (tmp_path / "my.yaml").write_text(
+        "hydra: {job_logging: {handlers: {mine: {class: logging.FileHandler, filename: it_ran}}}}"
+    )
+    code, _, _ = command("my.yaml", "model=tiny", "data=tiny", "mode=preview", "--trust-recipe")
+    assert code == 0 and (tmp_path / "it_ran").exists()
+
+
+def test_a_run_s_folder_brings_no_callback(command, tmp_path):
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text(f"name: x\ntrainer: {{}}\n{WRITES}")
+    for given in (["resume", "run"], ["mode=evaluate", "evaluate.run=run"]):
+        code, _, _ = command(*given)
+        assert code and not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "a\nb", "/tmp/x"])
+def test_a_run_s_name_leads_nowhere_else(command, tmp_path, name):
+    (tmp_path / "my.yaml").write_text(json.dumps({"name": name}))
+    code, _, said = command("my.yaml", "model=tiny", "data=tiny", "mode=preview")
+    assert code == 2 and "the name of one folder" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.yaml", "rows.jsonl"]
+    with pytest.raises(ConfigError, match="the name of one folder"):
+        compose("tiny", name=name)
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path):
+    dated = tmp_path / "outputs" / "sft" / "2026-01-01_00-00-00"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(create_dated_folder, [dated] * 8))
+    assert len(set(made)) == 8 and dated in made and dated.with_name(f"{dated.name}_8") in made
+
+
+def test_commands_of_one_second_have_two_folders(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("hydra.core.utils.datetime", SimpleNamespace(now=lambda: datetime(1970, 1, 1)))
+    for _ in range(2):
+        assert command("model=tiny", "data=tiny", "mode=preview")[0] == 0
+        assert command("-m", "model=tiny", "data=tiny", "mode=preview", "seed=1,2")[0] == 0
+    for kind, file in (("outputs", "preview.html"), ("multirun", "1/preview.html")):
+        for folder in ("1970-01-01_00-00-00", "1970-01-01_00-00-00_2"):
+            assert (tmp_path / kind / "sft" / folder / file).is_file()

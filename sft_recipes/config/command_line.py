@@ -6,25 +6,33 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.conf import HydraConf
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
+from sft_recipes.config.recipe_trust import check_recipes
 from sft_recipes.config.schema import root_keys
+from sft_recipes.config.secrets import check_typed_secrets
 from sft_recipes.config.validation import unknown_field
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, mask_secrets, one_line
 
 
-def prepare_command(typed: Sequence[str], options: Namespace) -> tuple[list[str], str]:
+def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = False) -> tuple[list[str], str]:
     """The arguments for Hydra, and the primary config that they are laid over; `options` is what its parser read.
 
     The bare command runs the demo, `mode=evaluate evaluate.run=RUN` starts from RUN's own config, and whoever names a
-    primary config (-cn, -cp) gets that and nothing of ours. Raises ConfigError for what Hydra would say less well.
+    primary config (-cn, -cp) gets that and nothing of ours. Raises ConfigError for what Hydra would say less well, and
+    for a recipe that could run code unless it is `trusted`.
     """
+    check_typed_secrets(options.overrides)
     check_user_folder(options.config_dir, options.overrides)
     ConfigStore.instance().repo.pop("recipe", None)  # an earlier command's file, where a process runs several
     overrides, primary = options.overrides, "config"
@@ -34,7 +42,20 @@ def prepare_command(typed: Sequence[str], options: Namespace) -> tuple[list[str]
         check_overrides(overrides, groups)
         primary = choose_primary(overrides, groups)
     rest = [absolute_path(word, options.config_path) for word in typed if word not in options.overrides]
-    return rest + [part for override in overrides for part in split_formatter_override(override)], primary
+    overrides = [part for override in overrides for part in split_formatter_override(override)]
+    files = [options.config_dir, options.config_path, options.config_name, ConfigStore.instance().repo.get("recipe")]
+    if any(files) or any("hydra.searchpath" in override for override in overrides):  # else all of them are ours
+        check_recipes(build_loader(options), options.config_name or primary, overrides, trusted)
+    return rest + overrides, primary
+
+
+def build_loader(options: Namespace) -> ConfigLoaderImpl:
+    """What finds the files of a config, as Hydra will make it."""
+    places = create_config_search_path(f"file://{Path(options.config_path or config_folder('conf')).absolute()}")
+    if options.config_dir:
+        folder = f"file://{Path(options.config_dir).absolute()}"
+        places.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(places)
 
 
 def is_recipe_file(word: str) -> bool:
@@ -123,17 +144,19 @@ def rerun_command(hydra: HydraConf, sweep: bool = False) -> str:
 
     A job of a sweep is repeated alone, without what was said about the sweep.
     """
+    typed, of_hydra = (OmegaConf.to_container(hydra.overrides[kind], resolve=False) for kind in ("task", "hydra"))
     if hydra.job.config_name == RESUMED:
-        return shlex.join(["python", "-m", "sft_recipes", "resume", hydra.runtime.output_dir, *hydra.overrides.task])
+        typed = ["resume", hydra.runtime.output_dir, *typed]
+        return mask_secrets(shlex.join(["python", "-m", "sft_recipes", *typed]))
     places = {source.provider: source.path for source in hydra.runtime.config_sources}
     options = ["-cd", places["command-line"]] if "command-line" in places else []
     options += ["-cp", places["main"]] if Path(places["main"]) != config_folder("conf") else []
     options += ["-cn", hydra.job.config_name] if hydra.job.config_name not in PRIMARY_CONFIGS else []
     job_of_sweep = hydra.mode == RunMode.MULTIRUN and not sweep
     left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if job_of_sweep else r"hydra\.mode="
-    kept = [override for override in hydra.overrides.hydra if not re.match(left_out, override)]
-    typed = [recipe_file(override) or override for override in hydra.overrides.task]
-    return shlex.join(["python", "-m", "sft_recipes", *["-m"] * sweep, *options, *typed, *kept])
+    kept = [override for override in of_hydra if not re.match(left_out, override)]
+    typed = [recipe_file(override) or override for override in typed]
+    return mask_secrets(shlex.join(["python", "-m", "sft_recipes", *["-m"] * sweep, *options, *typed, *kept]))
 
 
 def next_commands(folder: Path, mode: str) -> str:

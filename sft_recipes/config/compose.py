@@ -13,6 +13,7 @@ from sft_recipes.config.choices import check_choices
 from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder, register_with_hydra
 from sft_recipes.config.own_configs import store_recipe_file, store_saved_run
+from sft_recipes.config.recipe_trust import check_recipes
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import validate_kwargs
 from sft_recipes.errors import ConfigError, one_line
@@ -39,6 +40,7 @@ def compose(
             primary, chosen = "config", [f"+recipe={recipe}"] if recipe else []
             if recipe and recipe.endswith((".yaml", ".yml")):
                 chosen = [store_recipe_file(Path(recipe))]
+                check_recipes(GlobalHydra.instance().config_loader(), primary, [*chosen, *overrides])
             if run:
                 primary = store_saved_run(Path(run), {key.partition("=")[0] for key in overrides} & set(OPEN_GROUPS))
                 chosen += [f"evaluate.run='{run}'"]

@@ -159,6 +159,7 @@ class EvaluateOptions:
     lm_eval: list[str] = field(default_factory=list)  # tasks of lm-eval, or YAML files of your own
     lm_eval_rows: Count | None = None  # of each task; null takes all
     judge: JudgeOptions | None = None  # another model compares base and tuned answers
+    answers_in_card: bool = False  # held-out questions and answers in the model card, which is what gets published
     weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
     run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
 

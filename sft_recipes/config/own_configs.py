@@ -94,6 +94,7 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{run} has no .hydra/config.yaml with a config of its own. {way_out}")
     saved = OmegaConf.to_container(OmegaConf.load(file))
-    saved.pop("overwrite", None)
+    for key in ("overwrite", "hydra", "defaults"):  # no run writes the last two, which would be code of the folder's
+        saved.pop(key, None)
     saved["model"] = {key: value for key, value in (saved.get("model") or {}).items() if key != "trust_remote_code"}
     return saved

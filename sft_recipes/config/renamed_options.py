@@ -4,6 +4,7 @@
 UNSUPPORTED_OPTIONS = {
     "output_dir": "Write hydra.run.dir.",
     "seed": "Write seed.",
+    "hub_token": "Log in with `hf auth login`, or set HF_TOKEN: what is typed is saved with the run.",
     "auto_find_batch_size": "It starts again with trained weights. trainer.check_memory estimates what fits.",
     "dataset_kwargs": "It is set by the run.",
     "dataset_num_proc": "Rows are encoded in batches, on all cores.",
@@ -46,7 +47,7 @@ OLD_NAMES = {
     "trainer.neftune_noise_alpha": "neftune_alpha",
     "trainer.max_grad_norm": "gradient_clipping",
     "trainer.use_cpu": "no_cuda",
-    "trainer.hub_token": "push_to_hub_token",
+    "nothing: log in with `hf auth login`, or set HF_TOKEN": "push_to_hub_token",
     "trainer.early_stopping_patience": "patience",
     "nothing: rows are encoded in batches of a fixed size": "dataset_batch_size",
     "model.dtype": "torch_dtype dtype",

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from sft_recipes.config.hydra_plugin import OURS
+from sft_recipes.config.secrets import check_no_secrets, mask_files
 from sft_recipes.errors import ConfigError, exit_on_user_error
 
 RESULTS = ("metrics.json", "supervision.json", "model", "checkpoint-*")  # a folder with one of these holds a run
@@ -22,6 +24,24 @@ BESIDE = (  # what else a run writes
     "curated.parquet", "lengths.png", "generate.json", "rejected.jsonl",
 )  # fmt: skip
 HYDRAS = (".hydra", "sft_recipes.log")  # written before the run looks at its config
+
+
+def check_run_name(name: str) -> None:
+    """Raises ConfigError for a name that would lead out of outputs/ and multirun/."""
+    if not re.fullmatch(r"(?!\.{1,2}$)[^/\\\0-\x1f]{1,200}", name):
+        raise ConfigError(f"name={name!r:.80} should be the name of one folder under outputs/, without a slash.")
+
+
+def create_dated_folder(folder: Path) -> Path:
+    """Makes a folder for one run alone; another that began in the same second leaves it DATE_TIME_2, and so on."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made, number = folder, 2
+    while True:
+        try:
+            made.mkdir()
+            return made
+        except FileExistsError:
+            made, number = folder.with_name(f"{folder.name}_{number}"), number + 1
 
 
 def check_run_folder(folder: Path, overwrite: bool = False) -> None:
@@ -70,18 +90,43 @@ def remove_if_nothing_was_run(folder: Path) -> None:
 class CheckRunFolder(Callback):
     """Looks before Hydra writes into the folder; `check_run_folder` looks again for runs from Python."""
 
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        folder = OmegaConf.select(config, "hydra.run.dir", throw_on_resolution_failure=False)
-        self.check([Path(folder)] if folder else [], config)  # without one Hydra says why
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        folder = OmegaConf.select(config, "hydra.sweep.dir", throw_on_resolution_failure=False)
-        resumable = str(config.hydra.sweeper.get("_target_")).startswith(OURS)
-        if folder and (config.get("overwrite") or not resumable):  # our sweepers know their jobs' folders
-            self.check([path.parents[1] for path in Path(folder).glob("**/.hydra/config.yaml")], config)
-
     @exit_on_user_error()  # of what a callback raises Hydra makes a warning
-    def check(self, folders: list[Path], config: DictConfig) -> None:
-        resumed = OmegaConf.select(config, "trainer.resume_from_checkpoint")
-        for folder in [] if resumed else folders:
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        check_before_writing(config)
+        folder = self.own_folder(config, "hydra.run.dir")
+        if folder and not OmegaConf.select(config, "trainer.resume_from_checkpoint"):
             check_run_folder(folder, bool(config.get("overwrite")))
+
+    @exit_on_user_error()
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        check_before_writing(config)
+        folder = self.own_folder(config, "hydra.sweep.dir")
+        resumed = OmegaConf.select(config, "trainer.resume_from_checkpoint")
+        resumable = str(config.hydra.sweeper.get("_target_")).startswith(OURS)
+        if folder and not resumed and (config.get("overwrite") or not resumable):  # ours know their jobs' folders
+            for path in list(folder.glob("**/.hydra/config.yaml")):
+                check_run_folder(path.parents[1], bool(config.get("overwrite")))
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        places = config.hydra.runtime.output_dir, config.hydra.output_subdir or "."
+        mask_files([*Path(*places).glob("*.yaml"), *Path(config.hydra.sweep.dir).glob("*.yaml")])
+
+    def own_folder(self, config: DictConfig, key: str) -> Path | None:
+        """The folder under this key, made anew where its name is a date; without one Hydra says why."""
+        folder = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        raw = OmegaConf.to_container(config.hydra, resolve=False)
+        if not folder or "${now:" not in str(raw[key.split(".")[1]]["dir"]):
+            return Path(folder) if folder else None
+        made = create_dated_folder(Path(folder))
+        if str(made) != folder:
+            with read_write(config):
+                OmegaConf.update(config, key, str(made))
+                if key == "hydra.sweep.dir":  # a sweep's jobs are composed from its overrides
+                    config.hydra.overrides.hydra.append(f"{key}='{made}'")
+        return made
+
+
+def check_before_writing(config: DictConfig) -> None:
+    """Raises ConfigError for secrets and for a name that is a path, before Hydra saves them."""
+    check_no_secrets(OmegaConf.to_container(config, resolve=False), "")
+    check_run_name(str(OmegaConf.select(config, "name", throw_on_resolution_failure=False) or "sft"))

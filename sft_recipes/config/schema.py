@@ -24,6 +24,8 @@ from sft_recipes.config.options import (
     TrainerOptions,
 )
 from sft_recipes.config.renamed_options import PEFT_VARIANTS, UNSUPPORTED_OPTIONS
+from sft_recipes.config.run_folder import check_run_name
+from sft_recipes.config.secrets import check_no_secrets, saved_form
 from sft_recipes.config.validation import call_validated, check_interval, show_value, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean
 
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config:
-    """One run. `composed` is the same as plain data, as Hydra composed it and as the run's files hold it."""
+    """One run. `composed` is the same as plain data, without secrets, as the run's files hold it."""
 
     name: str
     model: ModelOptions
@@ -76,7 +78,8 @@ def from_hydra(composed: DictConfig) -> Config:
             raise ConfigError(f"{key}: keys are nested in YAML. Write {nested}.")
     for key in sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{key} is missing. Write {key}=…")
-    values = OmegaConf.to_container(composed, resolve=True)
+    raw, values = (OmegaConf.to_container(composed, resolve=resolve) for resolve in (False, True))
+    check_no_secrets(raw, "")
     for key in values:
         if key not in root_keys() or key == "hydra":
             raise ConfigError(unknown_field(key, key, root_keys(), "the config"))
@@ -97,7 +100,8 @@ def from_hydra(composed: DictConfig) -> Config:
         "adapter": parse_adapter(values["adapter"]),
         "trainer": parse_trainer(values["trainer"]),
     }
-    config = call_validated(Config, values | groups | {"composed": values}, "")
+    config = call_validated(Config, values | groups | {"composed": saved_form(raw, values)}, "")
+    check_run_name(config.name)
     check_sources(config)
     return config
 

@@ -176,10 +176,8 @@ def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
     transformers would push the whole run folder, with its log and the answers to held-out questions.
     """
     private = arguments.hub_private_repo
-    repo = create_repo(arguments.hub_model_id or name, private=private, token=arguments.hub_token, exist_ok=True)
-    upload_folder(
-        repo_id=repo.repo_id, folder_path=folder, token=arguments.hub_token, ignore_patterns="training_args.bin"
-    )
+    repo = create_repo(arguments.hub_model_id or name, private=private, exist_ok=True)
+    upload_folder(repo_id=repo.repo_id, folder_path=folder)
     return repo.url
 
 
@@ -192,10 +190,10 @@ def push_or_tell(folder: Path, name: str, arguments: SFTConfig) -> None:
                   one_line(error)[:200], arguments.hub_model_id or name, folder)  # fmt: skip
 
 
-def check_push(arguments: SFTConfig) -> None:
+def check_push() -> None:
     """Raises ConfigError where the hub cannot be reached or nobody is logged in, before a run that is to be pushed."""
     try:
-        whoami(token=arguments.hub_token)
+        whoami()
     except Exception as error:  # the hub's, or those of the client's own HTTP library
         raise ConfigError(
             f"trainer.push_to_hub=true: {one_line(error)[:200].rstrip('.')}. Log in with `hf auth login`, or leave it "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sft_recipes.errors import printable
+from sft_recipes.errors import mask_secrets, printable
 from sft_recipes.reporting.figures import save_figure, to_svg
 from sft_recipes.reporting.text import escape_markdown, fit_cell, format_value, render_table
 
@@ -58,9 +58,10 @@ def wrap_html(title: str, body: Markup) -> str:
 
 
 def render_template(template: str, blocks: str, values: dict[str, Any]) -> str:
-    """The template with the blocks of one of the two languages."""
+    """The template with the blocks of one of the two languages, without secrets."""
     environment = load_environment(escaping=blocks == "html.jinja")
-    return environment.get_template(template).render(page=environment.get_template(blocks).module, **values)
+    page = environment.get_template(blocks).module
+    return mask_secrets(environment.get_template(template).render(page=page, **values))
 
 
 @cache  # the first page takes 0.7 s, most of it to compile the templates; a sweep writes one for every job

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from sft_recipes.config.metrics import metrics_on
 from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.document import Picture, render_markdown
 from sft_recipes.reporting.run_folder import RunFiles
+
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<\\…])(?:/[^\s/`'\"|<>,\[\]{}]+){2,}")
 
 
 def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
@@ -20,13 +23,24 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
         return
     from huggingface_hub import ModelCard
 
-    values = {**values, "card": True, "usage": usage_snippet(run)}
+    if get_path(run.config, "evaluate.answers_in_card") is not True:
+        run = replace(run, answers=[], samples=[])
+    values = {**values, "run": run, "card": True, "usage": usage_snippet(run)}
     # The card is what gets published: a command that names a folder here is left out of it
-    values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))  # of this machine
-    page = render_markdown("report.jinja", **values)
+    values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))
+    page = shorten_paths(render_markdown("report.jinja", **values))
     ModelCard(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}").save(folder / "README.md")
     for picture in pictures:
         shutil.copyfile(run.folder / picture.file, folder / picture.file)
+
+
+def shorten_paths(text: str) -> str:
+    """The text with the last two parts of absolute paths, which tell more of a machine than a reader needs.
+
+    >>> shorten_paths("`data_files=/home/me/secret/my.jsonl` of https://hub/a/b"), shorten_paths("base/tuned 1/2")
+    ('`data_files=…/secret/my.jsonl` of https://hub/a/b', 'base/tuned 1/2')
+    """
+    return ABSOLUTE_PATH.sub(lambda found: "/".join(("…", *found[0].rstrip("/").split("/")[-2:])), text)
 
 
 def card_metadata(run: RunFiles) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sft_recipes.config.nested_values import as_mapping
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, mask_secrets, one_line
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def parse_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes metrics.json or supervision.json, from which every table and figure can be made again."""
-    replace_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Writes metrics.json or supervision.json, from which every table and figure can be made again, without secrets."""
+    replace_file(path, mask_secrets(json.dumps(values, indent=2, ensure_ascii=False)) + "\n")
 
 
 def write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig
 
-from sft_recipes.config.run_folder import check_run_folder
+from sft_recipes.config.run_folder import check_run_folder, create_dated_folder
 from sft_recipes.config.schema import Config
 from sft_recipes.data.pipeline import prepare_rows
 from sft_recipes.data.prepare import TrainingData
@@ -83,7 +83,8 @@ def open_run_folder(config: Config, folder: str | Path | None = None) -> Path:
 
     Raises ConfigError where it holds a run already, which is neither resumed nor to be overwritten.
     """
-    folder = Path(folder or Path("outputs", config.name, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")).resolve()
+    dated = Path("outputs", config.name, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    folder = (Path(folder) if folder else create_dated_folder(dated)).resolve()
     if not config.trainer.fields.get("resume_from_checkpoint"):
         check_run_folder(folder, config.overwrite)
     saved = folder / ".hydra" / "config.yaml"
@@ -102,7 +103,7 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     arguments, callbacks = build_arguments(config, folder)
     check_evaluation(config.evaluate)
     if config.mode == "train" and config.trainer.fields.get("push_to_hub"):
-        check_push(arguments)
+        check_push()
     peft, quantization = build_peft_config(config.adapter), build_quantization_config(config.adapter)
     if peft and peft.is_prompt_learning and arguments.packing:
         raise ConfigError(

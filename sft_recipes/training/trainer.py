@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
@@ -113,10 +114,14 @@ class SupervisedTrainer(ResumableTrainer):
         self.optimizer = create_loraplus_optimizer(model, optimizer, **values)
         return self.optimizer
 
-    def save_model(self, *arguments: Any, **options: Any) -> None:
-        """Saves weights or adapter and the tokenizer; an adapter without the base's embeddings and PEFT's card."""
+    def save_model(self, output_dir: str | None = None, *arguments: Any, **options: Any) -> None:
+        """Saves weights or adapter and the tokenizer; an adapter without the base's embeddings and PEFT's card.
+
+        The pickled arguments go again: nothing reads them, and what the environment gave stands in them.
+        """
         with save_adapter_only(self.model):
-            super().save_model(*arguments, **options)
+            super().save_model(output_dir, *arguments, **options)
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes none: TRL's names neither base nor data, and the report writes the run's own, in model/."""

@@ -1,0 +1,88 @@
+"""Secrets in a config: refused where one is typed, and hidden in all that a run saves or logs."""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_recipes.errors import TOKEN, ConfigError, mask_secrets, printable
+
+# Not every token: a config has eos_token, typed_control_token, tokens_per_second
+SECRET_NAME = re.compile(
+    r"(?i:(^|[_.])(secret|password|passwd|credentials?|(api|access|secret|private)_?key)|(^|\.)token|"
+    r"(hub|hf|access|auth|api|bearer|refresh|session|wandb)_token)$|[A-Z]_TOKEN$"
+)
+
+
+class MaskingFormatter(logging.Formatter):
+    """Formats what is logged, tracebacks included, without secrets and without what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(mask_secrets(super().format(record)))
+
+
+def check_no_secrets(value: Any, path: str) -> None:
+    """Raises ConfigError for a field that is made for a secret, and for a text that is one; neither is printed.
+
+    `${oc.env:NAME}` is allowed: it is saved as it stands.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_no_secrets(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            check_no_secrets(item, f"{path}[{place}]")
+    elif value in (None, "") or isinstance(value, bool) or "${oc.env:" in str(value):
+        return
+    elif SECRET_NAME.search(path) or TOKEN.search(str(value)):
+        raise ConfigError(
+            f"{mask_secrets(path)} holds a secret, which would be saved with the run. Leave it out: log in with "
+            "`hf auth login`, or put it into the environment (HF_TOKEN, WANDB_API_KEY), from where a config takes it "
+            "as ${oc.env:NAME}."
+        )
+
+
+def check_typed_secrets(overrides: Iterable[str]) -> None:
+    """Raises ConfigError for a secret among `key=value` overrides, before Hydra saves them."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        try:
+            check_no_secrets(yaml.safe_load(value), key)
+        except yaml.YAMLError:
+            check_no_secrets(value, key)
+
+
+def saved_form(raw: Any, value: Any) -> Any:
+    """A resolved config as a run's files hold it: what came from the environment is `${oc.env:NAME}` again.
+
+    `raw` is the same config before it was resolved.
+    """
+    names = set(re.findall(r"oc\.env:\s*[\"']?(\w+)", str(raw)))
+    environment = {name: os.environ[name] for name in names if os.environ.get(name)}
+
+    def restore(raw: Any, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            raws = raw if isinstance(raw, Mapping) else dict.fromkeys(value, raw)
+            return {key: restore(raws.get(key), item) for key, item in value.items()}
+        if isinstance(value, list):
+            raws = raw if isinstance(raw, list) else [raw] * len(value)
+            return [restore(*pair) for pair in zip(raws, value, strict=True)]
+        if not isinstance(value, str):
+            return value
+        for name, secret in environment.items() if "${" in str(raw) else ():
+            value = value.replace(secret, f"${{oc.env:{name}}}")
+        return mask_secrets(value)
+
+    return restore(raw, value)
+
+
+def mask_files(files: Iterable[Path]) -> None:
+    """Hides the secrets in files that Hydra has written."""
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        if (masked := mask_secrets(text)) != text:
+            file.write_text(masked, encoding="utf-8")
