@@ -63,7 +63,7 @@ def test_every_command_runs(command, folder, monkeypatch):
         subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True)
     else:
         arguments = shlex.split(command)[3:]
-        quick = [] if {"--cfg", "--help", "init"} & set(arguments) else SHORT
+        quick = [] if {"--cfg", "--help", "init", "schema"} & set(arguments) else SHORT
         quick = [*quick, *OTHERS] if {"+recipe=single_gpu_24gb", "my.yaml"} & set(arguments) else quick
         quick = [*quick, "trainer.max_steps=10"] if "+sweep=lr_find" in arguments else quick  # its shortest ramp
         monkeypatch.setattr("sys.argv", ["sft_recipes", *arguments, *quick])
