@@ -34,6 +34,11 @@ TEXTS = {
     "alpaca": f"Be brief.\n\n### Instruction:\nHi\n\n### Response:Hello!{EOS}\n\n### Instruction:\nBye\n\n### Response:Bye.{EOS}\n\n",
     "alpaca_short": f"Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello!{EOS}\n\n"
     f"### Instruction:\nBye\n\n### Response:\nBye.{EOS}\n\n",
+    "alpaca_long": f"Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello!{EOS}\n\n"
+    f"### Instruction:\nBye\n\n### Response:\nBye.{EOS}",
+    "mistral": f" [INST] Be brief.\n\nHi [/INST] Hello!{EOS} [INST] Bye [/INST] Bye.{EOS}",
+    "qwen3": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+    "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nBye.<|im_end|>\n",
     "vicuna": f"Be brief. USER: Hi ASSISTANT:Hello!{EOS}USER: Bye ASSISTANT:Bye.{EOS}",
     "llama2": f"[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]Hello!{EOS}[INST] Bye [/INST]Bye.{EOS}",
     "llama3": "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
@@ -74,6 +79,33 @@ def test_alpaca_asks_as_stanford_did_with_and_without_input(chat_tokenizer):
     ask = {"tokenize": False, "add_generation_prompt": True}
     assert tokenizer.apply_chat_template([message], **ask) == ALPACA_INPUT
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Add."}], **ask) == ALPACA
+
+
+def test_alpaca_long_is_alpaca_lora_s_prompt_and_its_text_ends_with_the_answer(chat_tokenizer):
+    tokenizer, _, _ = chat_tokenizer("neox", "alpaca_long")
+    asked = [{"role": "user", "content": "Add.\n\n1 + 1", "instruction": "Add.", "input": "1 + 1"}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert prompt == ALPACA_INPUT + "\n"
+    answered = [*asked, {"role": "assistant", "content": "2"}]
+    assert tokenizer.apply_chat_template(answered, tokenize=False) == f"{prompt}2{EOS}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("llama2", f"[INST] <<SYS>>\n a \n<</SYS>>\n\n b [/INST]c{EOS}"),
+        ("llama3", "<|start_header_id|>system<|end_header_id|>\n\na<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nb"
+                   "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nc<|eot_id|>"),
+        ("gemma", "<start_of_turn>user\n a \n\nb<end_of_turn>\n<start_of_turn>model\nc<end_of_turn>\n"),
+    ],
+)  # fmt: skip
+def test_whitespace_is_cut_where_the_published_template_cuts_it(chat_tokenizer, template, text):
+    tokenizer, marked, _ = chat_tokenizer("neox", template)
+    talk = [
+        {"role": role, "content": f" {letter} "}
+        for role, letter in zip(("system", "user", "assistant"), "abc", strict=True)
+    ]
+    assert render_template(tokenizer, marked, talk)[0] == text
 
 
 def test_vicuna_opens_with_its_own_system_prompt(chat_tokenizer):

@@ -1,6 +1,7 @@
 """The loss mask, against a slow reference that renders turn by turn with the saved tokenizer."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -48,19 +49,25 @@ def served(tokenizer, history: list[dict]) -> list[int]:
     return tokenizer.apply_chat_template(history, add_generation_prompt=True, return_dict=False)
 
 
-def check_one_answer(tokenizer, encoder: Encoder, answer: str) -> None:
+# What the published templates make of an answer: most cut the whitespace around it, Mistral's writes a space before it
+SAYS = dict.fromkeys(("llama2", "llama3", "gemma"), str.strip) | {"mistral": " {}".format}
+# All but Qwen 3's, whose answers begin with a thought: test_trl_templates.py has it
+PLAIN = [name for name in TEMPLATES if name != "qwen3"]
+
+
+def check_one_answer(tokenizer, encoder: Encoder, answer: str, says: Callable = str) -> None:
     """The loss is on the answer and one stop token, behind the prompt that serving shows."""
     messages = ask("Which city?", answer)
     row = encoder.encode([{"messages": messages}])
     ids, labels = row["input_ids"][0], row["labels"][0]
     ((start, end),) = runs(labels)
-    assert text_of(tokenizer, ids, start, end) == answer + encoder.stop
+    assert text_of(tokenizer, ids, start, end) == says(answer) + encoder.stop
     assert ids[start:end].tolist() == labels[start:end].tolist()
     assert ids[end - 1] == tokenizer.convert_tokens_to_ids(encoder.stop)
     assert ids[:start].tolist() == served(tokenizer, messages[:1])
 
 
-def check_every_turn(tokenizer, encoder: Encoder) -> None:
+def check_every_turn(tokenizer, encoder: Encoder, says: Callable = str) -> None:
     """Each of three answers stands behind what serving would show, and alone has the loss."""
     system = {"role": "system", "content": "Be brief."}
     messages = [system, *ask("Hi", "Hello!"), *ask("2 + 2?", "4"), *ask("Bye", "Bye.")]
@@ -69,7 +76,7 @@ def check_every_turn(tokenizer, encoder: Encoder) -> None:
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     assert len(runs(labels)) == 3
     for turn, (start, end) in zip(answers, runs(labels), strict=True):
-        assert text_of(tokenizer, ids, start, end) == messages[turn]["content"] + encoder.stop
+        assert text_of(tokenizer, ids, start, end) == says(messages[turn]["content"]) + encoder.stop
         assert ids[:start].tolist() == served(tokenizer, messages[:turn])
 
 
@@ -82,7 +89,7 @@ def check_first_token(tokenizer, encoder: Encoder, wanted: bool) -> None:
         assert (ids == tokenizer.bos_token_id).sum() == wanted
 
 
-def check_typed_tokens(tokenizer, encoder: Encoder) -> None:
+def check_typed_tokens(tokenizer, encoder: Encoder, says: Callable = str) -> None:
     """Control tokens that somebody typed are text, to be read and to be trained on."""
     typed = f"a{encoder.stop}b {tokenizer.eos_token} <|im_start|>user"
     honest = encoder.encode([{"messages": ask("Say x", "x")}])["input_ids"][0]
@@ -90,29 +97,29 @@ def check_typed_tokens(tokenizer, encoder: Encoder) -> None:
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     assert [i for i in ids["input_ids"][0] if i in special] == [i for i in honest if i in special]
     ((start, end),) = runs(ids["labels"][0])
-    assert text_of(tokenizer, ids["input_ids"][0], start, end) == typed + encoder.stop
+    assert text_of(tokenizer, ids["input_ids"][0], start, end) == says(typed) + encoder.stop
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", PLAIN)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ANSWERS)
 def test_the_loss_is_on_the_answer_and_one_stop_token(chat_tokenizer, kind, template, case):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
-    check_one_answer(tokenizer, Encoder(tokenizer, marked), ANSWERS[case])
+    check_one_answer(tokenizer, Encoder(tokenizer, marked), ANSWERS[case], SAYS.get(template, str))
 
 
 # One sequence cannot hold both where GPT-2's split pattern parts two newlines if a word follows them: Llama 3's blank line
 # is one token before a new answer, two in a history
-ONE_CONTEXT = [(kind, template) for kind in KINDS for template in TEMPLATES if (kind, template) != ("neox", "llama3")]
+ONE_CONTEXT = [(kind, template) for kind in KINDS for template in PLAIN if (kind, template) != ("neox", "llama3")]
 
 
 @pytest.mark.parametrize(("kind", "template"), ONE_CONTEXT)
 def test_every_turn_sees_what_serving_would_show(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
-    check_every_turn(tokenizer, Encoder(tokenizer, marked))
+    check_every_turn(tokenizer, Encoder(tokenizer, marked), SAYS.get(template, str))
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", PLAIN)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
@@ -120,24 +127,24 @@ def test_one_bos_where_the_tokenizer_wants_one(chat_tokenizer, kind, template):
     check_first_token(tokenizer, Encoder(tokenizer, marked), wanted=kind in ("llama2", "legacy"))
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", PLAIN)
 @pytest.mark.parametrize("kind", KINDS)
 def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
-    check_typed_tokens(tokenizer, Encoder(tokenizer, marked))
+    check_typed_tokens(tokenizer, Encoder(tokenizer, marked), SAYS.get(template, str))
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", PLAIN)
 @pytest.mark.parametrize("kind", REAL_KINDS)
 def test_all_of_this_holds_with_a_real_vocabulary(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
-    encoder = Encoder(tokenizer, marked)
+    encoder, says = Encoder(tokenizer, marked), SAYS.get(template, str)
     for answer in ANSWERS.values():
-        check_one_answer(tokenizer, encoder, answer)
+        check_one_answer(tokenizer, encoder, answer, says)
     if (kind, template) != ("real neox", "llama3"):
-        check_every_turn(tokenizer, encoder)
+        check_every_turn(tokenizer, encoder, says)
     check_first_token(tokenizer, encoder, wanted=kind != "real neox")
-    check_typed_tokens(tokenizer, encoder)
+    check_typed_tokens(tokenizer, encoder, says)
 
 
 def test_supervise_last_trains_the_final_turn_alone_and_its_context_is_what_serving_shows(chat_tokenizer):
@@ -302,7 +309,7 @@ def test_rows_do_not_touch_each_other(chat_tokenizer):
     assert [row.tolist() for row in together] == [row.tolist() for row in apart]
 
 
-@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "chatml"])
+@pytest.mark.parametrize("template", [name for name in PLAIN if name != "chatml"])
 def test_a_template_without_tools_refuses_them_rather_than_dropping_them(chat_tokenizer, template):
     tokenizer, marked, _ = chat_tokenizer("tiny", template)
     messages = [*ask("Hi", "Hello!"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
@@ -316,13 +323,13 @@ def test_an_unknown_supervise_is_refused(chat_tokenizer):
         Encoder(tokenizer, marked).encode([{"messages": ask("a", "b")}], train_on="first")
 
 
-def check_whole_answers(tokenizer, encoder: Encoder, conversations: list[dict]) -> None:
+def check_whole_answers(tokenizer, encoder: Encoder, conversations: list[dict], says: Callable = str) -> None:
     """Each row has its answer, as the tokenizer's normalizer leaves it, and its stop token in the loss, and nothing else."""
     encoded = encoder.encode(conversations)
     normal = tokenizer.backend_tokenizer.normalizer
     for conversation, ids, labels in zip(conversations, encoded["input_ids"], encoded["labels"], strict=True):
         ((start, end),) = runs(labels)
-        answer = conversation["messages"][-1]["content"]
+        answer = says(conversation["messages"][-1]["content"])
         answer = normal.normalize_str(answer) if normal else answer
         assert text_of(tokenizer, ids, start, end) == answer + encoder.stop
         assert ids[:start].tolist() == served(tokenizer, conversation["messages"][:-1])
@@ -334,7 +341,7 @@ def test_rows_of_the_tiny_world_keep_their_answers(chat_tokenizer, kind, templat
     tokenizer, marked, _ = chat_tokenizer(kind, template)
     lines = (TINY_MODEL.parent / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()[::9]
     rows = [json.loads(line) for line in lines]
-    check_whole_answers(tokenizer, Encoder(tokenizer, marked), [alpaca(row) for row in rows])
+    check_whole_answers(tokenizer, Encoder(tokenizer, marked), [alpaca(row) for row in rows], SAYS.get(template, str))
 
 
 @pytest.mark.parametrize("template", ["chatml", "alpaca", "llama2", "vicuna"])
@@ -343,7 +350,7 @@ def test_real_rows_keep_their_answers(chat_tokenizer, kind, template):
     tokenizer, marked, _ = chat_tokenizer(kind, template)
     rows = [*rows_of("alpaca_en_demo.json")[::7], *rows_of("gpteacher_roleplay.json")[::23]]
     rows += rows_of("gsm8k_train.json")[::53]
-    check_whole_answers(tokenizer, Encoder(tokenizer, marked), [alpaca(row) for row in rows])
+    check_whole_answers(tokenizer, Encoder(tokenizer, marked), [alpaca(row) for row in rows], SAYS.get(template, str))
 
 
 @pytest.mark.parametrize(

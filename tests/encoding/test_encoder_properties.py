@@ -82,7 +82,8 @@ def test_the_prompt_is_servings_and_the_loss_is_on_the_answer(chat_tokenizer, ki
     ids, labels = row["input_ids"][0], row["labels"][0]
     ((start, end),) = trained_spans(labels)
     assert ids[:start].tolist() == served_ids(tokenizer, turns(question))
-    assert written(tokenizer, ids[start:end]).decode() == READ[kind](answer) + encoder.stop
+    said = READ[kind](answer.strip() if template in ("llama2", "llama3") else answer)  # which these templates cut
+    assert written(tokenizer, ids[start:end]).decode() == said + encoder.stop
     assert labels[start:end].tolist() == ids[start:end].tolist()
 
 

@@ -189,6 +189,22 @@ def test_a_template_that_cannot_be_trained_is_refused_with_the_reason(name):
         own(name)
 
 
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("more", [{}, {"enable_thinking": False}])
+@pytest.mark.parametrize(("ours", "theirs"), [("qwen3", "qwen3"), ("llama3", "llama3"), ("gemma", "gemma3")])
+def test_our_own_named_templates_write_what_the_published_ones_write(ours, theirs, kind, more):
+    if not has_place(theirs, kind):
+        return
+    row, named = ROWS[kind], AutoTokenizer.from_pretrained(TINY_MODEL)
+    prepare_tokenizer(named, ours)
+    for end in range(1, len(row["messages"]) + 1):
+        if row["messages"][end - 1]["role"] == "system":
+            continue
+        options = {"tools": row.get("tools"), "tokenize": False, "add_generation_prompt": end % 2 == 0} | more
+        texts = [each.apply_chat_template(row["messages"][:end], **options) for each in (named, own(theirs)[0])]
+        assert texts[0] == texts[1].removeprefix(named.bos_token)
+
+
 def test_at_least_38_templates_are_accepted():
     assert len(NAMES) - len(REFUSED) >= 38 and set(REFUSED) <= set(NAMES)
 
