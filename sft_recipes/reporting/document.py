@@ -76,18 +76,8 @@ def load_environment(escaping: bool) -> Environment:
         # escaping leaves control characters and changes of direction, which show one text as another
         finalize=show_controls if escaping else None,
     )
-    filters = (
-        format_value,
-        escape_markdown,
-        markdown_text,
-        markdown_table,
-        fence,
-        html_text,
-        number_columns,
-        cell_start,
-        svg,
-    )
-    environment.filters |= {function.__name__: function for function in filters}
+    texts = (format_value, escape_markdown, markdown_text, html_text, fence, cell_start)
+    environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
     return environment
 
 
