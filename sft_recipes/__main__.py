@@ -104,8 +104,10 @@ def main() -> None:
         options = parser.parse_intermixed_args()
         if options.help and options.overrides and "=" not in options.overrides[0]:
             return print(describe_topic(options.overrides[0]))
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not any("hydra.run.dir=" in o for o in options.overrides):
-            raise ConfigError("torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.")
+        wanted = "hydra.sweep.dir=multirun/NAME" if options.multirun else "hydra.run.dir=outputs/NAME"
+        named = any(wanted.partition("=")[0] in override for override in options.overrides)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
+            raise ConfigError(f"torchrun starts several processes: name their folder with {wanted}.")
         primary = "config"
         if not options.shell_completion:
             sys.argv[1:], primary = prepare_command(sys.argv[1:], options, trusted)

@@ -56,13 +56,14 @@ def evaluate(config: Config, folder: str | Path | None = None) -> Run:
     compared, answers = compare_measurements(*measure_base_and_tuned(tuned, setup), inputs)
     metrics = {"name": config.name, "mode": "evaluate", "command": config.command, "started": started}
     metrics |= {"environment": describe_environment(), "warnings": warnings} | compared
-    if options.judge and answers:
-        metrics["judge"] = run_judge(answers, options.judge)
     audit = audit_record(setup.data.audit, {}, config.composed) | {"parity": count_parity_rows(setup.data.audit)}
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "supervision.json", audit)
-    write_jsonl(folder / "answers.jsonl", answers)
-    print(write_report(folder))
+    if setup.arguments.process_index == 0:  # of several processes the first one writes
+        if options.judge and answers:
+            metrics["judge"] = run_judge(answers, options.judge)
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "supervision.json", audit)
+        write_jsonl(folder / "answers.jsonl", answers)
+        print(write_report(folder))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, tuned, tokenizer)
 

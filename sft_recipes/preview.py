@@ -57,8 +57,10 @@ class Preview:
 
 
 def main(config: Config, folder: Path) -> float:
-    """Prints what `preview` returns."""
-    print(preview(config, folder))
+    """Prints what `preview` returns, in the first of several processes."""
+    result = preview(config, folder)
+    if not int(os.environ.get("RANK", 0)):
+        print(result)
     return 0.0
 
 
@@ -90,9 +92,10 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
     summary = f"{describe_counts(setup)}\n{describe_needs(setup)}"
     page.append(f"<pre>{escape(summary)}</pre>")
     html = "\n".join(page)
-    (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
-    written = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
-    (folder / "preview.jsonl").write_text("".join(written), encoding="utf-8")
+    if setup.arguments.process_index == 0:  # of several processes the first one writes
+        (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
+        written = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
+        (folder / "preview.jsonl").write_text("".join(written), encoding="utf-8")
     shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     lines += [summary, f"\n{shown_folder / 'preview.html'} shows the same in a browser."]
     return Preview("\n".join(lines), html)

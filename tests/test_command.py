@@ -327,6 +327,8 @@ def test_several_processes_need_one_folder(command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = "torchrun starts several processes: name their folder with hydra.run.dir=outputs/NAME.\n"
     assert command("+recipe=tiny") == (2, "", line)
+    swept = line.replace("run.dir=outputs", "sweep.dir=multirun")
+    assert command("-m", "+recipe=tiny", "seed=1,2", "hydra.run.dir=run") == (2, "", swept)
     assert command("+recipe=tiny", "hydra.run.dir=run", "seed=abc")[2] == "seed should be a whole number, not 'abc'.\n"
 
 

@@ -1,6 +1,7 @@
 """A search by Optuna as Hydra's sweeper, on today's releases, whose study is continued from its storage."""
 
 import logging
+import os
 from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,9 @@ def suggest_value(trial: "Trial", override: Override) -> None:
 
 
 def import_optuna() -> ModuleType:
-    """Optuna, which is an extra; raises ConfigError where it is not installed."""
+    """Optuna, which is an extra; raises ConfigError where it is not installed, or would choose in several processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("Under torchrun a sweep is a grid. Or start a search without it: hydra/launcher=local_gpus.")
     try:
         import optuna
     except ImportError as error:
