@@ -1,6 +1,7 @@
 """One run, from a config to a trained model and its report: `python -m sft_recipes +recipe=lima`."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import audit_record, digest_rows
 from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation.base_cache import measure_base
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.evaluation.suite import compare_measurements, measure_model, measured_metrics
 from sft_recipes.evaluation.token_loss import flatten_loss
@@ -25,7 +27,7 @@ from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
-from sft_recipes.training.callbacks import LossMonitor, StopAtShare
+from sft_recipes.training.callbacks import LossMonitor, StopAtShare, format_duration
 from sft_recipes.training.checkpoints import (
     check_unfinished,
     describe_run,
@@ -107,14 +109,21 @@ def run_training(config: Config, folder: Path) -> Run:
         check_disk_space(folder, trainer.model, arguments)
         add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
         log.info(training_summary(trainer, setup.data.audit))
-        before = measure_model(trainer.model, encoder, inputs)
+        clock = time.monotonic()
+        before = measure_base(trainer.model, encoder, inputs, config)
+        measuring = time.monotonic() - clock
     monitor = LossMonitor(before.get("held_out", {}).get("loss"))
     trainer.add_callback(monitor)
     training_now = explained_out_of_memory(setup, lambda: f"in training step {trainer.state.global_step + 1}")
     with logging_redirect_tqdm(), training_now:
         result = trainer.train(checkpoint and str(checkpoint))
     with explained_out_of_memory(setup, lambda: "while the tuned model was measured"):
-        after = measure_model(trainer.model, encoder, inputs)
+        clock = time.monotonic()
+        after = measure_model(trainer.model, encoder, inputs, trainer.held_out_now())
+        measuring += time.monotonic() - clock
+    if measuring > (seconds := result.metrics["train_runtime"]):
+        line = "Measuring base and tuned took %s, training %s. Fewer evaluate.rows or evaluate.max_new_tokens take less."
+        log.info(line, format_duration(measuring), format_duration(seconds))
     if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
     compared, answers = compare_measurements(before, after, inputs)

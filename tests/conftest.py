@@ -29,6 +29,7 @@ absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # and other processes
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["SFT_RECIPES_CACHE"] = ""  # no test depends on what another one measured
 # The suite tries the same few examples of a property on every machine; `pytest --hypothesis-profile=search` tries new ones
 settings.register_profile("suite", derandomize=True, max_examples=60, deadline=None)
 settings.register_profile("search", max_examples=3000, deadline=None)

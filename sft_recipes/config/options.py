@@ -150,7 +150,7 @@ class EvaluateOptions:
     rows: WholeNumber | None = None  # held-out questions to answer; null is 20, or a question file's all; 0 none
     batch_size: Count = 16
     max_new_tokens: Count = 256
-    temperature: NotNegative = 0.7  # of the sampled answers beside the greedy ones; 0 samples none
+    temperature: NotNegative = 0.0  # of the sampled answers beside the greedy ones; 0 samples none
     top_p: Share = 0.9
     samples_every: WholeNumber = 0  # answer a few questions every so many steps of training; 0 never
     raw_text: str | dict | None = None  # a file or a dataset with a text column, to measure forgetting
@@ -160,6 +160,7 @@ class EvaluateOptions:
     lm_eval_rows: Count | None = None  # of each task; null takes all
     judge: JudgeOptions | None = None  # another model compares base and tuned answers
     answers_in_card: bool = False  # held-out questions and answers in the model card, which is what gets published
+    cache: bool = True  # keep what the base was measured at for the next run that asks it the same
     weight_change: bool = True  # how far the weights moved; full fine-tuning reads the base again for it
     run: str | None = None  # mode=evaluate: the folder of the run, or of the model, that is compared with the base
 

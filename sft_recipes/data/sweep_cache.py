@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,12 @@ def file_times(source: Source) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every local file that the source names: alone, in a folder, by a pattern."""
     folders = ["", *filter(None, [source.path, source.data_dir])]
     names = [str(Path(folder, name)) for folder in folders for name in ["", *flatten_names(source.data_files)]]
-    paths = {Path(path) for name in names if name != "." for path in glob(name, recursive=True)}
+    return path_times(Path(path) for name in names if name != "." for path in glob(name, recursive=True))
+
+
+def path_times(named: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of these files, and of every file in these folders."""
+    paths = set(named)
     paths |= {below for path in paths if path.is_dir() for below in path.rglob("*")}
     return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file())
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria
 
 from sft_recipes.modeling.inference import bf16_autocast, eval_mode
+
+REPEAT_TOKENS, LONGEST_CYCLE = 64, 16  # an answer repeats when its last 64 tokens are one cycle of at most 16
 
 
 @torch.no_grad()
@@ -48,12 +50,31 @@ def generate_answers(
                 for question, past, _ in batch
             ]
             inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-            output = model.generate(**inputs, generation_config=config)[:, inputs.input_ids.shape[1] :].tolist()
-            for (_, past, reference), ids in zip(batch, output, strict=True):
+            length = inputs.input_ids.shape[1]
+            output = model.generate(**inputs, generation_config=config, stopping_criteria=[AllRepeat(length)])
+            for (_, past, reference), ids in zip(batch, output[:, length:].tolist(), strict=True):
                 end = next((place for place, token in enumerate(ids) if token in stops), None)
                 said = {"text": tokenizer.decode(ids[:end], skip_special_tokens=False), "stops": end is not None}
                 results.append({"prompt": past[-1]["content"], "reference": reference} | said)
     return results
+
+
+class AllRepeat(StoppingCriteria):
+    """Ends a batch in which every answer has ended or only repeats itself, as many a base model's do.
+
+    `prompt` is the length of the padded prompts. Such answers are cut, and count as ones that do not stop.
+    """
+
+    def __init__(self, prompt: int):
+        self.prompt = prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        tail = input_ids[:, self.prompt :][:, -REPEAT_TOKENS:]  # answers x tokens; ended ones repeat their padding
+        repeat = torch.zeros(len(tail), dtype=torch.bool, device=tail.device)
+        if tail.shape[1] == REPEAT_TOKENS and input_ids.shape[1] % LONGEST_CYCLE == 0:  # looking waits for the GPU
+            for cycle in range(1, LONGEST_CYCLE + 1):
+                repeat |= (tail[:, cycle:] == tail[:, :-cycle]).all(1)
+        return repeat.all().expand(len(tail))
 
 
 def is_answerable(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -69,10 +69,12 @@ def measured_metrics(questions: EvalInputs, training: bool = False) -> list[str]
     return [metric.name for metric in METRICS.values() if available.get(metric.measured_on)]
 
 
-def measure_model(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs) -> dict[str, Any]:
+def measure_model(
+    model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, held_out: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The scores of greedy answers, of drawn ones (`sampled`), `held_out`, `raw_text`, `lm_eval`, and the `answers`.
 
-    What was not asked for is not in the result.
+    What was not asked for is not in the result. `held_out` is what has been measured of these very weights already.
     """
     options, tokenizer, found = questions.options, encoder.tokenizer, {}
     if questions.asked:
@@ -84,7 +86,7 @@ def measure_model(model: PreTrainedModel, encoder: Encoder, questions: EvalInput
             found["sampled"] = score_answers(drawn) | how
             found["answers"] = [a | {"sampled": b["text"]} for a, b in zip(said, drawn, strict=True)]
     if len(questions.data.held_out):
-        found["held_out"] = evaluate_held_out(model, encoder, questions)
+        found["held_out"] = held_out or evaluate_held_out(model, encoder, questions)
     if questions.texts:
         found["raw_text"] = evaluate_raw_text(model, encoder, questions.texts, options.batch_size)
     if options.lm_eval:

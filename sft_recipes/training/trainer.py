@@ -53,6 +53,7 @@ class SupervisedTrainer(ResumableTrainer):
     ):
         super().__init__(*arguments, **options)
         self.measure, self.loraplus_lr_ratio = measure, loraplus_lr_ratio
+        self.last_held_out: tuple[int, dict[str, Any] | None] = -1, None  # of the last evaluation: step, and result
         # the adapter before training, where its initialization changed the base
         self.initial_adapter: dict[str, torch.Tensor] | None = None
         cast_trainable_to_fp32(self.model)
@@ -91,7 +92,15 @@ class SupervisedTrainer(ResumableTrainer):
         if self.measure is None or not isinstance(rows, Dataset):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # which takes a dict one by one
         start = time.monotonic()
-        return self.report_evaluation(self.measure(self.model, rows), metric_key_prefix, start)
+        measured = dict(self.measure(self.model, rows))
+        if held_out := measured.pop("held_out", None):
+            self.last_held_out = self.state.global_step, held_out
+        return self.report_evaluation(measured, metric_key_prefix, start)
+
+    def held_out_now(self) -> dict[str, Any] | None:
+        """What the last evaluation measured of the held-out rows, if the weights are still the same."""
+        step, held_out = self.last_held_out
+        return held_out if step == self.state.global_step and not self.args.load_best_model_at_end else None
 
     def report_evaluation(
         self, measured: Mapping[str, float], prefix: str = "eval", start: float | None = None
@@ -178,7 +187,10 @@ def measure_held_out(
     encoder: Encoder, questions: EvalInputs, best_metric: str | None, model: PreTrainedModel, rows: Dataset
 ) -> dict[str, float]:
     """The loss on `rows` and its parts; on the held-out rows also the answers' scores where `best_metric` is one."""
-    measured = flatten_loss(evaluate_held_out(model, encoder, questions, rows))
+    held_out = evaluate_held_out(model, encoder, questions, rows)
+    measured: dict[str, Any] = flatten_loss(held_out)
+    if rows is questions.data.held_out:
+        measured["held_out"] = held_out  # for `SupervisedTrainer.held_out_now`
     custom = load_custom_metric(best_metric)
     is_score = custom or (best_metric or "").removeprefix("eval_") in SCORES
     if is_score and rows is questions.data.held_out:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sft_recipes.config.options import ModelOptions
-from sft_recipes.evaluation.generation import generate_answers, is_answerable, split_last_answer
+from sft_recipes.evaluation.generation import AllRepeat, generate_answers, is_answerable, split_last_answer
 from sft_recipes.modeling.loading import load_model
 from support.paths import TINY_MODEL
 
@@ -110,7 +110,7 @@ class Parrot(torch.nn.Module):
         self.said, self.device = said, torch.device("cpu")
         self.config, self.generation_config = SimpleNamespace(use_cache=False), SimpleNamespace(eos_token_id=stops)
 
-    def generate(self, input_ids, attention_mask, generation_config):
+    def generate(self, input_ids, attention_mask, generation_config, stopping_criteria):
         self.input_ids, self.attention_mask, self.options = input_ids, attention_mask, generation_config
         return torch.cat([input_ids, torch.tensor(self.said)], dim=1)
 
@@ -164,3 +164,16 @@ def test_an_answer_that_is_not_trained_on_is_no_reference():
 )
 def test_an_answer_alone_or_a_call_is_nothing_to_ask_for(messages, can_be):
     assert is_answerable(messages) is can_be
+
+
+def test_a_batch_ends_when_every_answer_has_ended_or_repeats_itself():
+    prompt, cycle, pad, novel = [7] * 16, [1, 2, 3, 4] * 16, [0] * 64, list(range(100, 164))
+    stop = AllRepeat(prompt=16)
+
+    def ends(*answers: list[int]) -> list[bool]:
+        return stop(torch.tensor([prompt + answer for answer in answers]), None).tolist()
+
+    assert ends(cycle, pad) == [True, True]
+    assert ends(cycle, novel) == [False, False]
+    assert ends(cycle[:-1] + [9], pad) == [False, False]
+    assert ends(cycle[:48], pad[:48]) == [False, False]  # too early to tell

@@ -1,0 +1,69 @@
+"""What the base was measured at by an earlier run, which asked it the same: it is not measured again."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import HF_HOME
+from transformers import PreTrainedModel
+
+from sft_recipes.config.schema import Config
+from sft_recipes.data.digest import digest_rows, stack_versions
+from sft_recipes.data.sweep_cache import path_times
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError
+from sft_recipes.evaluation.suite import EvalInputs, measure_model
+from sft_recipes.reporting.run_folder import read_json, write_json
+
+log = logging.getLogger(__name__)
+NOT_MEASURED = {"cache", "samples_every", "warn_above", "fail_above", "judge", "weight_change", "run"}
+
+
+def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, config: Config) -> dict[str, Any]:
+    """What `measure_model` gives for the untrained model, from an earlier run where model and questions are the same.
+
+    Kept in $SFT_RECIPES_CACHE, else beside the Hub's cache; `evaluate.cache=false` measures anew.
+    """
+    root = os.environ.get("SFT_RECIPES_CACHE", str(Path(HF_HOME, "sft_recipes")))
+    file = Path(root, f"base-{base_identity(model, encoder, questions, config)}.json")
+    found: dict[str, Any] = {}
+    if root and config.evaluate.cache:
+        try:
+            found = read_json(file)
+        except (ConfigError, OSError):
+            log.warning("%s cannot be read, so the base is measured again.", file)
+    if torch.distributed.is_initialized():  # all processes measure, or none
+        torch.distributed.broadcast_object_list(shared := [found], 0)
+        (found,) = shared
+    if found:
+        log.info("The base is not measured again: an earlier run did, with the same questions (evaluate.cache=true).")
+        return found
+    found = measure_model(model, encoder, questions)
+    if root and config.evaluate.cache and found and not int(os.environ.get("RANK", 0)):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, found)
+        except OSError as error:
+            log.warning("What the base was measured at could not be kept: %s.", error)
+    return found
+
+
+def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, config: Config) -> str:
+    """A hash of all that the measurements depend on: weights, adapter, tokenizer, questions, options, versions."""
+    options, tokenizer = questions.options, encoder.tokenizer
+    asked = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in NOT_MEASURED}
+    local = [Path(name) for name in (config.model.id, *options.lm_eval) if Path(name).exists()]
+    parts = [
+        config.composed["model"], config.composed["adapter"], path_times(local),
+        getattr(model.config, "_commit_hash", None), str(model.dtype), str(model.device),
+        tokenizer.backend_tokenizer.to_str(), encoder.chat_template, encoder.stop, asked, questions.seed,
+        questions.asked, questions.texts, questions.names, digest_rows(questions.data.held_out), stack_versions(),
+        version("sft-recipes"), version("lm-eval") if options.lm_eval else None,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

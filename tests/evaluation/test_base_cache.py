@@ -1,0 +1,36 @@
+"""The base is measured once for runs that ask it the same, and no weights are measured twice."""
+
+import pytest
+
+from sft_recipes.evaluation import base_cache, suite
+from sft_recipes.training import trainer
+from support.commands import SHORT_TINY_RUN, read_metrics
+
+QUICK = [*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=2", "evaluate.weight_change=false"]
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """What is measured of the base, and of the held-out rows, a word each time."""
+    seen, base, held_out = [], base_cache.measure_model, suite.evaluate_held_out
+    monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(base_cache, "measure_model", lambda *given: seen.append("base") or base(*given))
+    for module in (suite, trainer):
+        monkeypatch.setattr(module, "evaluate_held_out", lambda *given: seen.append("held-out") or held_out(*given))
+    return seen
+
+
+def test_a_second_run_asks_the_base_nothing_and_the_last_evaluation_is_used(tiny_run, measured):
+    code, _, folder = tiny_run(*QUICK)
+    first = read_metrics(folder)
+    assert code == 0 and measured == ["base", "held-out", "held-out"]  # of the base, and at the end of training
+    assert first["after"]["held_out"]["loss"] == first["eval_loss"] == first["history"][-2]["eval_loss"]
+    measured.clear()
+    second = read_metrics(tiny_run(*QUICK, "trainer.learning_rate=1e-4")[2])
+    assert measured == ["held-out"] and second["before"] == first["before"]
+    measured.clear()
+    tiny_run(*QUICK, "evaluate.max_new_tokens=5")
+    assert measured[0] == "base"
+    measured.clear()
+    tiny_run(*QUICK, "evaluate.cache=false")
+    assert measured[0] == "base"
