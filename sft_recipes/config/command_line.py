@@ -72,7 +72,7 @@ def absolute_path(word: str, config_path: str | None) -> str:
 def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
     """The primary config of a command that names none."""
     keys = [override.partition("=")[0] for override in overrides]
-    if {f"+{group}" for group in groups}.difference(["+debug", "+sweep"]).intersection(keys):
+    if {f"+{group}" for group in groups}.difference(["+debug", "+sweep", "+where"]).intersection(keys):
         return "config"
     parser = OverridesParser.create()
     given = [override for override in overrides if override.startswith(("mode=", "evaluate.run="))]

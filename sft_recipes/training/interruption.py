@@ -69,6 +69,8 @@ class StopOnSignal(TrainerCallback):
             yield
             return
         taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        if callable(signal.getsignal(signal.SIGUSR2)):  # submitit's: a job that is preempted, or whose time is over
+            taken.append(signal.SIGUSR2)
         self.before = {number: signal.signal(number, self.take) for number in taken}
         try:
             yield
@@ -110,4 +112,6 @@ class StopOnSignal(TrainerCallback):
                 f"which is saved. Go on with: python -m sft_recipes resume {shlex.quote(args.output_dir)}"
             )
             log.warning(line)
+            if signal.SIGUSR2 in self.before and self.received != signal.SIGINT:
+                signal.raise_signal(signal.SIGUSR2)  # to submitit, which queues the job again and leaves
             raise RunInterrupted(line, 128 + self.received)
