@@ -110,12 +110,13 @@ def test_a_sweep_gives_every_job_a_folder(tmp_path, monkeypatch, capsys):
     assert len(set(rates)) == 2
 
 
-def test_two_processes_share_the_rows_and_the_held_out_ones(tiny_run, tmp_path):
-    """The base's held-out loss is one process's, and a step reads twice the tokens."""
+def test_two_processes_train_as_one_with_the_same_effective_batch(tiny_run, tmp_path):
+    """Each takes half of a step's rows, and of the held-out ones."""
     import subprocess
     import sys
 
     quick = [*SHORT_TINY_RUN, "trainer.max_steps=2", "evaluate.rows=0", "evaluate.weight_change=false"]
+    quick += ["trainer.per_device_train_batch_size=8", "trainer.effective_batch_size=16"]
     alone = read_metrics(tiny_run(*quick)[2])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sft_recipes"]
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -128,7 +129,9 @@ def test_two_processes_share_the_rows_and_the_held_out_ones(tiny_run, tmp_path):
     together = read_metrics(tmp_path / "two")
     held_out = [run["before"]["held_out"] for run in (alone, together)]
     assert held_out[1]["loss"] == pytest.approx(held_out[0]["loss"], abs=1e-6)
-    assert together["train_tokens"] > 1.5 * alone["train_tokens"]
+    losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in (alone, together)]
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert together["train_tokens"] == alone["train_tokens"]
 
 
 def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(tiny_run):

@@ -1,0 +1,40 @@
+"""A sweep's jobs on a cluster, with submitit's local executor in Slurm's place."""
+
+import json
+
+import pytest
+
+from support.commands import SHORT_ROWS_RUN, spawn_command
+
+pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+PREEMPTED_ONCE = """
+import os, signal
+from pathlib import Path
+from transformers import TrainerCallback
+
+class Preempt(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        done = Path(args.output_dir, "preempted")
+        if state.global_step == 2 and not done.exists():
+            done.touch()
+            os.kill(os.getpid(), signal.SIGUSR2)
+"""
+
+
+def test_slurm_gets_gpus_time_and_the_signal_before_its_end(command):
+    code, printed, _ = command("+recipe=tiny", "+where=slurm", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert code == 0 and "submitit_launcher.SlurmLauncher" in printed
+    for line in ("gpus_per_node: 1", "timeout_min: 240", "signal_delay_s: 300", "max_num_timeout: 20"):
+        assert f"{line}\n" in printed
+
+
+def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
+    (tmp_path / "preempted.py").write_text(PREEMPTED_ONCE)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
+    typed = ["-m", *SHORT_ROWS_RUN, "trainer.max_steps=4", "callbacks=[preempted.Preempt]", "hydra/launcher=submitit_local"]
+    done = spawn_command(tmp_path, *typed, "hydra.sweep.dir=sweep", PYTHONPATH=f"{tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 jobs finished." in done.stdout
+    log = (tmp_path / "sweep/0/sft_recipes.log").read_text()
+    assert "Stopped by SIGUSR2 after step 2 of 4, which is saved." in log
+    assert json.loads((tmp_path / "sweep/0/metrics.json").read_text())["steps"] == 4
