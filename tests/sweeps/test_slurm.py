@@ -31,7 +31,13 @@ def test_slurm_gets_gpus_time_and_the_signal_before_its_end(command):
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
     (tmp_path / "preempted.py").write_text(PREEMPTED_ONCE)
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
-    typed = ["-m", *SHORT_ROWS_RUN, "trainer.max_steps=4", "callbacks=[preempted.Preempt]", "hydra/launcher=submitit_local"]
+    typed = [
+        "-m",
+        *SHORT_ROWS_RUN,
+        "trainer.max_steps=4",
+        "callbacks=[preempted.Preempt]",
+        "hydra/launcher=submitit_local",
+    ]
     done = spawn_command(tmp_path, *typed, "hydra.sweep.dir=sweep", PYTHONPATH=f"{tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 jobs finished." in done.stdout
