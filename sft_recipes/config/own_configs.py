@@ -78,6 +78,7 @@ def store_resumed_run(run: Path) -> str:
     """
     saved = read_saved_config(run, "Name the folder of a run.")
     saved["trainer"]["resume_from_checkpoint"] = True
+    saved["trainer"].pop("stop_at", None)  # which ended it
     hydra = OmegaConf.to_container(OmegaConf.load(config_folder("conf") / "config.yaml").hydra)
     hydra |= {"run": {"dir": str(run.resolve())}, "output_subdir": ".hydra/resumed"}
     node = {"defaults": ["open_groups", "_self_"], "hydra": hydra, **saved}

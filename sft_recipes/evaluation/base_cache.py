@@ -31,13 +31,14 @@ def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs
     Kept in $SFT_RECIPES_CACHE, else beside the Hub's cache; `evaluate.cache=false` measures anew.
     """
     root = os.environ.get("SFT_RECIPES_CACHE", str(Path(HF_HOME, "sft_recipes")))
+    if not root or not config.evaluate.cache:
+        return measure_model(model, encoder, questions)
     file = Path(root, f"base-{base_identity(model, encoder, questions, config)}.json")
     found: dict[str, Any] = {}
-    if root and config.evaluate.cache:
-        try:
-            found = read_json(file)
-        except (ConfigError, OSError):
-            log.warning("%s cannot be read, so the base is measured again.", file)
+    try:
+        found = read_json(file)
+    except (ConfigError, OSError):
+        log.warning("%s cannot be read, so the base is measured again.", file)
     if torch.distributed.is_initialized():  # all processes measure, or none
         torch.distributed.broadcast_object_list(shared := [found], 0)
         (found,) = shared
@@ -45,7 +46,7 @@ def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs
         log.info("The base is not measured again: an earlier run did, with the same questions (evaluate.cache=true).")
         return found
     found = measure_model(model, encoder, questions)
-    if root and config.evaluate.cache and found and not int(os.environ.get("RANK", 0)):
+    if found and not int(os.environ.get("RANK", 0)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, found)

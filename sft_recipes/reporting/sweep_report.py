@@ -66,6 +66,7 @@ def write_sweep_report(folder: Path) -> str:
     jobs = read_jobs(folder)
     objective = sweep_objective(jobs)
     groups = rank_groups(jobs, objective)
+    groups.sort(key=lambda group: -min(job.metrics.get("stopped_at", 1) for job in group.jobs))  # the furthest first
     minimize = objective_direction(objective) == "minimize"
     finished = [group for group in groups if not any("stopped_at" in job.metrics for job in group.jobs)]
     front = pareto_front(finished, objective)

@@ -52,10 +52,9 @@ def rank_groups(jobs: Sequence[Job], objective: str) -> list[Group]:
     ]
     sign = 1 if objective_direction(objective) == "minimize" else -1
 
-    def place(group: Group) -> tuple[bool, float, float]:
+    def place(group: Group) -> tuple[bool, float]:
         mean = fmean(group.objective) if group.objective else math.nan
-        trained = min(job.metrics.get("stopped_at", 1) for job in group.jobs)  # what came further stands first
-        return math.isnan(mean), -trained, 0.0 if math.isnan(mean) else sign * mean
+        return math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
 
     return sorted(groups, key=place)
 
