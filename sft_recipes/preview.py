@@ -90,8 +90,7 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
         lines += [f"\ntokens, with loss {marks}:", render_terminal(mask, width, colour) + "\n"]
         page.append(html_section(title, shown, mask))
     summary = f"{describe_counts(setup)}\n{describe_needs(setup)}"
-    page.append(f"<pre>{escape(summary)}</pre>")
-    html = "\n".join(page)
+    html = "\n".join([*page, f"<pre>{escape(summary)}</pre>"])
     if setup.arguments.process_index == 0:  # of several processes the first one writes
         (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
         written = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)

@@ -122,7 +122,9 @@ def run_training(config: Config, folder: Path) -> Run:
         after = measure_model(trainer.model, encoder, inputs, trainer.held_out_now())
         measuring += time.monotonic() - clock
     if measuring > (seconds := result.metrics["train_runtime"]):
-        line = "Measuring base and tuned took %s, training %s. Fewer evaluate.rows or evaluate.max_new_tokens take less."
+        line = (
+            "Measuring base and tuned took %s, training %s. Fewer evaluate.rows or evaluate.max_new_tokens take less."
+        )
         log.info(line, format_duration(measuring), format_duration(seconds))
     if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
         trainer.report_evaluation(flatten_loss(after["held_out"]))

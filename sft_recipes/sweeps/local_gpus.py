@@ -1,5 +1,6 @@
 """As many jobs at once as there are GPUs, a process and a GPU for each: `-m … hydra/launcher=local_gpus`."""
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 from sft_recipes.errors import RunInterrupted
 from sft_recipes.reporting.run_folder import replace_file
 
+log = logging.getLogger(__name__)
 # A job's exit code after Ctrl-C and SIGTERM, before and while it trains, and the sweep's
 STOPPED = {-signal.SIGINT: 130, 130: 130, -signal.SIGTERM: 143, 143: 143}
 
@@ -90,7 +92,10 @@ class LocalGpus(BasicLauncher):
         if folder.is_dir() and not (folder / "error.txt").is_file():
             replace_file(folder / "error.txt", reason + "\n")
         result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.FAILED)
-        result.return_value = ChildProcessError(f"job {number}: {reason}")
+        log.error("Job %s: %s", folder.name, reason)
+        error = RuntimeError(reason)
+        error.logged = True  # or the command would say it again
+        result.return_value = error
         return result
 
 

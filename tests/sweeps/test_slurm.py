@@ -38,7 +38,7 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
         "callbacks=[preempted.Preempt]",
         "hydra/launcher=submitit_local",
     ]
-    done = spawn_command(tmp_path, *typed, "hydra.sweep.dir=sweep", PYTHONPATH=f"{tmp_path}")
+    done = spawn_command(tmp_path, *typed, "hydra.sweep.dir=sweep")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 jobs finished." in done.stdout
     log = (tmp_path / "sweep/0/sft_recipes.log").read_text()
