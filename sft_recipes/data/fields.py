@@ -140,7 +140,10 @@ class WatchedRow(dict):
 def watch_reading(own: Callable[..., Any], row: Mapping[str, Any]) -> list[str]:
     """The keys with a value that a user's formatter does not ask for and that are not known to be metadata."""
     watched = WatchedRow(row)
-    own(watched)
+    try:
+        own(watched)
+    except Exception:  # it has read the row itself, and may expect just that: then nothing is known of its reading
+        return []
     return [key for key, value in row.items() if key not in watched.seen | METADATA and has_value(value)]
 
 
