@@ -399,14 +399,14 @@ def test_a_run_with_raw_text_in_it_is_not_told_to_mix_some_in(run):
     change(folder, "supervision.json", "sources.books", part)
     change(folder, "supervision.json", "config.data.books", {"path": "books", "share": 0.15})
     for text in (write_report(folder), markdown(folder)):
-        assert "A lower learning rate than 2e-05" in text and "raw text in the mixture" not in text
+        assert "A lower learning rate than 2e-05" in text and "Raw text beside the rows" not in text
 
 
 def test_answers_that_are_trained_on_whole_are_no_raw_text(run):
     folder = full(run("a"))
     change(folder, "supervision.json", "sources.lima.supervised_tokens", 90)
     change(folder, "supervision.json", "config.data.lima.train_on", "all")
-    assert "raw text in the mixture" in write_report(folder)
+    assert "Raw text beside the rows" in write_report(folder)
 
 
 def test_a_run_that_does_what_is_advised_is_told_to_lower_its_rate_alone(run):
