@@ -59,7 +59,8 @@ def run_job(composed: DictConfig) -> float:
             resumed = config.trainer.fields | {"resume_from_checkpoint": True}
             config = replace(config, trainer=replace(config.trainer, fields=resumed))
         objective = import_module(f"sft_recipes.{config.mode}").main(config, folder)
-        if (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
+        first = not int(os.environ.get("RANK", 0))  # of several processes
+        if first and (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
             print(f"\n{next_commands(folder, config.mode)}")
         return objective
     except Exception as error:
