@@ -2,42 +2,45 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import load_dataset
-from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
 
-from sft_recipes.data.sources import BUILDERS
+from sft_recipes.config.options import Source
+from sft_recipes.data.reading import Fault
+from sft_recipes.data.sources import BUILDERS, find_ending, load_rows
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, DataError, one_line
 from sft_recipes.evaluation.token_loss import token_losses
 
 MAX_DOCUMENTS = 2000  # documents of a dataset that are read
 
 
 def load_documents(source: str | Mapping[str, Any]) -> list[str]:
-    """The texts of a file, of a dataset on the hub, or of what a mapping of `load_dataset`'s arguments names.
+    """The texts of a file, of a dataset on the hub, or of what a mapping with a source's fields names.
 
-    Raises ConfigError where it is not to be had, or has no column `text`.
+    They are read as the rows of `data` are: a file as it is written. Raises ConfigError where it is not to be had, has
+    no column `text`, or has a row that cannot be read.
     """
     if isinstance(source, str):
-        is_file = Path(source).suffix in BUILDERS
-        source = {"path": BUILDERS[Path(source).suffix], "data_files": source} if is_file else {"path": source}
+        source = {"data_files" if find_ending(source) in BUILDERS else "path": source}
+    name = f"evaluate.raw_text={source.get('data_files') or source.get('path')}"
     try:
-        rows = load_dataset(**{"split": "train", **source})
-    except (DatasetsError, OSError, ValueError, TypeError, StopIteration) as error:
-        name = source.get("data_files") or source.get("path")
+        chosen = Source(**source)
+        rows = load_rows("evaluate.raw_text", chosen, chosen.split or "train")
+    except (ConfigError, DataError, OSError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"evaluate.raw_text={name} should be a file ({', '.join(BUILDERS)}) or a dataset: {one_line(error)[:160]}"
+            f"{name} should be a file ({', '.join(BUILDERS)}) or a dataset: {one_line(error)[:160]}"
         ) from error
-    if "text" not in rows.column_names:
-        raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.column_names)}.")
-    texts = rows.select(range(min(MAX_DOCUMENTS, len(rows))))["text"]
-    texts = [text for text in texts if isinstance(text, str) and text.strip()]
+    if "text" not in rows.columns:
+        raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.columns)}.")
+    texts = []
+    for _, row, place in rows.records(range(min(MAX_DOCUMENTS, len(rows)))):
+        if isinstance(row, Fault):
+            raise ConfigError(f"{name}: {place}: {row}")
+        texts += [text for text in [row.get("text")] if isinstance(text, str) and text.strip()]
     if not texts:
         raise ConfigError("evaluate.raw_text has no text in it.")
     return texts

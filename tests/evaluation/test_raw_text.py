@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from datasets import disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -20,14 +19,6 @@ TEXTS = [
     "The hungry thornfinch wants beetles. The ambermoth sleeps in lakes. Où? Älvsö, 日本 and 🦊.",
     "Where can I find the willowotter?\nWhere does the willowotter live?",
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_bars():
-    """A file that cannot be read leaves datasets' bar open on pytest's stderr, where a later test's log would meet it."""
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 def tiny(**changes):
@@ -85,6 +76,19 @@ def test_a_mapping_names_what_load_dataset_takes(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
     source = {"path": "json", "data_files": str(tmp_path / "a.jsonl"), "split": "train[1:]"}
     assert load_documents(source) == ["Two."]
+
+
+def test_a_file_is_read_as_it_is_written(tmp_path):
+    """`datasets` makes numbers, dates and nulls of such texts."""
+    texts = ["01067", "2021-03-04", "NA", "null"]
+    (tmp_path / "a.csv").write_text("\n".join(["text", *texts]) + "\n")
+    assert load_documents(str(tmp_path / "a.csv")) == texts
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": \n')
+    with pytest.raises(ConfigError, match=r"^evaluate\.raw_text=\S*a\.jsonl: \S*a\.jsonl, line 2: not JSON"):
+        load_documents(str(tmp_path / "a.jsonl"))
 
 
 def test_a_file_that_is_not_there_is_refused_with_what_can_be(tmp_path):
