@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
 from sft_recipes.errors import exit_on_user_error
+from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.save_load import load_run
 
 HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
@@ -55,10 +56,9 @@ class Chat:
         config = GenerationConfig(eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id, **self.options)
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = self.model.generate(**inputs, generation_config=config, streamer=streamer)[0].tolist()
-        self.prompt_ids, ids = output[: inputs.input_ids.shape[1]], output[inputs.input_ids.shape[1] :]
-        self.answer_ids = ids
-        stops = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
-        if ids and ids[-1] in stops:
+        asked = inputs.input_ids.shape[1]
+        self.prompt_ids, self.answer_ids = output[:asked], (ids := output[asked:])
+        if ids and ids[-1] in stop_token_ids(saved):
             stop = self.tokenizer.convert_ids_to_tokens(ids[-1])
             return self.tokenizer.decode(ids[:-1]), f"■ stopped by itself with {stop} after {len(ids)} tokens"
         return self.tokenizer.decode(ids), f"… cut after {len(ids)} tokens, --max-new-tokens takes more"

@@ -115,11 +115,11 @@ def measure_base_and_tuned(
     if isinstance(tuned, PeftModel):
         prepare_for_scoring(tuned.get_base_model())
         with tuned.disable_adapter():
-            before = measure_model(tuned, encoder, inputs)
+            before = measure_model(tuned, encoder, inputs, is_base=True)
         return before, measure_model(tuned, encoder, inputs)
     new_token_ids = load_tokenizer(setup.config.model)[2]
     base = load_model(setup.config.model, None, True, encoder.tokenizer, encoder.answers.stops, new_token_ids)
-    before = measure_model(prepare_for_scoring(base), encoder, inputs)
+    before = measure_model(prepare_for_scoring(base), encoder, inputs, is_base=True)
     del base
     return before, measure_model(prepare_for_scoring(tuned), encoder, inputs)
 

@@ -26,9 +26,9 @@ from sft_recipes.modeling.save_load import (
     check_finished_run,
     check_remote_code,
     load_run,
-    save_sentencepiece_model,
     saved_quantization,
 )
+from sft_recipes.modeling.sentencepiece_model import save_sentencepiece_model
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -58,6 +58,10 @@ from sft_recipes.training.trainer import (
 )
 
 log = logging.getLogger(__name__)
+ADVICE_ON_NEW_TOKENS = (
+    "The chat template brings %d new tokens, whose rows are trained. One that needs none (tulu, zephyr) ends "
+    "answers with the base's own end of text, at which every tool stops."
+)
 
 
 def main(config: Config, folder: Path) -> float:
@@ -140,7 +144,7 @@ def run_training(config: Config, folder: Path) -> Run:
             audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}
             write_json(folder / "supervision.json", audit)
         with explained_write_errors(folder, "The model"):
-            save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
+            metrics["loading"] = save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
         metrics |= measure_on_request(setup, trainer, answers)
         with explained_write_errors(folder, "The results"):
             write_jsonl(folder / "answers.jsonl", answers)
@@ -194,6 +198,8 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids
     model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stops, new_token_ids)
     peft = prepare_peft_config(setup.peft, model, new_token_ids, config.model.revision)
+    if peft and new_token_ids:
+        log.info(ADVICE_ON_NEW_TOKENS, len(new_token_ids))
     measure = partial(measure_held_out, setup.encoder, setup.eval_inputs, arguments.metric_for_best_model)
     trainer = build_trainer(
         model, arguments, setup.rows, setup.data.held_out, tokenizer, peft, setup.callbacks, measure,

@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-# What a metric is measured on: base and tuned model on answers, on held-out rows, on those of them that end with a stop
-# token and on raw text; a training and its cost once; a comparison is of base with tuned.
-MeasuredOn = Literal["answers", "held_out", "stop_tokens", "raw_text", "training", "cost", "comparison"]
+# What a metric is measured on: base and tuned model on answers, on thoughts before them, on held-out rows, on those of
+# them that end with a stop token and on raw text; a training and its cost once; a comparison is of base with tuned.
+MeasuredOn = Literal["answers", "thoughts", "held_out", "stop_tokens", "raw_text", "training", "cost", "comparison"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ METRICS = {
         Metric("rouge_l", "ROUGE-L", ".1%", "higher", "answers", "rouge_l", hub_type="rouge"),
         Metric("chrf", "chrF", ".1%", "higher", "answers", "chrf"),
         Metric("stops", "stops by itself", ".1%", "higher", "answers", "stops"),
+        Metric("thinks", "thinks before it answers", ".1%", "higher", "thoughts", "thinking.share"),
+        Metric("thought_tokens", "tokens of a thought", ",.0f", "lower", "thoughts", "thinking.tokens"),
+        Metric("answered", "answers after its thought", ".1%", "higher", "thoughts", "thinking.answered"),
         Metric("p_stop", "p(stop)", ".1%", "higher", "stop_tokens", "held_out.p_stop", "p(stop)", ".3f"),
         Metric("eval_loss", "held-out loss", ".3f", "lower", "held_out", "held_out.loss", "held out", ".4f"),
         Metric("raw_text_loss", "loss on raw text", ".3f", "lower", "raw_text", "raw_text.loss"),

@@ -152,6 +152,8 @@ class EvaluateOptions:
     max_new_tokens: Count = 256
     temperature: NotNegative = 0.0  # of the sampled answers beside the greedy ones; 0 samples none
     top_p: Share = 0.9
+    system: str | None = None  # a system prompt behind which the base is asked, too: would a prompt have done it?
+    few_shot: WholeNumber = 0  # so many training rows with their answers are shown to it in front of each question
     samples_every: WholeNumber = 0  # answer a few questions every so many steps of training; 0 never
     raw_text: str | dict | None = None  # a file or a dataset with a text column, to measure forgetting
     warn_above: NotNegative = 0.10  # rise of the loss on raw text that is a warning, and one that fails the check

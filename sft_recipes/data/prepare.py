@@ -84,7 +84,8 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")
     log_issues("held_out", cut)
     questions = [question for part in parts.values() for question in part.questions]
-    return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out), curation)
+    examples = [example for part in parts.values() for example in part.examples]
+    return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out), curation, examples)
 
 
 def count_text(encoder: Encoder, text: str) -> int:
@@ -124,7 +125,7 @@ def read_source(
     audit = {"fingerprint": source_fingerprint(where, source, opened.rows), "parity": len(some)}
     audit |= {"rows": len(trained), "held_out": len(held_out), "problems": unusable}
     questions = [talk for talk in talks if "messages" in talk]
-    return TrainingData(train, drop_field_names(held_out), questions, audit)
+    return TrainingData(train, drop_field_names(held_out), questions, audit, examples=some)
 
 
 def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: Config) -> np.ndarray:

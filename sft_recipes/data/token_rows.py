@@ -1,6 +1,6 @@
 """Rows of token ids as Datasets, and what a run is given of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class TrainingData:
     audit: dict[str, dict]  # by source: rows, held_out, kept, tokens, supervised_tokens, problems, mix
     left_out: Dataset | None = None  # rows that were read and then left out for an issue or their length
     curation: dict[str, Any] | None = None  # what curation counted, as mode=curate records it
+    examples: Sequence[Conversation] = ()  # some of the rows to train on, as conversations
 
 
 def to_dataset(

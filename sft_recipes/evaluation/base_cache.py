@@ -32,7 +32,7 @@ def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs
     """
     root = os.environ.get("SFT_RECIPES_CACHE", str(Path(HF_HOME, "sft_recipes")))
     if not root or not config.evaluate.cache:
-        return measure_model(model, encoder, questions)
+        return measure_model(model, encoder, questions, is_base=True)
     file = Path(root, f"base-{base_identity(model, encoder, questions, config)}.json")
     found: dict[str, Any] = {}
     try:
@@ -45,7 +45,7 @@ def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs
     if found:
         log.info("The base is not measured again: an earlier run did, with the same questions (evaluate.cache=true).")
         return found
-    found = measure_model(model, encoder, questions)
+    found = measure_model(model, encoder, questions, is_base=True)
     if found and not int(os.environ.get("RANK", 0)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,8 @@ def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInput
         config.composed["model"], config.composed["adapter"], path_times(local),
         getattr(model.config, "_commit_hash", None), str(model.dtype), str(model.device),
         tokenizer.backend_tokenizer.to_str(), encoder.chat_template, encoder.stop, asked, questions.seed,
-        questions.asked, questions.texts, questions.names, digest_rows(questions.data.held_out), stack_versions(),
+        questions.asked, questions.prompted, questions.texts, questions.names,
+        digest_rows(questions.data.held_out), stack_versions(),
         version("sft-recipes"), version("lm-eval") if options.lm_eval else None,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -7,7 +7,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria
 
-from sft_recipes.modeling.inference import bf16_autocast, eval_mode
+from sft_recipes.evaluation.thinking import split_thought
+from sft_recipes.modeling.inference import bf16_autocast, eval_mode, stop_token_ids
+
+PROMPT_END = 32  # tokens, among which a template may open a thought
+NEXT_QUESTION = "\nUser:"  # where the answer to a question in plain text ends
 
 REPEAT_TOKENS, LONGEST_CYCLE = 64, 16  # an answer repeats when its last 64 tokens are one cycle of at most 16
 
@@ -23,7 +27,9 @@ def generate_answers(
 ) -> list[dict[str, Any]]:
     """What the model says in the place of each last answer: `prompt`, `reference`, `text`, and whether it `stops`.
 
-    Greedy, or drawn with `temperature`, `top_p` and `seed`; the run's own random numbers stay as they are.
+    Where there is a thought before it, that is its `thought` of `thought_tokens`. A question's `prompt_text` is given
+    to the model as it is, and the answer to it ends where another question begins. Greedy, or drawn with `temperature`,
+    `top_p` and `seed`; the run's own random numbers stay as they are.
     """
     seed = sampling.pop("seed", 0)
     config = GenerationConfig(
@@ -33,30 +39,41 @@ def generate_answers(
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = stop_token_ids(config)
     asked, results = [(question, *split_last_answer(question["messages"])) for question in questions], []
     with torch.random.fork_rng(), eval_mode(model, use_cache=True), bf16_autocast(model):
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(asked), batch_size), desc="Answering", leave=False):
             batch = asked[start : start + batch_size]
-            prompts = [
-                tokenizer.apply_chat_template(
-                    past,
-                    tools=question.get("tools") or None,
-                    add_generation_prompt=True,
-                    return_dict=False,
-                    **question.get("chat_template_kwargs", {}),
-                )
-                for question, past, _ in batch
-            ]
+            prompts = [prompt_ids(tokenizer, question, past) for question, past, _ in batch]
             inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
             length = inputs.input_ids.shape[1]
             output = model.generate(**inputs, generation_config=config, stopping_criteria=[AllRepeat(length)])
-            for (_, past, reference), ids in zip(batch, output[:, length:].tolist(), strict=True):
+            output = output[:, length:].tolist()
+            for (question, past, reference), prompt, ids in zip(batch, prompts, output, strict=True):
                 end = next((place for place, token in enumerate(ids) if token in stops), None)
-                said = {"text": tokenizer.decode(ids[:end], skip_special_tokens=False), "stops": end is not None}
-                results.append({"prompt": past[-1]["content"], "reference": reference} | said)
+                text, ended = tokenizer.decode(ids[:end], skip_special_tokens=False), end is not None
+                if "prompt_text" in question:
+                    text, another, _ = text.partition(NEXT_QUESTION)
+                    text, ended = text.strip(), ended or bool(another)
+                thought, text = split_thought(text, tokenizer.decode(prompt[-PROMPT_END:]))
+                said = {"text": text, "stops": ended}
+                if thought:
+                    size = len(tokenizer(thought, add_special_tokens=False).input_ids)
+                    said |= {"thought": thought, "thought_tokens": size}
+                results.append({"prompt": past[-1]["content"], "reference": split_thought(reference)[1]} | said)
     return results
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerFast, question: Mapping[str, Any], past: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """What the model is given: the question's plain text, else what serving shows for the messages so far."""
+    if "prompt_text" in question:
+        return tokenizer(question["prompt_text"]).input_ids
+    settings = question.get("chat_template_kwargs", {})
+    options = {"tools": question.get("tools") or None, "add_generation_prompt": True, "return_dict": False}
+    return tokenizer.apply_chat_template(past, **options, **settings)
 
 
 class AllRepeat(StoppingCriteria):

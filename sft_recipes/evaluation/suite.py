@@ -1,15 +1,16 @@
 """What a model can do, what it remembers and whether it stops: base and tuned, measured alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.config.metrics import METRICS, metrics_on
 from sft_recipes.config.nested_values import get_path
 from sft_recipes.config.options import EvaluateOptions
+from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import import_function
 from sft_recipes.data.prepare import TrainingData
 from sft_recipes.encoding.encoder import Encoder
@@ -18,9 +19,12 @@ from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_ch
 from sft_recipes.evaluation.forgetting import classify_regression
 from sft_recipes.evaluation.generation import generate_answers, is_answerable
 from sft_recipes.evaluation.judge import check_judge
+from sft_recipes.evaluation.prompting import prompt_questions
 from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
 from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
+from sft_recipes.evaluation.thinking import score_thoughts
 from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss
+from sft_recipes.modeling.loading import has_own_template
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,19 @@ class EvalInputs:
     texts: list[str]  # raw text
     options: EvaluateOptions
     seed: int
+    prompted: Sequence[Mapping[str, Any]] = ()  # the same questions with a prompt for the base
 
 
-def build_eval_inputs(options: EvaluateOptions, data: TrainingData, names: Sequence[str], seed: int) -> EvalInputs:
+def build_eval_inputs(config: Config, data: TrainingData, tokenizer: PreTrainedTokenizerFast) -> EvalInputs:
     """The held-out questions that can be asked, and the raw text; where nothing is trained on, all of the questions."""
+    options, prompted = config.evaluate, []
     most = (20 if len(data.train) else None) if options.rows is None else options.rows
     asked = [question for question in data.questions if is_answerable(question["messages"])][:most]
     texts = load_documents(options.raw_text) if options.raw_text else []
-    return EvalInputs(data, list(names), asked, texts, options, seed)
+    if options.system or options.few_shot:
+        served = tokenizer if has_own_template(config.model) else None
+        prompted = prompt_questions(asked, data.examples or data.questions, options, config.seed, served)
+    return EvalInputs(data, list(config.sources), asked, texts, options, config.seed, prompted)
 
 
 def check_evaluation(options: EvaluateOptions) -> None:
@@ -70,21 +79,32 @@ def measured_metrics(questions: EvalInputs, training: bool = False) -> list[str]
 
 
 def measure_model(
-    model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, held_out: Mapping[str, Any] | None = None
+    model: PreTrainedModel,
+    encoder: Encoder,
+    questions: EvalInputs,
+    held_out: Mapping[str, Any] | None = None,
+    is_base: bool = False,
 ) -> dict[str, Any]:
     """The scores of greedy answers, of drawn ones (`sampled`), `held_out`, `raw_text`, `lm_eval`, and the `answers`.
 
-    What was not asked for is not in the result. `held_out` is what has been measured of these very weights already.
+    The base is asked with its prompt, too (`prompted`). What was not asked for is not in the result. `held_out` is what
+    has been measured of these very weights already.
     """
     options, tokenizer, found = questions.options, encoder.tokenizer, {}
     if questions.asked:
         said = generate_eval_answers(model, encoder, questions)
-        found |= score_answers(said) | score_by_length(said) | {"answers": said}
+        found |= score_answers(said) | score_by_length(said) | {"thinking": score_thoughts(said), "answers": said}
         if options.temperature:
             how = {"temperature": options.temperature, "top_p": options.top_p}
             drawn = generate_eval_answers(model, encoder, questions, **how, seed=questions.seed)
             found["sampled"] = score_answers(drawn) | how
             found["answers"] = [a | {"sampled": b["text"]} for a, b in zip(said, drawn, strict=True)]
+        if is_base and questions.prompted:
+            helped = generate_eval_answers(model, encoder, replace(questions, asked=questions.prompted))
+            how = {"system": bool(options.system), "few_shot": options.few_shot}
+            how["as_text"] = "prompt_text" in questions.prompted[0]
+            found["prompted"] = score_answers(helped) | how
+            found["answers"] = [a | {"prompted": b["text"]} for a, b in zip(found["answers"], helped, strict=True)]
     if len(questions.data.held_out):
         found["held_out"] = held_out or evaluate_held_out(model, encoder, questions)
     if questions.texts:
@@ -139,6 +159,9 @@ def compare_measurements(
 ) -> tuple[dict[str, Any], list[dict]]:
     """The entries of metrics.json for both measurements, and the lines of answers.jsonl, taken out of them."""
     options, found = questions.options, {"before": before, "after": after}
+    if not any(get_path(values, "thinking.share") for values in (before, after)):
+        for values in (before, after):
+            values.pop("thinking", None)
     lines = [pair_answers(*pair) for pair in zip(before.pop("answers", []), after.pop("answers", []), strict=True)]
     values = {name: get_path(after, metric.path) for name, metric in METRICS.items()}
     found |= {name: value for name, value in values.items() if value is not None}  # a loss that is NaN, too
@@ -157,4 +180,6 @@ def pair_answers(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
     """One line of answers.jsonl."""
     line = {key: old[key] for key in ("prompt", "reference")}
     line |= {"base": old["text"], "tuned": new["text"], "base_stops": old["stops"], "tuned_stops": new["stops"]}
-    return line | ({"base_sampled": old["sampled"], "tuned_sampled": new["sampled"]} if "sampled" in old else {})
+    line |= {"base_sampled": old["sampled"], "tuned_sampled": new["sampled"]} if "sampled" in old else {}
+    line |= {"prompted": old["prompted"]} if "prompted" in old else {}
+    return line | {f"{who}_thought": one["thought"] for who, one in (("base", old), ("tuned", new)) if "thought" in one}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 
 @contextmanager
@@ -23,6 +23,12 @@ def eval_mode(model: PreTrainedModel, use_cache: bool | None = None) -> Iterator
         if use_cache is not None:
             model.config.use_cache = old_cache
         model.train(was_training)
+
+
+def stop_token_ids(config: GenerationConfig | PretrainedConfig) -> list[int]:
+    """The ids at which an answer ends, which a config has as a list, as a number or not at all."""
+    ids = config.eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def bf16_autocast(model: PreTrainedModel) -> AbstractContextManager:

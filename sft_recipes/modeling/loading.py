@@ -20,18 +20,29 @@ from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.embeddings import add_embedding_rows
+from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
 
 
 def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
     """The tokenizer as it is saved and served, the chat template with its markers, and the ids of new tokens."""
+    tokenizer = load_own_tokenizer(model)
+    return tokenizer, *prepare_with(tokenizer, model)
+
+
+def has_own_template(model: ModelOptions) -> bool:
+    """Whether the model came with a chat template; a base model that has none has never seen one."""
+    return bool(load_own_tokenizer(model).chat_template)
+
+
+def load_own_tokenizer(model: ModelOptions) -> PreTrainedTokenizerFast:
+    """The tokenizer that the model came with, as it is; raises ConfigError where it has none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             model_folder(model.id), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise model_not_found(model.id, error) from error
-    return tokenizer, *prepare_with(tokenizer, model)
 
 
 def prepare_with(tokenizer: PreTrainedTokenizerFast, model: ModelOptions) -> tuple[str, list[int]]:
@@ -100,10 +111,8 @@ def load_model(
 ) -> PreTrainedModel | PeftModel:
     """The base model, with an embedding for every token and the stop tokens in its generation config."""
     model = load_weights(options, quantization, frozen, tokenizer, new)
-    stop_ids = tokenizer.convert_tokens_to_ids(list(stops))
-    others = model.generation_config.eos_token_id
-    others = others if isinstance(others, list) else [] if others is None else [others]
-    model.generation_config.eos_token_id = list(dict.fromkeys([*stop_ids, *others]))
+    ids = [*tokenizer.convert_tokens_to_ids(list(stops)), *stop_token_ids(model.generation_config)]
+    model.generation_config.eos_token_id = list(dict.fromkeys(ids))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 

@@ -6,8 +6,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.loading import load_adapter_config
-from sft_recipes.modeling.save_load import is_sentencepiece, saved_config
+from sft_recipes.modeling.save_load import saved_config
+from sft_recipes.modeling.sentencepiece_model import is_sentencepiece
 
 CONTENT_MARK = "\u00a7"
 NO_SPACE_FLAG = "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
@@ -15,8 +17,7 @@ NO_SPACE_FLAG = "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
 
 def build_modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig) -> str:
     """Ollama's Modelfile for a model in the same folder, with its chat template and stop tokens."""
-    ids = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    stops = [tokenizer.convert_ids_to_tokens(id) for id in ids if id is not None]
+    stops = tokenizer.convert_ids_to_tokens(stop_token_ids(generation))
     template = ollama_template(tokenizer)
     if template is None:
         lines = ["# The chat template does not render every message by itself: convert to GGUF, which includes it."]

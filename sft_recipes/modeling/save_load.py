@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,17 @@ from huggingface_hub import create_repo, upload_folder, whoami
 from omegaconf import OmegaConf
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import CHAT_TEMPLATE_DIR
 from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import has_generation_markers
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.loading import load_adapter_config, load_model_config, load_weights, model_folder
+from sft_recipes.modeling.sentencepiece_model import save_sentencepiece_model
 
 log = logging.getLogger(__name__)
 QUANTIZATION_FILE = "quantization_config.json"
@@ -33,48 +29,38 @@ QUANTIZATION_FILE = "quantization_config.json"
 
 def save_model(
     trainer: SFTTrainer, folder: Path, encoder: Encoder, initial_adapter: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Writes weights or adapter, the tokenizer with its template, and the generation config with the stop token.
+) -> dict[str, Any]:
+    """Writes weights or adapter, the tokenizer with its templates, and the generation config with the stop token.
 
     With an adapter goes how its base was quantized, which PEFT does not save; the saved adapter is read back and
     compared. `initial_adapter` is the adapter's state before training, where its initialization changed the base.
+    Gives back what `describe_loading` says of an adapter; nothing for whole weights, which any tool loads.
     """
     trainer.save_model(str(folder))
     trainer.model.generation_config.save_pretrained(folder)
-    stops = GenerationConfig.from_pretrained(folder).eos_token_id
+    stops = stop_token_ids(GenerationConfig.from_pretrained(folder))
     if not {*encoder.stop_ids} <= {*stops}:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
     save_sentencepiece_model(encoder.tokenizer, folder)
+    save_training_template(encoder.chat_template, folder)
     if not isinstance(trainer.model, PeftModel):
-        return
+        return {}
     if quantization := getattr(trainer.model.config, "quantization_config", None):
         (folder / QUANTIZATION_FILE).write_text(quantization.to_json_string(), encoding="utf-8")
     check_saved_adapter(trainer.model, folder)
     if initial_adapter is not None:
         convert_to_plain_lora(folder, initial_adapter)
-    log_loading_hint(trainer.model, folder)
+    return describe_loading(trainer.model, encoder)
 
 
-def save_sentencepiece_model(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
-    """Saves the files that llama.cpp's converter reads of a SentencePiece tokenizer to `folder`.
+def save_training_template(template: str, folder: Path) -> None:
+    """Saves a template with markers beside the one that is served, for TRL's `assistant_only_loss=True`.
 
-    transformers 5 writes tokenizer.json only, which lacks the pieces' scores: without tokenizer.model the converter
-    gives all pieces one score, and most texts become other tokens. It reads added tokens from added_tokens.json only.
-    Returns False for a SentencePiece tokenizer that came without tokenizer.model.
+    transformers loads it as the tokenizer's template `training`; `SFTConfig(chat_template_path=…)` takes its file.
     """
-    pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
-    if pieces.name != "tokenizer.model" or not pieces.is_file():
-        return not is_sentencepiece(tokenizer)
-    shutil.copyfile(pieces, folder / pieces.name)
-    known = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
-    added = {token: id for token, id in tokenizer.get_added_vocab().items() if id >= known}
-    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
-    return True
-
-
-def is_sentencepiece(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a tokenizer was converted from SentencePiece's BPE, the one kind of BPE that falls back to bytes."""
-    return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
+    if has_generation_markers(template):
+        (folder / CHAT_TEMPLATE_DIR).mkdir(exist_ok=True)
+        (folder / CHAT_TEMPLATE_DIR / "training.jinja").write_text(template, encoding="utf-8")
 
 
 def convert_to_plain_lora(folder: Path, initial: dict[str, torch.Tensor]) -> None:
@@ -121,15 +107,27 @@ def check_saved_adapter(model: PeftModel, folder: Path) -> None:
     log.info("Saved to %s; all %d trained tensors verified.", folder, len(trained))
 
 
-def log_loading_hint(model: PeftModel, folder: Path) -> None:
-    """Logs how to load an adapter whose tokenizer has more tokens than its base has embedding rows."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows > AutoConfig.from_pretrained(model.active_peft_config.base_model_name_or_path).vocab_size:
-        log.warning(
-            "The base has fewer rows than the tokenizer has tokens: AutoPeftModelForCausalLM.from_pretrained(%r) adds "
-            "them; before PeftModel.from_pretrained(base, %r), write base.resize_token_embeddings(%d).",
-            str(folder), str(folder), rows,
-        )  # fmt: skip
+def describe_loading(model: PeftModel, encoder: Encoder) -> dict[str, Any]:
+    """How the adapter is loaded as it was trained: the base's `dtype`, and what the base by itself lacks.
+
+    PEFT, transformers and lm-eval load the base in the dtype of its files and take its generation config, of which
+    `base_stops` says whether it knows the template's `stop`; `rows` are the embedding rows that the tokenizer needs
+    where the base has fewer, else 0, and `trained_rows` says whether rows of tokens were trained.
+    """
+    peft, config = model.active_peft_config, model.get_base_model().config
+    id, revision, rows = peft.base_model_name_or_path, peft.revision, model.get_input_embeddings().weight.shape[0]
+    base = type(config).from_pretrained(id, revision=revision)  # its code, where it has some, is loaded already
+    try:
+        stops = stop_token_ids(GenerationConfig.from_pretrained(id, revision=revision))
+    except OSError:
+        stops = stop_token_ids(base)
+    return {
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "stop": encoder.stop,
+        "base_stops": {*encoder.stop_ids} <= {*stops},
+        "rows": rows if rows > base.get_text_config().vocab_size else 0,
+        "trained_rows": bool(getattr(peft, "trainable_token_indices", None)),
+    }
 
 
 def load_run(
@@ -148,6 +146,8 @@ def load_run(
     options = replace(options, dtype=dtype or options.dtype, trust_remote_code=trust_remote_code)
     check_remote_code(options)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     quantization = saved_quantization(folder)
     if quantization and dtype:
         quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)

@@ -14,6 +14,7 @@ from sft_recipes.reporting.document import Picture, render_markdown
 from sft_recipes.reporting.run_folder import RunFiles
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<\\…])(?:/[^\s/`'\"|<>,\[\]{}]+){2,}")
+TRAINING_TEMPLATE = "additional_chat_templates/training.jinja"
 
 
 def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
@@ -25,7 +26,7 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
 
     if get_path(run.config, "evaluate.answers_in_card") is not True:
         run = replace(run, answers=[], samples=[])
-    values = {**values, "run": run, "card": True, "usage": usage_snippet(run)}
+    values = {**values, "run": run, "card": True, "usage": usage_snippet(run), "advice": client_advice(run)}
     # The card is what gets published: a command that names a folder here is left out of it
     values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))
     page = shorten_paths(render_markdown("report.jinja", **values))
@@ -48,17 +49,16 @@ def card_metadata(run: RunFiles) -> Any:
     from huggingface_hub import ModelCardData
 
     base = get_path(run.config, "model.id")
-    adapter = get_path(run.config, "adapter.type") == "lora"
-    quantized = bool(get_path(run.config, "adapter.quantization"))
+    kind = "qlora" if get_path(run.config, "adapter.quantization") else get_path(run.config, "adapter.type")
     found = eval_results(run.metrics)
     sources = [source.get("path") for source in as_mapping(run.config.get("data")).values() if isinstance(source, dict)]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
-        library_name="peft" if adapter else "transformers",
+        library_name="peft" if is_adapter(run) else "transformers",
         pipeline_tag="text-generation",
         license=base_licence(base),
         datasets=[path for path in dict.fromkeys(sources) if is_hub_id(path)] or None,
-        tags=["sft", "trl", "sft_recipes", *(["qlora" if quantized else "lora"] if adapter else [])],
+        tags=["sft", "trl", "sft_recipes", *([kind] if is_adapter(run) else [])],
         model_name=(run.config.get("name") or run.folder.resolve().parent.name) if found else None,
         eval_results=found or None,
     )
@@ -105,12 +105,65 @@ def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
 
 
 def usage_snippet(run: RunFiles) -> str:
-    """The lines that load the model and ask it a question; an adapter's base has neither template nor stop token."""
-    question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
-    return f"""from transformers import GenerationConfig, pipeline
+    """The lines that load the model as it was trained and ask it a question.
 
-folder = "path/to/this/folder"
-chat = pipeline("text-generation", folder, tokenizer=folder)
-config = GenerationConfig.from_pretrained(folder, max_new_tokens=256)
-messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]
-print(chat(messages, generation_config=config)[0]["generated_text"][-1]["content"])"""
+    An adapter's base has neither the template nor, often, the stop token, and its files may say another dtype.
+    """
+    question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
+    ask = [
+        f'messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]',
+        'print(chat(messages)[0]["generated_text"][-1]["content"])',
+    ]
+    if not is_adapter(run):
+        load = 'chat = pipeline("text-generation", "path/to/this/folder", max_new_tokens=256)'
+        return "\n".join(["from transformers import pipeline", "", load, *ask])
+    dtype, quantized = get_path(run.metrics, "loading.dtype"), bool(get_path(run.config, "adapter.quantization"))
+    options = [f"dtype={json.dumps(dtype)}"] * bool(dtype) + ["quantization_config=quantization"] * quantized
+    read = 'quantization = BitsAndBytesConfig.from_dict(json.load(open(f"{folder}/quantization_config.json")))'
+    lines = [
+        *["import json", ""] * quantized,
+        "from peft import AutoPeftModelForCausalLM",
+        f"from transformers import {'BitsAndBytesConfig, ' * quantized}GenerationConfig, pipeline",
+        "",
+        'folder = "path/to/this/folder"',
+        *[read] * quantized,
+        f"model = AutoPeftModelForCausalLM.from_pretrained({', '.join(['folder', *options])})",
+        "model.generation_config = GenerationConfig.from_pretrained(folder, max_new_tokens=256)  # not the base's",
+        'chat = pipeline("text-generation", model, tokenizer=folder)',
+    ]
+    return "\n".join([*lines, *ask])
+
+
+def is_adapter(run: RunFiles) -> bool:
+    """Whether the run's `model/` is an adapter, which needs its base."""
+    return get_path(run.config, "adapter.type") not in (None, "none")
+
+
+def client_advice(run: RunFiles) -> list[str]:
+    """What other tools make of the folder, and what to use instead; measured by tests/modeling/test_clients.py."""
+    loading, lines = as_mapping(run.metrics.get("loading")), []
+    stop = str(loading.get("stop")).replace("`", "")
+    if loading.get("base_stops") is False:
+        lines.append(
+            f"The base's generation config does not stop at `{stop}`, and PEFT and `pipeline(folder)` use "
+            "it: they run on past the answer unless they are given the folder's, as above. A template whose answers "
+            "end with the base's own end of text (`model.chat_template=tulu`, `zephyr`) stops everywhere."
+        )
+    if rows := get_number(loading, "rows"):
+        lines.append(
+            "The tokenizer has more tokens than the base has embedding rows. `AutoPeftModelForCausalLM` adds them, "
+            "`pipeline(folder)` fails, and `PeftModel.from_pretrained(base, folder)` needs "
+            f"`base.resize_token_embeddings({rows})` first."
+        )
+    if is_adapter(run):
+        fails = " (fails in `tie_weights` where rows of tokens were trained)" if loading.get("trained_rows") else ""
+        lines.append(
+            f"`DPOTrainer(folder)` takes no adapter. lm-eval takes `peft=folder,tokenizer=folder`{fails}. Both, "
+            "and all servers, take what `python -m sft_recipes.merge RUN --out merged` writes."
+        )
+    if (run.folder / "model" / TRAINING_TEMPLATE).is_file():
+        lines.append(
+            "TRL's `assistant_only_loss=True` needs the template with markers: "
+            f'`SFTConfig(chat_template_path="path/to/this/folder/{TRAINING_TEMPLATE}", …)`.'
+        )
+    return lines

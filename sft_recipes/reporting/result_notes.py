@@ -12,11 +12,60 @@ def run_warnings(metrics: Mapping[str, Any]) -> list[str]:
     """The run's own warnings, then the verdicts that are not `passed`."""
     forgetting, benchmarks = (get_path(metrics, f"{check}.verdict") for check in ("forgetting", "benchmarks"))
     warnings = [str(warning) for warning in metrics.get("warnings") or []]
+    warnings += filter(None, [describe_lost_thinking(metrics), describe_cut_thoughts(metrics)])
     if forgetting not in (None, "passed"):
         warnings.append(f"Forgetting: {forgetting}. {describe_change(metrics)}")
     if benchmarks not in (None, "passed"):
         warnings.append(f"Benchmarks: {benchmarks}.{describe_worst_task(metrics)}")
     return warnings
+
+
+def describe_lost_thinking(metrics: Mapping[str, Any], fall: float = 0.1) -> str:
+    """A warning where the share of answers that think before they answer fell by more than `fall`; else empty."""
+    base, tuned = (get_number(metrics, f"{when}.thinking.share") for when in ("before", "after"))
+    if base is None or base - (tuned or 0) <= fall:
+        return ""
+    return (
+        f"Thinking: {base:.0%} of the base model's answers begin with a thought, {tuned or 0:.0%} of the tuned "
+        "model's. Rows without thoughts teach this: train on rows with them (a `thinking` key), or mix some in. Where "
+        "it is meant, write `model.chat_template_kwargs={enable_thinking: false}`."
+    )
+
+
+def describe_cut_thoughts(metrics: Mapping[str, Any], enough: float = 0.9) -> str:
+    """A warning where fewer than `enough` of the tuned model's thoughts are followed by an answer; else empty."""
+    answered = get_number(metrics, "after.thinking.answered")
+    if answered is None or answered >= enough:
+        return ""
+    return (
+        f"Thinking: {answered:.0%} of the tuned model's thoughts are followed by an answer. Where "
+        "`evaluate.max_new_tokens` cut the others, raise it."
+    )
+
+
+def describe_prompt(metrics: Mapping[str, Any]) -> str:
+    """What the base model was given in the column `prompted`; empty where it was not."""
+    prompted = as_mapping(get_path(metrics, "before.prompted"))
+    if not prompted:
+        return ""
+    shots = prompted.get("few_shot")
+    parts = ["a system prompt"] * bool(prompted.get("system"))
+    parts += [f"{shots} row{'s' if shots > 1 else ''} with their answers"] * bool(shots)
+    form = "turns of the chat template"
+    if prompted.get("as_text"):
+        form = "plain text, since it came without a chat template"
+    return f"Prompted is the base model behind {' and '.join(parts)}, as {form}."
+
+
+def describe_stop(metrics: Mapping[str, Any]) -> str:
+    """What to do where other tools take the base's stop tokens, not the template's; else empty."""
+    if get_path(metrics, "loading.base_stops") is not False:
+        return ""
+    stop = str(metrics["loading"].get("stop")).replace("`", "")
+    return (
+        f"The base does not stop at `{stop}`: PEFT and transformers run past it with this adapter, unless it is loaded "
+        "as model/README.md says, or merged."
+    )
 
 
 def describe_change(metrics: Mapping[str, Any]) -> str:

@@ -21,17 +21,21 @@ HISTORY_COLUMNS = {
 
 
 def result_table(metrics: Mapping[str, Any]) -> Rows:
-    """Every metric of base and tuned model, or of the one that was measured."""
-    before = as_mapping(metrics.get("before"))
-    rows = [["", "base", "model" if metrics.get("mode") == "evaluate" and not before else "tuned"]]
-    for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text", "training"):
+    """Every metric of base and tuned model, or of the one that was measured; and of the base behind a prompt."""
+    before, tuned = as_mapping(metrics.get("before")), "tuned"
+    prompted = as_mapping(before.get("prompted"))
+    if metrics.get("mode") == "evaluate" and not before:
+        tuned = "model"
+    rows = [["", "base", "prompted", tuned]]
+    for metric in metrics_on("answers", "thoughts", "stop_tokens", "held_out", "raw_text", "training"):
         old, new = get_number(before, metric.path), get_number(metrics, metric.name)
-        cells = [format_value(value, metric.format) for value in (old, new)]
+        cells = [format_value(value, metric.format) for value in (old, get_number(prompted, metric.path), new)]
         if metric.measured_on == "raw_text" and old and new:
             verdict = get_path(metrics, "forgetting.verdict") if metric.name == "raw_text_loss" else None
-            cells[1] += f" ({new / old - 1:+.1%}{f', {verdict}' if verdict else ''})"
+            cells[-1] += f" ({new / old - 1:+.1%}{f', {verdict}' if verdict else ''})"
         rows += [[metric.label, *cells]] if any(cells) else []
-    return with_body(rows if any(row[1] for row in rows[1:]) else [[label, new] for label, _, new in rows])
+    used = [0, *(place for place in (1, 2) if any(row[place] for row in rows[1:])), 3]
+    return with_body([[row[place] for place in used] for row in rows])
 
 
 def with_body(rows: Rows) -> Rows:
@@ -149,7 +153,7 @@ def sample_table(samples: Sequence[Mapping[str, Any]], prompts: int = 3, steps: 
 def answer_tables(answers: Sequence[Mapping[str, Any]], shown: int = 30, open: int = 10) -> dict[str, Rows]:
     """Held-out questions with the answers of both models, spread over the whole list: `open`, `more` and `sampled`."""
     some = answers[:: max(1, math.ceil(len(answers) / shown))]
-    head, *rows = answer_rows(some, ("base", "tuned"))
+    head, *rows = answer_rows(some, ("base", "prompted", "tuned"))
     sampled = answer_rows(some, ("base_sampled", "tuned_sampled"))
     return {
         "open": with_body([head, *rows[:open]]),

@@ -57,8 +57,9 @@ def terminal_report(run: RunFiles, width: int) -> str:
     """The result in so many columns: the metrics, the warnings, what reduces forgetting, three examples."""
     results = result_tables.result_table(run.metrics)
     lines = render_table(results) if results else []
-    for warning in result_notes.run_warnings(run.metrics):
-        lines += ["", *textwrap.wrap(fit_cell(warning, 10_000), width)]
+    notes = [result_notes.describe_prompt(run.metrics), *result_notes.run_warnings(run.metrics)]
+    for note in filter(None, [*notes, result_notes.describe_stop(run.metrics)]):
+        lines += ["", *textwrap.wrap(fit_cell(note.replace("`", ""), 10_000), width)]
     if advice := result_notes.forgetting_advice(run):
         lines += ["", "What reduces forgetting:"]
         for line in advice:

@@ -26,11 +26,13 @@ from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_be
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
 from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prepare_with
 from sft_recipes.modeling.save_load import check_push
+from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.argument_checks import check_steps
 from sft_recipes.training.arguments import build_arguments
 
 log = logging.getLogger(__name__)
+SENTENCEPIECE_ROWS = 200  # whose tokens are compared with SentencePiece's, where the tokenizer has nothing else
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     data, rows, stream = prepare_rows(config, encoder, arguments)
     if config.mode == "train":
         check_steps(arguments, None if stream else len(rows))
-    inputs = build_eval_inputs(config.evaluate, data, list(config.sources), config.seed)
+    warn_of_other_tokens(tokenizer, data.train[:SENTENCEPIECE_ROWS]["input_ids"])
+    inputs = build_eval_inputs(config, data, tokenizer)
     check_best_model_metric(arguments.metric_for_best_model, inputs)
     return RunSetup(
         config, folder, arguments, callbacks, peft, quantization, encoder, new_token_ids, data, rows, stream, inputs

@@ -14,7 +14,7 @@ def measured(monkeypatch, tmp_path):
     """What is measured of the base, and of the held-out rows, a word each time."""
     seen, base, held_out = [], base_cache.measure_model, suite.evaluate_held_out
     monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(base_cache, "measure_model", lambda *given: seen.append("base") or base(*given))
+    monkeypatch.setattr(base_cache, "measure_model", lambda *given, **how: seen.append("base") or base(*given, **how))
     for module in (suite, trainer):
         monkeypatch.setattr(module, "evaluate_held_out", lambda *given: seen.append("held-out") or held_out(*given))
     return seen

@@ -1,7 +1,5 @@
 """What a model says, against one question at a time, token by token, without a cache."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ from sft_recipes.config.options import ModelOptions
 from sft_recipes.evaluation.generation import AllRepeat, generate_answers, is_answerable, split_last_answer
 from sft_recipes.modeling.loading import load_model
 from support.paths import TINY_MODEL
+from support.small_models import Parrot
 
 
 def say(role: str, content: str) -> dict:
@@ -100,19 +99,6 @@ def test_the_run_s_own_state_stays_as_it_is(base, sampling):
     assert torch.equal(torch.rand(3), expected)
     assert model.training and model.config.use_cache is False
     model.eval()
-
-
-class Parrot(torch.nn.Module):
-    """A model that says the same ids to every question, and keeps what it was asked."""
-
-    def __init__(self, said: list[list[int]], stops: int | list[int]):
-        super().__init__()
-        self.said, self.device = said, torch.device("cpu")
-        self.config, self.generation_config = SimpleNamespace(use_cache=False), SimpleNamespace(eos_token_id=stops)
-
-    def generate(self, input_ids, attention_mask, generation_config, stopping_criteria):
-        self.input_ids, self.attention_mask, self.options = input_ids, attention_mask, generation_config
-        return torch.cat([input_ids, torch.tensor(self.said)], dim=1)
 
 
 def test_questions_are_padded_on_the_left(chat_tokenizer):
