@@ -58,8 +58,8 @@ def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
     parent, _, child = group.partition("/")
     if child in OPEN_GROUPS:
         return f"{parent}/*.yaml overrides what is chosen. Write - override /{child}: {name} in its defaults."
-    if name in ("optuna", "joblib"):
-        return f"{group}={name} is not installed here. Try pip install 'sft-recipes[sweep]'."
+    if extra := {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}.get(name):
+        return f"{group}={name} is not installed here. Try pip install 'sft-recipes[{extra}]'."
     ours = [path.stem for parent in ("conf", "recipes") for path in (config_folder(parent) / group).glob("*.yaml")]
     return f"There is no {group}={name}.{did_you_mean(name, options or ours)}"
 

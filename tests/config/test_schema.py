@@ -36,6 +36,8 @@ def test_every_option_and_recipe_on_disk_was_found():
 
 @pytest.mark.parametrize("choice", OPTIONS + ADDITIONS)
 def test_it_composes_and_every_class_accepts_what_it_says(choice):
+    if choice == "+where=slurm":
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     base = [] if choice.startswith("+recipe") else ["+recipe=tiny"]
     config = composed(*base, choice, *NEEDS.get(choice, []))
     validate_kwargs(SFTConfig, config.trainer.fields, "trainer")
