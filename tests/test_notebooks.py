@@ -11,13 +11,17 @@ from support.paths import ALL_TESTS, ROOT
 
 NOTEBOOKS = sorted(path.name for path in ROOT.glob("notebooks/*.ipynb"))
 DATA, SWEEP, SCRATCH = "03_your_own_data.ipynb", "04_read_a_sweep.ipynb", "05_from_scratch.ipynb"
-FAILURES = "06_three_failures.ipynb"
+FAILURES, CURATION = "06_three_failures.ipynb", "07_curate_your_data.ipynb"
 QUICK = '"trainer.max_steps=4", "evaluate.rows=4", "evaluate.temperature=0"'
 # What the test puts in place of a notebook's cell of parameters, to be done in seconds, and the runs that are left
 SHORT = {
     DATA: (f"SETTINGS = [{QUICK}, 'trainer.logging_steps=1']", {"zoo/first", "zoo/second"}),
     SWEEP: (f"SETTINGS = [{QUICK}]", {f"rates/{job}" for job in range(3)} | {f"seeds/{job}" for job in range(4)}),
     SCRATCH: ("STEPS, ASKED = 2, 4", set()),
+    CURATION: (
+        f"SETTINGS = [{QUICK}]",
+        {f"curated/{name}" for name in ("dirty", "clean", "dirty_fresh", "clean_fresh")},
+    ),
     FAILURES: (
         f"SETTINGS = [{QUICK}]",  # of its runs one is refused, which is shown, too
         {f"failures/{name}" for name in ("recipe", "prompts_too", "unstopped", "unstopped_p", "vicuna", "bad")},
@@ -43,7 +47,7 @@ def shown(name: str) -> list[str]:
 
 
 def test_the_lessons_are_there():
-    assert [name[:2] for name in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+    assert [name[:2] for name in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS if ALL_TESTS else NOTEBOOKS[:2])
@@ -98,6 +102,17 @@ def test_the_failures_table_shows_each_failure():
     assert likely["no stop token"] < 1 and stops["no stop token"] < stops["recipe"] == 100
     verdicts = {name: row[3].strip().rpartition(" ")[2] for name, row in rows.items()}
     assert (verdicts["recipe"], verdicts["bad recipe"]) == ("passed", "failed")
+
+
+def test_curation_removes_what_was_planted_and_the_report_of_the_dirty_file_is_too_good():
+    texts = shown(CURATION)
+    assert any("planted and removed: 212, planted and kept: 0, good and removed: 0" in text for text in texts)
+    (text,) = [text for text in texts if "the report was off by" in text]
+    rows = {line[:38].strip(): [float(cell) for cell in line[38:].split()] for line in text.splitlines()[1:]}
+    assert rows["rows trained on"] == [370, 177]
+    reported, true, off = list(rows.values())[1:]
+    assert off == [pytest.approx(b - a, abs=0.002) for a, b in zip(reported, true, strict=True)]
+    assert reported[0] < 0.6 * reported[1] and off[0] > off[1] > 0
 
 
 def test_the_zoo_s_notebook_shows_two_refusals_and_what_the_data_checks_found():
