@@ -18,7 +18,7 @@ compare: $(VENV)/installed  ## train every recipe on the tiny model and show the
 	$(BIN)/python benchmarks/compare.py
 
 test: $(VENV)/installed-test  ## run the test suite, with some of the recipes and notebooks, in about twelve minutes
-	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/faults
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(VENV)/installed-test  ## run all of it: every recipe, every notebook, and runs that are killed
 	ALL_TESTS=1 $(BIN)/python -m pytest -n auto --dist loadfile

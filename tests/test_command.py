@@ -234,7 +234,7 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
     ("typed", "line"),
     [
         (["model.id=/nosuch"], "model.id=/nosuch: there is no such folder."),
-        (["data.file.data_files=nosuch.jsonl"], "data.file: nosuch.jsonl is not here and could not be downloaded. "),
+        (["data.file.data_files=nosuch.jsonl"], "data.file.data_files=nosuch.jsonl: there is no such file. "),
         (["data.file.data_files=some.pdf"], "data.file.data_files=some.pdf should end with .json, .jsonl, .csv, "),
         (["data.file.data_files=broken.jsonl"], "data.file row 1 ("),
         (["data.file.data_files=other.csv"], "data.file: no formatter reads the columns frage, antwort. "),
@@ -260,7 +260,8 @@ def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
     last = found.stderr.splitlines()[-1]
     assert (found.returncode, found.stdout) == (2, "")
     assert last.startswith(
-        "model.id=HuggingFaceTB/SmolLM2-1.7B could not be loaded. Offline, give a folder: model=local"
+        "model.id=HuggingFaceTB/SmolLM2-1.7B is no folder here and could not be downloaded. Check its name, or give a "
+        "folder: model=local model.id=path/to/model. ("
     )
     assert "Retrying" not in found.stderr and "Traceback" not in found.stderr
 

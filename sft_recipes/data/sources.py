@@ -90,10 +90,14 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
     except DatasetGenerationError as error:
         raise DataError(f"{where}: {asked} cannot be read: {one_line(error.__cause__ or error)[:300]}.") from error
     except (FileNotFoundError, ConnectionError) as error:
+        if source.path in (None, *BUILDERS.values()) and "://" not in str(asked):
+            raise ConfigError(f"{where}.data_files={asked}: there is no such file. {one_line(error)[:160]}.") from error
         raise ConfigError(
-            f"{where}: {asked} is not here and could not be downloaded. Offline, give your own rows: "
+            f"{where}: {source.path or asked} is not here and could not be downloaded. Offline, give your own rows: "
             f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
         ) from error
+    except OSError as error:  # of the cache that `datasets` keeps
+        raise ConfigError(f"{where}: {one_line(error)}. HF_HOME names the folder for downloads and caches.") from error
     except ConfigError:
         raise
     except ValueError as error:

@@ -57,7 +57,7 @@ def peak_memory_gib() -> float:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Python, system, processors, GPUs, processes, and the commit of this library where it is a checkout."""
+    """Python, system, processors, threads, GPUs, processes, and this library's commit where it is a checkout."""
     gpus = torch.cuda.device_count()
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
@@ -68,6 +68,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if gpus else None,
         "gpus": gpus,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),

@@ -64,7 +64,13 @@ def whole(where):
     return results(where / "whole")
 
 
-@pytest.mark.parametrize("point", POINTS if ALL else POINTS[:2])
+def test_the_same_seed_gives_the_same_bits_whatever_order_python_hashes_in(where, whole):
+    assert train(where, "again", PYTHONHASHSEED="7").returncode == 0
+    assert results(where / "again") == whole
+    assert "the same weights, bit for bit, where its config, seed, rows" in (where / "again" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("point", POINTS if ALL else POINTS[:1])
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(where, whole, point):
     shutil.rmtree(where / "killed", ignore_errors=True)
     killed = train(where, "killed", "callbacks=[support.kill_at.KillAt]", STOP_AT=point)
@@ -77,7 +83,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(where, whole, point):
     assert again.returncode == 2 and "is finished, its model is in" in again.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("setting", SETTINGS if ALL else ["dropout"])
+@pytest.mark.skipif(not ALL, reason="fault tests that run under make test-faults only")
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_whatever_is_trained_in_whatever_order_is_resumed_in_any_epoch(where, setting):
     for run in ("anew", "stopped"):
         shutil.rmtree(where / run, ignore_errors=True)
@@ -96,7 +103,7 @@ def test_whatever_is_trained_in_whatever_order_is_resumed_in_any_epoch(where, se
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)] if ALL else [(signal.SIGTERM, 143)]
+    ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)][: 3 if ALL else 1]
 )
 def test_a_signal_leaves_a_checkpoint_no_model_and_the_line_to_resume(where, whole, number, code):
     shutil.rmtree(where / "stopped", ignore_errors=True)
@@ -118,6 +125,7 @@ def test_a_signal_within_a_save_lets_it_end_and_saves_once_more(where, whole):
     assert results(where / "stopped") == whole
 
 
+@pytest.mark.skipif(not ALL, reason="fault tests that run under make test-faults only")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(where, whole):
     shutil.rmtree(where / "full", ignore_errors=True)
     full = train(where, "full", "callbacks=[support.kill_at.KillAt]", STOP_AT="torch.save:14:full")
@@ -128,6 +136,25 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(where, w
     assert {path.name for path in (where / "full").glob("*checkpoint*")} == {"checkpoint-8", "checkpoint-12"}
     assert resume(where, "full").returncode == 0
     assert results(where / "full") == whole
+
+
+@pytest.mark.skipif(not ALL, reason="fault tests that run under make test-faults only")
+def test_a_disk_of_its_own_that_fills_up_keeps_the_checkpoints_that_it_has(where, whole):
+    disk = where / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        options = ["callbacks=[support.kill_at.KillAt]"]
+        full = train(where, "disk/run", *options, STOP_AT="torch.save:10:fill", FILLER=str(disk / "filler"))
+        assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
+        assert "The checkpoint of step 12 could not be written to" in full.stderr
+        assert {path.name for path in (disk / "run").glob("*checkpoint*")} == {"checkpoint-4", "checkpoint-8"}
+        (disk / "filler").unlink()
+        assert resume(where, "disk/run").returncode == 0
+        assert results(disk / "run") == whole
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.skipif(not ALL, reason="fault tests that run under make test-faults only")
