@@ -60,7 +60,7 @@ def test_out_of_memory_names_the_step_the_estimate_and_three_settings_in_order(r
     assert command("resume", "run")[0] == 0 and read_metrics(Path("run"))["steps"] == 4
 
 
-@pytest.mark.parametrize("place", ["start_trainer", "measure_model"])
+@pytest.mark.parametrize("place", ["start_trainer", "measure_base"])
 def test_out_of_memory_before_training_says_so(run, monkeypatch, place):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
