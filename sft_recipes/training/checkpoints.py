@@ -154,7 +154,8 @@ def find_damage(checkpoint: Path) -> str | None:
         )
     try:
         manifest = read_json(checkpoint / MANIFEST)
-        files, _, _ = manifest["files"], manifest["run"], manifest["versions"]
+        files, run = manifest["files"], manifest["run"]
+        _ = manifest["versions"].items(), run["config"].items(), run["rows"], run["processes"]  # what a resume reads
         for name, known in files.items():
             file = checkpoint / name
             size = file.stat().st_size if file.is_file() else None

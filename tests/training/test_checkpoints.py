@@ -1,5 +1,6 @@
 """A checkpoint is whole, of this run, and there is room for it, or the line says what is not."""
 
+import contextlib
 import json
 import shutil
 from collections import Counter
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from trl import SFTConfig
 
 from sft_recipes.errors import ConfigError
@@ -168,3 +171,16 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
     with own_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+JSON = st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2)
+                    | st.dictionaries(st.sampled_from(["size", "sha256", "config", "rows", "a\0", ""]), inner, max_size=3))  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["files", "run", "versions"]), JSON, max_size=3))
+def test_whatever_a_manifest_says_is_a_damage_or_another_run_and_no_traceback(tmp_path_factory, manifest):
+    folder = tmp_path_factory.mktemp("fuzzed")
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "manifest.json").write_text(json.dumps(manifest))
+    with contextlib.suppress(ConfigError):
+        assert find_resumable(folder, True, RUN) is None
