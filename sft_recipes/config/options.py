@@ -50,6 +50,7 @@ class Source:
     sep: str | None = None  # between a csv's cells; null is a comma, in a .tsv a tab
     encoding: str = "utf-8"  # of text files
     split: str | None = "train"  # null where all rows are held out
+    held_out: NotNegative | None = None  # a share below 1, or a number of rows; null takes data.held_out
     held_out_split: str | None = None  # hold out the rows of this split instead of some rows of `split`
     formatter: str | dict | None = None  # a name, or {name: alpaca, output: response}; null takes the root choice
     rows: Count | None = None  # so many of the source's rows, drawn with the run's seed
@@ -62,6 +63,7 @@ class Source:
     streaming: bool = False  # read, encode and pack rows while training goes on; needs trainer.max_steps
 
     def __post_init__(self):
+        check_held_out(self.held_out)
         if len((self.sep or ",").replace("\\t", "\t")) != 1:
             raise ValueError(f"sep should be one character, not {self.sep!r}.")
         try:
@@ -79,10 +81,13 @@ class DataOptions:
     max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
 
     def __post_init__(self):
-        if isinstance(self.held_out, float) and self.held_out == 1:
-            raise ConfigError(
-                "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
-            )
+        check_held_out(self.held_out)
+
+
+def check_held_out(number: float | None) -> None:
+    """Raises ValueError for 1.0: all rows, or one of them?"""
+    if isinstance(number, float) and number == 1:
+        raise ValueError("held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row.")
 
 
 @dataclass(frozen=True)

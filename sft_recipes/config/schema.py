@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -94,9 +94,14 @@ def from_hydra(composed: DictConfig) -> Config:
     for name in sources.keys() - chosen.keys() if chosen else ():  # a recipe's settings for a dataset of its own
         log.info("data.%s is not trained on: it was not chosen, and what is set for it is left out.", name)
     sources = chosen or sources
+    data = call_validated(DataOptions, rest, "data")
+    sources = {name: call_validated(Source, value, f"data.{name}") for name, value in sources.items()}
     groups = {
-        "sources": {name: call_validated(Source, value, f"data.{name}") for name, value in sources.items()},
-        "data": call_validated(DataOptions, rest, "data"),
+        "sources": {
+            name: source if source.held_out is not None else replace(source, held_out=data.held_out)
+            for name, source in sources.items()
+        },
+        "data": data,
         "adapter": parse_adapter(values["adapter"]),
         "trainer": parse_trainer(values["trainer"]),
     }

@@ -105,7 +105,7 @@ def open_source(name: str, config: Config) -> SourceRows:
         out_rows = load_rows(where, source, source.held_out_split)
         trained, out = chosen, np.arange(len(out_rows))
     else:
-        drawn = hold_out(rows, chosen, config)
+        drawn = hold_out(where, rows, chosen, source.held_out, config)
         out = chosen[hold_out_with_twins(where, config, rows, formatter, chosen, drawn)]
         trained = np.setdiff1d(chosen, out)
     return SourceRows(rows, out_rows, formatter, trained, out)
@@ -140,14 +140,14 @@ def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: 
     return chosen[:SMOKE_ROWS] if config.smoke else chosen
 
 
-def hold_out(rows: FileRows | ArrowRows, chosen: np.ndarray, config: Config) -> np.ndarray:
+def hold_out(where: str, rows: FileRows | ArrowRows, chosen: np.ndarray, wanted: float, config: Config) -> np.ndarray:
     """The places within `chosen` of the rows that are held out, in the order they were drawn: so many, or a share."""
-    wanted = min(config.data.held_out, SMOKE_HELD_OUT) if config.smoke else config.data.held_out
+    wanted = min(wanted, SMOKE_HELD_OUT) if config.smoke else wanted
     number = round(len(chosen) * wanted) if wanted < 1 else int(wanted)
     if wanted > 1 and number != wanted:
-        raise ConfigError(f"data.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
+        raise ConfigError(f"{where}.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
     if not 0 <= number < max(len(chosen), 1):
-        raise ConfigError(f"data.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
+        raise ConfigError(f"{where}.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
     if config.data.held_out_by_length:
         return draw_by_length(rows, chosen, number, config.seed)
     return np.random.default_rng(config.seed).permutation(len(chosen))[:number]

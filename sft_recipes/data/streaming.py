@@ -84,11 +84,13 @@ class RowStream:
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
         """The first rows of a source, which training skips, or those of its held-out split."""
-        source, wanted = self.sources[name], self.config.data.held_out
+        source, wanted = self.sources[name], self.sources[name].held_out
         if source.rows:
             raise ConfigError(f"data.{name}.rows={source.rows}: a stream has no end to draw from. Leave it out.")
         if not source.held_out_split and (wanted < 0 or wanted != int(wanted)):
-            raise ConfigError(f"data.held_out={wanted}: a stream has no length to take a share of. Write rows, or 0.")
+            raise ConfigError(
+                f"data.{name}.held_out={wanted}: a stream has no length to take a share of. Write rows, or 0."
+            )
         number = None if source.held_out_split and wanted < 1 else int(wanted)
         records = stream_rows(f"data.{name}", source, source.held_out_split or source.split)
         rows, talks, _ = self.encoded(name, list(islice(records, number)), every=1, total=number)
@@ -154,7 +156,8 @@ class RowStream:
 
     def documents(self, name: str, again: bool = False) -> Iterator[Document]:
         """One source's rows that the policies keep; the audit counts them unless they are read `again`."""
-        source, first = self.sources[name], 0 if self.sources[name].held_out_split else int(self.config.data.held_out)
+        source = self.sources[name]
+        first = 0 if source.held_out_split else int(source.held_out)
         records = islice(stream_rows(f"data.{name}", source, source.split), first, None)
         seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):

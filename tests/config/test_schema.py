@@ -261,6 +261,18 @@ def test_a_share_of_exactly_one_is_not_a_row_count():
     assert line == "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
 
 
+def test_a_source_holds_out_rows_of_its_own_number_or_those_of_all_sources():
+    config = composed("+recipe=tiny", "data=[file,tiny]", "data.file.data_files=rows.jsonl")
+    assert {name: source.held_out for name, source in config.sources.items()} == {
+        "file": 0.02,
+        "tiny": 0.02,
+        "prose": 0,
+    }
+    assert error_of(composed, "+recipe=tiny", "data.prose.held_out=1.0").startswith(
+        "data.prose.held_out=1.0 is neither"
+    )
+
+
 def test_own_rows_take_the_place_of_a_recipe_s_dataset():
     config = composed("+recipe=lima", "data=file", "data.file.data_files=rows.jsonl")
     assert list(config.sources) == ["file"] and config.trainer.fields["learning_rate"] == 1e-5
