@@ -76,11 +76,11 @@ def test_an_adapter_of_a_resized_base_stays_small(tuned):
     assert {tuple(value.shape) for name, value in saved.items() if "trainable_tokens_delta" in name} == {(2, 128)}
 
 
-def test_the_log_says_which_loader_adds_the_rows(tmp_path, caplog):
-    base = make_base("Llama, tied", tmp_path / "base")
-    with caplog.at_level(logging.WARNING, logger="sft_recipes"):
-        tune(base, lora(), tmp_path / "run", max_steps=1)
-    assert "base.resize_token_embeddings(402)" in caplog.text  # 400 tokens and two of ChatML's
+def test_how_an_adapter_is_loaded_elsewhere_is_recorded(tuned):
+    """400 tokens and two of ChatML's, for which one base has no rows; both stop at their own end of text alone."""
+    known = {"dtype": "float32", "stop": "<|im_end|>", "base_stops": False, "trained_rows": True}
+    assert tuned("Llama, tied", "LoRA").trainer.loading == known | {"rows": 402}
+    assert tuned("Llama, untied, spare rows", "LoRA").trainer.loading == known | {"rows": 0}
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -214,7 +214,13 @@ def test_a_value_that_trains_nothing_is_refused(adapter, line):
 @pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning", "p_tuning"])
 def test_trained_prompts_refuse_packing_and_new_tokens(llama, kind, tmp_path):
     line = f"adapter.type={kind} puts tokens of its own before every row, so rows cannot be joined. Write trainer.packing=false."
-    config = composed("+recipe=tiny", "adapter=none", f"adapter.type={kind}", "trainer.packing=true")
+    config = composed(
+        "+recipe=tiny",
+        "adapter=none",
+        f"adapter.type={kind}",
+        f"adapter.{kind}.num_virtual_tokens=4",
+        "trainer.packing=true",
+    )
     assert error_of(set_up_run, config, tmp_path) == line
     peft = build_peft_config(parse_adapter({"type": kind, kind: {"num_virtual_tokens": 4}}))
     assert error_of(prepare_peft_config, peft, *llama).startswith(

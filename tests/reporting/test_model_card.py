@@ -85,6 +85,13 @@ def test_the_card_is_the_report_with_its_pictures_and_how_to_use_it(card, tmp_pa
     assert len(list(tmp_path.glob("outputs/mine/*/model/loss.png"))) == 1
 
 
+def test_the_card_says_what_the_base_lacks_for_other_tools(card):
+    loading = {"dtype": "bfloat16", "stop": "<|im_end|>", "base_stops": False, "rows": 402, "trained_rows": True}
+    text = card("Qwen/Qwen3-0.6B-Base", LORA, HUB, loading=loading).text
+    assert 'from_pretrained(folder, dtype="bfloat16")' in text and "does not stop at `<|im_end|>`" in text
+    assert "`base.resize_token_embeddings(402)` first" in text and "fails in `tie_weights`" in text
+
+
 def test_a_run_without_a_model_has_no_card(tmp_path):
     (tmp_path / "metrics.json").write_text('{"mode": "evaluate", "exact_match": 0.5}')
     write_report(tmp_path)

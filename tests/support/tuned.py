@@ -139,7 +139,7 @@ def tune(
     trainer.new_tokens, trainer.stop_id = new, tokenizer.convert_tokens_to_ids(encoder.stop)
     trainer.at_start = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
-    save_model(trainer, run / "model", encoder, trainer.initial_adapter)
+    trainer.loading = save_model(trainer, run / "model", encoder, trainer.initial_adapter)
     ids = rows[0]["input_ids"]
     save_file({"ids": torch.tensor([ids]), "logits": logits(trainer.model, ids)}, run / "expected.safetensors")
     (run / "adapter.json").write_text(json.dumps(adapter))
