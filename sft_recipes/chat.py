@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -12,9 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
-from sft_recipes.errors import exit_on_user_error
+from sft_recipes.config.nested_values import get_number
+from sft_recipes.errors import exit_on_user_error, one_line, printable
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.save_load import load_run
+from sft_recipes.reporting.run_folder import read_json
 
 HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
 /system …  the system message from here on; without a text there is none
@@ -22,6 +23,13 @@ HELP = """/base      the last question again, to the base model: the adapter is 
 /tokens    the ids of the last question and answer
 /quit      or Ctrl-D"""
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}  # what a report's sampled answers are drawn with
+
+
+class PrintableStreamer(TextStreamer):
+    """Prints a model's text without what a terminal would obey."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(printable(text), stream_end)
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Chat:
         ).to(self.model.device)
         saved = self.model.generation_config
         config = GenerationConfig(eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id, **self.options)
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = PrintableStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         output = self.model.generate(**inputs, generation_config=config, streamer=streamer)[0].tolist()
         asked = inputs.input_ids.shape[1]
         self.prompt_ids, self.answer_ids = output[:asked], (ids := output[asked:])
@@ -109,7 +117,7 @@ def chat_loop(chat: Chat) -> None:
     while True:
         try:
             line = input("\n> ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, KeyboardInterrupt, RuntimeError):  # the last where stdin is closed
             return print()
         if line == "/quit":
             return None
@@ -119,7 +127,7 @@ def chat_loop(chat: Chat) -> None:
         except KeyboardInterrupt:
             print(dim_text("… interrupted"))
         except Exception as error:  # a template may refuse the conversation, in words of its own
-            print(dim_text(f"{type(error).__name__}: {error}"))
+            print(dim_text(f"{type(error).__name__}: {one_line(error)}"))
 
 
 def dim_text(text: str) -> str:
@@ -129,9 +137,8 @@ def dim_text(text: str) -> str:
 
 def sampling_options(run: Path) -> dict[str, float]:
     """Temperature and top_p of the run's sampled answers."""
-    file = run / "metrics.json"
-    said = json.loads(file.read_text(encoding="utf-8")).get("after", {}) if file.is_file() else {}
-    return SAMPLING | {key: value for key, value in said.get("sampled", {}).items() if key in SAMPLING}
+    said = {key: get_number(read_json(run / "metrics.json"), f"after.sampled.{key}") for key in SAMPLING}
+    return {key: said[key] or default for key, default in SAMPLING.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,11 +153,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with exit_on_user_error():
+        options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
+        options |= sampling_options(given.run) if given.sample else {}
         model, tokenizer = load_run(given.run, trust_remote_code=given.trust_remote_code)
     if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
         model.to("cuda")
-    options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
-    chat = Chat(model, tokenizer, options | (sampling_options(given.run) if given.sample else {}))
+    chat = Chat(model, tokenizer, options)
     if given.system:
         chat.system(given.system)
     if given.prompt is None:

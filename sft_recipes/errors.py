@@ -89,6 +89,19 @@ def exit_on_user_error() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def explained_files_of(folder: Any) -> Iterator[None]:
+    """Whatever goes wrong with files that somebody else may have written becomes a ConfigError of one line."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        of_values = ArithmeticError | AttributeError | LookupError | TypeError | ValueError | RecursionError
+        fault = "its files do not hold what a run writes" if isinstance(error, of_values) else "it cannot be used"
+        raise ConfigError(f"{folder}: {fault}: {type(error).__name__}, {one_line(error)[:300]}.") from error
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error line: the closest known names, or all of them when they are few and none is close.
 
@@ -107,8 +120,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without its line breaks, secrets and what a terminal would obey."""
-    return " ".join(printable(mask_secrets(str(error))).split())
+    """An exception's message without its line breaks, secrets and what a terminal would obey; a long one is cut."""
+    return cut_middle(" ".join(printable(mask_secrets(str(error))).split()))
+
+
+def cut_middle(text: str, most: int = 2000) -> str:
+    """A text of at most `most` characters or so: its beginning and its end, which says what to write."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def mask_secrets(text: str) -> str:

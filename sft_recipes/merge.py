@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.config.options import ModelOptions
-from sft_recipes.errors import ConfigError, exit_on_user_error
+from sft_recipes.errors import ConfigError, exit_on_user_error, explained_files_of
 from sft_recipes.modeling.loading import load_adapter_config, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
 from sft_recipes.modeling.save_load import (
@@ -45,12 +45,14 @@ def merge(run: str | Path, out: str | Path, dtype: str = "float32", trust_remote
     check_finished_run(run)
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out} is there already. Remove it, or write another --out.")
-    check_disk_space(run, out, dtype, trust_remote_code)
+    with explained_files_of(run):
+        check_disk_space(run, out, dtype, trust_remote_code)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent))  # ours alone
     partial.chmod(0o755)  # mkdtemp's folders are closed to others
     try:
-        difference = write_merged(run, partial, dtype, trust_remote_code)
+        with explained_files_of(run):
+            difference = write_merged(run, partial, dtype, trust_remote_code)
         os.rename(partial, out)
     except BaseException as error:  # Ctrl-C, too
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sft_recipes.errors import ConfigError, exit_on_user_error
+from sft_recipes.errors import ConfigError, exit_on_user_error, explained_files_of
 from sft_recipes.reporting.run_report import compare_runs, write_report
 from sft_recipes.reporting.sweep_report import is_sweep, write_sweep_report
 
@@ -22,15 +22,10 @@ def report_folders(folders: list[Path], price_per_hour: float | None = None) -> 
     """The text for the terminal; raises ConfigError for folders that cannot be reported."""
     if len(folders) > 2:
         raise ConfigError("One folder is reported, two are compared; more are not.")
-    try:
+    with explained_files_of(folders[0]):
         if len(folders) == 2:
             return compare_runs(*folders)
         return write_sweep_report(*folders) if is_sweep(*folders) else write_report(*folders, price_per_hour)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # values that no run writes
-        if isinstance(error, ConfigError):
-            raise
-        kind = type(error).__name__
-        raise ConfigError(f"{folders[0]}: its files do not hold what a run writes: {kind}, {error}.") from error
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def refused(capsys):
         ({"metrics.json": '{"steps": 1'}, "cannot be read as JSON"),
         ({"metrics.json": "[1]"}, "should hold an object, not list"),
         ({"metrics.json": "{}", "answers.jsonl": "{}\n3\n"}, "cannot be read as JSON lines: line 2: "),
-        ({"metrics.json": "{}", ".hydra/config.yaml": "a: [1"}, "cannot be read as YAML"),
+        ({"metrics.json": "{}", ".hydra/config.yaml": "a: [1"}, "config.yaml, line 1: expected"),
         ({"metrics.json": '{"history": 3}'}, "do not hold what a run writes"),
     ],
 )

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
+from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
 from sft_recipes.config.recipe_trust import check_recipes
 from sft_recipes.config.schema import root_keys
@@ -94,6 +95,7 @@ def check_user_folder(folder_name: str | None, overrides: list[str]) -> None:
     """
     user = Path(folder_name or "")
     for mine in sorted(user.rglob("*.yaml")) if folder_name else []:
+        load_yaml(mine)
         name = mine.relative_to(user)
         for ours in (config_folder("recipes") / name, config_folder("conf") / name):
             if ours.is_file() and ours.resolve() != mine.resolve():

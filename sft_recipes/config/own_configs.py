@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
+from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.errors import ConfigError, exit_on_user_error
 
 STARTER = Path(__file__).with_name("starter.yaml")
@@ -33,6 +34,7 @@ def store_recipe_file(file: Path) -> str:
 
     Raises ConfigError for a file that holds no mapping, or that has the name of one of our recipes.
     """
+    load_yaml(file)  # which OmegaConf would expand
     name, values = re.sub(r"\W", "_", file.stem), OmegaConf.load(file)
     ours = config_folder("recipes") / "recipe" / f"{name}.yaml"
     if ours.is_file():
@@ -94,7 +96,10 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{run} has no .hydra/config.yaml with a config of its own. {way_out}")
+    load_yaml(file)  # which OmegaConf would expand
     saved = OmegaConf.to_container(OmegaConf.load(file))
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(group, {}), dict) for group in OPEN_GROUPS):
+        raise ConfigError(f"{file} does not hold the config of a run.")
     for key in ("overwrite", "hydra", "defaults"):  # no run writes the last two, which would be code of the folder's
         saved.pop(key, None)
     saved["model"] = {key: value for key, value in (saved.get("model") or {}).items() if key != "trust_remote_code"}

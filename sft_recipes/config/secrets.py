@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.errors import TOKEN, ConfigError, mask_secrets, printable
+from sft_recipes.errors import TOKEN, ConfigError, cut_middle, mask_secrets, printable
 
 # Not every token: a config has eos_token, typed_control_token, tokens_per_second
 SECRET_NAME = re.compile(
@@ -19,10 +19,10 @@ SECRET_NAME = re.compile(
 
 
 class MaskingFormatter(logging.Formatter):
-    """Formats what is logged, tracebacks included, without secrets and without what a terminal would obey."""
+    """Formats what is logged, tracebacks included, without secrets, what a terminal would obey and endless lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(mask_secrets(super().format(record)))
+        return "\n".join(map(cut_middle, printable(mask_secrets(super().format(record))).split("\n")))
 
 
 def check_no_secrets(value: Any, path: str) -> None:

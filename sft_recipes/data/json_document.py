@@ -10,6 +10,7 @@ from sft_recipes.errors import DataError
 
 Item = tuple[Any, str, int]  # a value or the error that it gave, its text, and the line where it begins
 CHUNK_CHARACTERS = 1 << 20  # that are read at once
+ITEM_CHARACTERS, PART_CHARACTERS = 1 << 24, 1 << 28  # at most, of an item, and of a part beside or around the rows
 SPACE = re.compile(r"\s*")
 
 
@@ -30,6 +31,7 @@ def finite_float(text: str) -> float:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=finite_float)
+LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # Python reads whole numbers of 4,300 digits at most
 
 
 def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
@@ -39,6 +41,7 @@ def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
     """
     document = Document(file, head)
     if field is not None:
+        document.most = PART_CHARACTERS
         document.enter(field)
     if document.peek() == "[":
         yield from document.array()
@@ -69,10 +72,13 @@ class Document:
     def __init__(self, file: TextIO, text: str):
         self.file, self.text, self.place = file, text, 0
         self.line, self.counted = 1, 0  # the line of the character `counted`
+        self.most = ITEM_CHARACTERS
 
     def read_on(self) -> bool:
         """Takes in more of the file, at least as much as waits; False at its end."""
         self.line_at(self.place)
+        if len(self.text) - self.place > self.most:
+            self.fail(f"an item is longer than {self.most:,} characters")
         more = self.file.read(max(CHUNK_CHARACTERS, len(self.text) - self.place))
         self.text, self.place, self.counted = self.text[self.place :] + more, 0, 0
         return bool(more)
@@ -112,8 +118,10 @@ class Document:
                 if not (cut and self.read_on()):
                     self.fail(error.msg, error.pos)
                 continue
+            except RecursionError:
+                self.fail("it is nested too deeply")
             except ValueError as error:
-                value, end = error, json.JSONDecoder().raw_decode(self.text, self.place)[1]
+                value, end = error, LENIENT_DECODER.raw_decode(self.text, self.place)[1]
             start = self.place
             if end + 2 < len(self.text) or not self.read_on():  # a number may go on, 1 with e-5
                 end += self.place - start

@@ -5,8 +5,7 @@ import csv
 import io
 import json
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from reprlib import repr as short
@@ -20,6 +19,10 @@ from sft_recipes.errors import DataError, one_line
 KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # what pyarrow unpacks, by a file's first bytes
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON may write one half of a surrogate pair
+
+
+# Of a row: more is a mistake or malice, and takes memory in every step after this one
+ROW_CHARACTERS, MOST_COLUMNS, MOST_LEVELS = 1 << 24, 10_000, 100
 
 
 class Fault(str):
@@ -44,7 +47,8 @@ def read_file(
             elif kind == "csv":
                 yield from read_csv(file, sep or ("\t" if ".tsv" in Path(path).suffixes else ","))
             else:
-                lines = ((text, line) for line, text in enumerate(file, start=1) if not text.isspace())
+                lines = enumerate(whole_lines(read_pieces(file)), start=1)
+                lines = ((text, line) for line, text in lines if not text.isspace())
                 yield from ((checked_row({"text": text.rstrip("\n")}, text), line) for text, line in lines)
     except DataError as error:
         raise DataError(f"{path}, {error}") from error
@@ -62,16 +66,29 @@ def open_text(path: str, encoding: str, newline: str | None) -> TextIO:
     return io.TextIOWrapper(binary, encoding, errors="surrogateescape", newline=newline)
 
 
+def read_pieces(file: TextIO) -> Iterator[str]:
+    """The file's lines, in pieces where one is longer than a row may be: a packed file can hide one of any length."""
+    return iter(lambda: file.readline(ROW_CHARACTERS + 1), "")
+
+
+def whole_lines(pieces: Iterable[str]) -> Iterator[str]:
+    """The lines; raises DataError for the first that is a piece."""
+    for number, text in enumerate(pieces, start=1):
+        if len(text) > ROW_CHARACTERS:
+            raise DataError(f"line {number}: longer than {ROW_CHARACTERS:,} characters. Split the row.")
+        yield text
+
+
 def read_csv(file: TextIO, sep: str) -> Iterator[tuple[Row, int]]:
     """The rows under the header, every cell as text; blank lines are none."""
-    csv.field_size_limit(sys.maxsize)  # characters of a cell, 131,072 unless told
-    reader, columns = csv.reader(file, delimiter=sep, strict=True), []
+    csv.field_size_limit(ROW_CHARACTERS)  # of a cell, 131,072 unless told
+    reader, columns = csv.reader(whole_lines(read_pieces(file)), delimiter=sep, strict=True), []
     while True:
         line = reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            if not columns or "unexpected end" in str(error):  # what follows stands in that one cell
+            if not columns or re.search("unexpected end|field limit", str(error)):  # what follows is in that one cell
                 raise DataError(f"line {line}: {error}, is a quote opened and not closed?") from error
             yield Fault(f"cells that cannot be told apart ({error})"), line
             continue
@@ -79,6 +96,8 @@ def read_csv(file: TextIO, sep: str) -> Iterator[tuple[Row, int]]:
             return
         if cells and not columns:
             columns = [name or f"Unnamed: {place}" for place, name in enumerate(cells)]
+            if len(columns) > MOST_COLUMNS:
+                raise DataError(f"line {line}: {len(columns):,} columns are more than the {MOST_COLUMNS:,} of a row.")
             if len(set(columns)) < len(columns):
                 raise DataError(f"line {line}: two columns of {', '.join(columns)} have one name.")
         elif cells and len(cells) != len(columns):
@@ -89,13 +108,19 @@ def read_csv(file: TextIO, sep: str) -> Iterator[tuple[Row, int]]:
 
 def read_json(file: TextIO, field: str | None) -> Iterator[tuple[Row, int]]:
     """The rows of JSON Lines or of a document, which the first lines tell apart."""
-    head = list(islice(file, 20))
+    pieces = read_pieces(file)
+    head = list(islice(pieces, 20))
     start = next((text.lstrip() for text in head if not text.isspace()), "")
-    if field is None and not start.startswith("[") and any(map(is_row, head)):
-        lines = ((text, line) for line, text in enumerate(chain(head, file), start=1) if not text.isspace())
-        yield from ((parse_line(text), line) for text, line in lines)
-    else:
+    if field is not None or start.startswith("["):
         items = read_document(file, "".join(head), field)
+        yield from ((checked_row(value, text), line) for value, text, line in items)
+        return
+    head = list(whole_lines(head))
+    if any(map(is_row, head)):
+        lines = enumerate(whole_lines(chain(head, pieces)), start=1)
+        yield from ((parse_line(text), line) for line, text in lines if not text.isspace())
+    else:
+        items = read_document(file, "".join(head), None)
         yield from ((checked_row(value, text), line) for value, text, line in items)
 
 
@@ -125,6 +150,10 @@ def checked_row(value: Any, text: str) -> Row:
             )
         if half:
             return Fault(f"{place} has half a character ({half!a})")
+    if isinstance(value, dict) and len(value) > MOST_COLUMNS:
+        return Fault(f"{len(value):,} fields are more than the {MOST_COLUMNS:,} of a row")
+    if isinstance(value, dict) and text.count("[") + text.count("{") > MOST_LEVELS and is_deeper(value, MOST_LEVELS):
+        return Fault(f"nested deeper than {MOST_LEVELS} levels")
     if isinstance(value, dict):
         return value
     if isinstance(value, str):
@@ -134,6 +163,15 @@ def checked_row(value: Any, text: str) -> Row:
     if isinstance(value, Exception):
         return Fault(one_line(value))
     return Fault(f"should be an object with the row's fields, not {short(value)}")
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings stand within each other in more levels than these."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [item for part in layer for item in (part.values() if isinstance(part, dict) else part)]
+        layer = [item for item in layer if isinstance(item, dict | list)]
+    return bool(layer)
 
 
 def has_lone_surrogate(text: str) -> bool:

@@ -1,10 +1,13 @@
 """Tokenizer, chat template and weights, from the config's `model`."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,16 +21,21 @@ from transformers import (
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.encoding.template_limits import check_template_ends
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
+from sft_recipes.modeling.weight_checks import check_weights
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
+
+log = logging.getLogger(__name__)
 
 
 def load_tokenizer(model: ModelOptions) -> tuple[PreTrainedTokenizerFast, str, list[int]]:
     """The tokenizer as it is saved and served, the chat template with its markers, and the ids of new tokens."""
     tokenizer = load_own_tokenizer(model)
-    return tokenizer, *prepare_with(tokenizer, model)
+    template, new = prepare_with(tokenizer, model)
+    return tokenizer, template, tokens_without_rows(model, tokenizer, new)
 
 
 def has_own_template(model: ModelOptions) -> bool:
@@ -47,8 +55,39 @@ def load_own_tokenizer(model: ModelOptions) -> PreTrainedTokenizerFast:
 
 def prepare_with(tokenizer: PreTrainedTokenizerFast, model: ModelOptions) -> tuple[str, list[int]]:
     """What `prepare_tokenizer` gives for the config's `model`."""
+    check_own_template(tokenizer, model.chat_template)
     settings, day = model.chat_template_kwargs, model.template_date
     return prepare_tokenizer(tokenizer, model.chat_template, True, settings, day, bos=model.bos)
+
+
+def tokens_without_rows(options: ModelOptions, tokenizer: PreTrainedTokenizerFast, new: list[int]) -> list[int]:
+    """The `new` tokens and, before them, those of the tokenizer that the base has no embedding row for.
+
+    All of them are filled and trained alike, and an adapter saves them: rows that were filled one way in training and
+    another when the model is loaded would make two models.
+    """
+    try:
+        rows = load_model_config(options).get_text_config().vocab_size
+    except ConfigError:  # a tokenizer alone
+        return new
+    missing = range(rows, len(tokenizer) - len(new))
+    if not missing or load_adapter_config(options.id):  # which has the rows
+        return new
+    log.warning(
+        "%s has embedding rows for %d of its tokenizer's %d tokens. The others get rows, which are trained as those of "
+        "new tokens are.", options.id, rows, missing.stop,
+    )  # fmt: skip
+    return [*missing, *new]
+
+
+def check_own_template(tokenizer: PreTrainedTokenizerFast, choice: str | None = None) -> None:
+    """Raises ConfigError where the tokenizer's own template, or that of a file, has no end."""
+    texts = tokenizer.chat_template if choice is None else None
+    if choice and Path(choice).is_file():
+        texts = Path(choice).read_text(encoding="utf-8")
+    for text in texts.values() if isinstance(texts, dict) else [texts]:
+        if text:
+            check_template_ends(text)
 
 
 def model_folder(id: str) -> str:
@@ -119,6 +158,7 @@ def load_model(
 ) -> PreTrainedModel | PeftModel:
     """The base model, with an embedding for every token and the stop tokens in its generation config."""
     model = load_weights(options, quantization, frozen, tokenizer, new)
+    check_weights(model, options.id)
     ids = [*tokenizer.convert_tokens_to_ids(list(stops)), *stop_token_ids(model.generation_config)]
     model.generation_config.eos_token_id = list(dict.fromkeys(ids))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -150,7 +190,7 @@ def load_weights(
     dtype = options.dtype or ("bfloat16" if frozen and half else "float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, quantization_config=quantization, **rest)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, UnpicklingError, SafetensorError) as error:  # pickles are read as tensors alone
         raise ConfigError(f"model: {one_line(error)[:300]}") from error
     except OSError as error:
         raise model_not_found(id, error) from error

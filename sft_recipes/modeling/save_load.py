@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import create_repo, upload_folder, whoami
-from omegaconf import OmegaConf
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -16,11 +15,18 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import has_generation_markers
 
+from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, explained_files_of, one_line
 from sft_recipes.modeling.inference import stop_token_ids
-from sft_recipes.modeling.loading import load_adapter_config, load_model_config, load_weights, model_folder
+from sft_recipes.modeling.loading import (
+    check_own_template,
+    load_adapter_config,
+    load_model_config,
+    load_weights,
+    model_folder,
+)
 from sft_recipes.modeling.sentencepiece_model import save_sentencepiece_model
 
 log = logging.getLogger(__name__)
@@ -140,12 +146,21 @@ def load_run(
     finished run.
     """
     check_finished_run(run := Path(run))
+    with explained_files_of(run):
+        return load_finished_run(run, dtype, dequantize, trust_remote_code)
+
+
+def load_finished_run(
+    run: Path, dtype: str | None, dequantize: bool, trust_remote_code: bool
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
+    """What `load_run` does with the folder of a finished run."""
     folder, config = model_folder(str(run)), saved_config(run)
     kept = ("attn_implementation", "dtype")
     options = ModelOptions(folder, **{key: value for key, value in config["model"].items() if key in kept})
     options = replace(options, dtype=dtype or options.dtype, trust_remote_code=trust_remote_code)
     check_remote_code(options)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    check_own_template(tokenizer)
     if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     quantization = saved_quantization(folder)
@@ -217,5 +232,4 @@ def saved_config(run: Path) -> dict[str, Any]:
     """The run's composed config, with empty `model` and `data` where there is none (a merged model's folder)."""
     own = run.parent if run.name == "model" else run  # no other parent decides anything
     file = own if (own / ".hydra" / "config.yaml").is_file() else None
-    values = OmegaConf.to_container(OmegaConf.load(file / ".hydra" / "config.yaml")) if file else {}
-    return {"model": {}, "data": {}} | values
+    return {"model": {}, "data": {}} | (load_yaml(file / ".hydra" / "config.yaml") if file else {})

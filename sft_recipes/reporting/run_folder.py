@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sft_recipes.config.nested_values import as_mapping
+from sft_recipes.config.nested_values import as_mapping, load_yaml
 from sft_recipes.errors import ConfigError, mask_secrets, one_line
+
+MOST_BYTES = 1 << 28  # of metrics.json, answers.jsonl and the like
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(text.split("\n"), start=1):
             try:
                 rows += [dict(json.loads(line))] if line.strip() else []
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from error
         return rows
 
@@ -83,14 +83,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def read_yaml(path: Path) -> Any:
     """A YAML file's value, None where there is no file; raises ConfigError where it is no YAML."""
-    return parse_file(path, yaml.safe_load, "YAML")
+    return load_yaml(path) if path.is_file() else None
 
 
 def parse_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
     """The parsed file, None where there is no file; raises ConfigError where it cannot be parsed."""
     try:
+        if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than a run writes")
         return parse(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as {kind}: {one_line(error)}.") from error
 
 

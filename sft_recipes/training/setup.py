@@ -129,6 +129,8 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     data, rows, stream = prepare_rows(config, encoder, arguments)
     if config.mode == "train":
         check_steps(arguments, None if stream else len(rows))
+    for part in (data.train, data.held_out):
+        check_positions(config, int(row_lengths(part).max(initial=0)), "The longest row in tokens")
     warn_of_other_tokens(tokenizer, data.train[:SENTENCEPIECE_ROWS]["input_ids"])
     inputs = build_eval_inputs(config, data, tokenizer)
     check_best_model_metric(arguments.metric_for_best_model, inputs)
@@ -152,9 +154,14 @@ def check_model_config(config: Config, arguments: SFTConfig) -> None:
         raise ConfigError(f"trainer.router_aux_loss_coef is for mixtures of experts, which {config.model.id} is not.")
     if config.model.attn_implementation == "flex_attention" and arguments.device.type == "cpu":
         raise ConfigError("model.attn_implementation=flex_attention trains on a GPU only. Leave it out.")
-    positions = getattr(shape, "max_position_embeddings", None)
-    if positions and arguments.max_length and arguments.max_length > positions:
+    check_positions(config, arguments.max_length, "trainer.max_length")
+
+
+def check_positions(config: Config, length: int | None, where: str) -> None:
+    """Raises ConfigError for a length in tokens that is beyond the positions that the model knows."""
+    positions = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
+    if positions and length and length > positions:
         raise ConfigError(
-            f"trainer.max_length={arguments.max_length} is beyond the {positions} positions of {config.model.id}. "
-            f"Write at most {positions}, or model.max_position_embeddings={arguments.max_length} to train it on more."
+            f"{where} is {length}, beyond the {positions} positions of {config.model.id}. Write "
+            f"trainer.max_length={positions} or less, or model.max_position_embeddings={length} to train it on more."
         )

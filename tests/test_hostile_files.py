@@ -1,0 +1,161 @@
+"""Files that somebody made to do harm get one line each, soon and in little memory, from every command that opens them."""
+
+import gzip
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from sft_recipes import chat, load_run, report
+from sft_recipes import merge as merging
+from sft_recipes.encoding.template_limits import check_template_ends
+from sft_recipes.errors import ConfigError
+from support.commands import SHORT_ROWS_RUN
+from support.paths import ROOT
+
+# Reads each file in 1 GiB and says what it got in how many seconds
+READER = """import resource, sys, time
+from sft_recipes.data.reading import Fault, read_file
+from sft_recipes.errors import DataError
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+for path in sys.argv[1:]:
+    started = time.process_time()
+    try:
+        found = [str(row) for row, _ in read_file(path, path.split(".")[1]) if isinstance(row, Fault)]
+    except DataError as error:
+        found = [str(error)]
+    assert time.process_time() - started < 20, path
+    print(path, "; ".join(found))
+"""
+NESTED = "[" * 5000 + "]" * 5000
+ROWS = {
+    "deep.json": (f'{{"a": {NESTED}}}\n', "nested too deeply"),
+    "less_deep.json": (f'{{"a": {"[" * 400 + "]" * 400}}}\n', "nested deeper than 100 levels"),
+    "deep_document.json": (f'[\n{{"a": {NESTED}}}\n]', "nested too deeply"),
+    "bomb.json": (b"0" * (1 << 28), "longer than 16,777,216 characters"),
+    "bomb_in_quotes.json": (b'[{"a": "' + b"0" * (1 << 28), "longer than 16,777,216 characters"),
+    "bomb.csv": (b"0" * (1 << 28), "longer than 16,777,216 characters"),
+    "bomb.text": (b"0" * (1 << 28), "longer than 16,777,216 characters"),
+    "open_quote.csv": ("a,b\n\"" + "x\n" * (1 << 24), "is a quote opened and not closed?"),
+    "row_of_50_megabytes.json": (json.dumps({"instruction": "x" * 50_000_000, "output": "y"}), "longer than 16,777,216"),
+    "columns.csv": (",".join(f"c{place}" for place in range(100_000)) + "\n", "100,000 columns are more than the 10,000"),
+    "columns.json": (json.dumps(dict.fromkeys(map(str, range(100_000)), 1)), "100,000 fields are more than the 10,000"),
+    "digits.json": (f'{{"a": {"9" * 5000}}}\n{{"a": 1e400}}\n', "is too large"),
+}  # fmt: skip
+
+
+def test_hostile_rows_get_a_line_in_one_gibibyte(tmp_path):
+    for name, (content, _) in ROWS.items():
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content, 1) if "bomb" in name else content)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *ROWS], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert [name for name, (_, line) in ROWS.items() if line not in lines[name] or len(lines[name]) > 600] == []
+
+
+def test_a_long_array_on_one_line_is_no_bomb(tmp_path):
+    from sft_recipes.data.reading import read_file
+
+    (tmp_path / "a.json").write_text(json.dumps([{"a": "x" * 1000}] * 20_000))
+    assert sum(row == {"a": "x" * 1000} for row, _ in read_file(str(tmp_path / "a.json"), "json")) == 20_000
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, f"a: {NESTED}", f"a: {'x' * (1 << 21)}", "- 1", "model: 3"])
+def test_a_yaml_that_expands_is_no_config(command, tmp_path, text):
+    (tmp_path / "my.yaml").write_text(text)
+    for folder in ("conf/recipe", "run/.hydra"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text("# @package _global_\n" + text)
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text(text)
+    doors = [["my.yaml", "model=tiny", "data=tiny"], ["-cd", "conf", "+recipe=theirs", "model=tiny", "data=tiny"],
+             ["resume", "run"], ["data=tiny", "mode=evaluate", "evaluate.run=run"]]  # fmt: skip
+    for door in doors:
+        code, _, said = command(*door, "mode=preview") if "run" not in door[-1] else command(*door)
+        assert code == 2 and "Traceback" not in said and len(said.splitlines()[-1]) < 600
+
+
+METRICS = {
+    "numbers of 400 digits": {"train_loss": 10**400, "steps": 10**400, "train_seconds": 10**400, "history": [{"step": 10**400, "loss": 10**400}]},
+    "infinite numbers": {"train_loss": 1e308, "history": [{"step": 1, "loss": 1e308}, {"step": 2, "loss": -1e308}]},
+    "other types": {"history": {"a": 1}, "before": [1], "after": "x", "warnings": 3, "environment": 7},
+    "types within": {"history": [{"step": "x", "loss": "y"}, [1]], "after": {"held_out": 3, "lm_eval": [1]}, "weight_change": {"a": "b"}},
+    "a list": [1, 2],
+}  # fmt: skip
+ANSWERS = ['{"prompt": 1, "reference": {"a": []}, "base": null, "tuned": 10}\n', f'{{"prompt": {NESTED}}}\n', "[1]\n", "{}\n",
+           '{"prompt": ' + "9" * 5000 + "}\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("answers", ANSWERS)
+@pytest.mark.parametrize("kind", METRICS)
+def test_crafted_metrics_and_answers_get_a_report_or_a_line(tmp_path, kind, answers, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS[kind]))
+    (tmp_path / "answers.jsonl").write_text(answers)
+    try:
+        report.main([str(tmp_path)])
+    except SystemExit as left:
+        assert left.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    else:
+        assert (tmp_path / "report.html").is_file()
+
+
+class Harm:
+    def __reduce__(self):
+        return (os.mkdir, ("it_ran",))
+
+
+@pytest.fixture
+def hostile_model(tmp_path, monkeypatch, tokenizer_folder):
+    """A run's folder with a tiny Llama's config, a tokenizer and, in the place of weights, a pickle that makes a folder."""
+    monkeypatch.chdir(tmp_path)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 16,
+              "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+    (tmp_path / "run").mkdir()
+    os.system(f"cp -r {tokenizer_folder('neox')} {tmp_path}/run/model")
+    (tmp_path / "run" / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
+    return tmp_path / "run"
+
+
+def test_pickled_weights_get_a_line_and_run_nothing(hostile_model, command, capfd):
+    for opened in (lambda: load_run(hostile_model), lambda: merging.merge(hostile_model, "out")):
+        with pytest.raises(ConfigError, match="it cannot be used|do not hold what a run writes|model:"):
+            opened()
+    for main, rest in ((chat.main, ["--prompt", "x"]), (merging.main, ["--out", "out"])):
+        with pytest.raises(SystemExit) as left:
+            main([str(hostile_model), *rest])
+        assert left.value.code == 2 and "Traceback" not in capfd.readouterr().err
+    code, _, said = command(*SHORT_ROWS_RUN, f"model.id={hostile_model}/model", "model.chat_template=chatml", "trainer.check_memory=false")  # fmt: skip
+    assert code == 2 and "Traceback" not in said and not os.path.exists("it_ran")
+
+
+TEMPLATES = {
+    "does not end": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "writes more than memory holds": "{{ 'a' * 10 ** 10 }}",
+    "(writes more than memory|does not end)": "{% for a in range(9999) %}{{ 'a' * 99999 }}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TEMPLATES)
+def test_a_template_without_an_end_gets_a_line(hostile_model, monkeypatch, fault):
+    monkeypatch.setattr("sft_recipes.encoding.template_limits.SECONDS", 3)
+    (hostile_model / "model" / "chat_template.jinja").write_text(TEMPLATES[fault])
+    with pytest.raises(ConfigError, match=f"model.chat_template {fault}"):
+        load_run(hostile_model)
+
+
+def test_a_template_that_refuses_is_for_others_to_judge():
+    check_template_ends("{{ raise_exception('no') }}")
+    check_template_ends("{% for message in messages %}{{ message.content }}{% endfor %}")
