@@ -68,7 +68,7 @@ def test_the_wheel_holds_every_config_recipe_template_and_the_tiny_model(sources
 
 
 def test_the_wheel_holds_nothing_but_the_package(installed):
-    assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"sft_recipes", "bin"}
+    assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"sft_recipes", "hydra_plugins", "bin"}
     assert (installed / "bin" / "sft-recipes").is_file()
 
 

@@ -31,6 +31,11 @@ PRIVATE_NAMES = {
         "_yaml_loader": "reads a task's YAML with its includes, without running its functions"
     },
     "modeling/packed_attention.py": {"_attn_implementation": "the attention in force"},
+    "sweeps/job_folders.py": {"hydra._internal": "BasicSweeper, Hydra's own, which the docs tell plugins to follow"},
+    "sweeps/local_gpus.py": {"hydra._internal": "BasicLauncher, as above"},
+    "sweeps/optuna_study.py": {
+        "_return_value": "the exception of a failed job, which return_value would raise at once"
+    },
     "training/resumable_trainer.py": {
         "_get_train_sampler": "a sampler whose order an epoch's number decides, which transformers gives no generator",
         "_init_training_state": "where a resumed run begins",

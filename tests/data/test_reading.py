@@ -316,7 +316,7 @@ def test_other_encodings_are_read_when_they_are_named(read, tmp_path):
 
 def test_a_file_that_is_not_there_and_a_split_that_is_not_there_are_refused(read, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [HELLO])
-    assert "none.jsonl is not here" in error_of(read, tmp_path / "none.jsonl")
+    assert "none.jsonl: there is no such file" in error_of(read, tmp_path / "none.jsonl")
     where = Source(data_files={"train": path})
     with pytest.raises(ConfigError, match="there is no split 'tran' in its files. Did you mean train?"):
         load_rows("data.file", where, "tran") if read is loaded else list(stream_rows("data.file", where, "tran"))

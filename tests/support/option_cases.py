@@ -243,7 +243,6 @@ adapter=qlora adapter.lora.init_lora_weights=pissa
 adapter=qlora adapter.quantization.load_in_8bit=true
 adapter=qlora adapter.quantization.bnb_4bit_quant_type=nope
 adapter=qlora adapter.quantization.bnb_4bit_quant_storage=nope
-adapter=qlora adapter=none adapter.type=none
 adapter.type=prompt_tuning model.chat_template=alpaca
 adapter.type=adalora
 adapter.type=c3a
