@@ -50,7 +50,7 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     check_readers(config)
     folder = open_run_folder(config, folder)
     tokenizer = load_tokenizer(config.model)[0]
-    whole = replace(config, data=replace(config.data, held_out=0))
+    whole = replace(config, sources={name: replace(one, held_out=0) for name, one in config.sources.items()})
     sources = {name: open_source(name, whole) for name, source in config.sources.items() if source.split}
     leaks = LeakFinder.of_sources(config, sources.values())
     curated = curate_sources(

@@ -269,7 +269,7 @@ def test_a_source_holds_out_rows_of_its_own_number_or_those_of_all_sources():
         "prose": 0,
     }
     assert error_of(composed, "+recipe=tiny", "data.prose.held_out=1.0").startswith(
-        "data.prose.held_out=1.0 is neither"
+        "data.prose: held_out=1.0 is neither"
     )
 
 
