@@ -91,7 +91,8 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
         raise DataError(f"{where}: {asked} cannot be read: {one_line(error.__cause__ or error)[:300]}.") from error
     except (FileNotFoundError, ConnectionError) as error:
         if source.path in (None, *BUILDERS.values()) and "://" not in str(asked):
-            raise ConfigError(f"{where}.data_files={asked}: there is no such file. {one_line(error)[:160]}.") from error
+            which = "" if isinstance(asked, str) else f" {one_line(error)[:160]}."
+            raise ConfigError(f"{where}.data_files={asked}: there is no such file.{which}") from error
         raise ConfigError(
             f"{where}: {source.path or asked} is not here and could not be downloaded. Offline, give your own rows: "
             f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
