@@ -101,7 +101,7 @@ def in_process(side: str, kind: str, arguments: list[str]) -> dict[str, float] |
 
 
 def encoded(options: argparse.Namespace) -> tuple[Dataset, Any, str]:
-    """As many real rows as the steps need, as ids and labels; the tokenizer, and its stop token."""
+    """As many real rows as the steps need, as ids and labels; the tokenizer, and its stop tokens."""
     tokenizer, template = neox(options.data)
     encoder = Encoder(tokenizer, template)
     talks = [FILES[name](row) for name, rows in real_rows(options.data).items() for row in rows.select(range(300))]
@@ -122,10 +122,10 @@ def base(options: argparse.Namespace) -> str:
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """Our model, our packing over all rows, our attention on a CPU; TRL's trainer."""
-    rows, tokenizer, stop = encoded(options)
+    rows, tokenizer, stops = encoded(options)
     adapter = AdapterOptions() if options.kinds == "full" else AdapterOptions("lora", LORA)
     peft, quantization = build_peft_config(adapter), BitsAndBytesConfig(**NF4) if options.kinds == "qlora" else None
-    model = load_model(ModelOptions(base(options)), quantization, peft is not None, tokenizer, stop, [])
+    model = load_model(ModelOptions(base(options)), quantization, peft is not None, tokenizer, stops, [])
     rows = pack_rows(rows, options.length, seed=0)
     trainer = SupervisedTrainer(model, settings(options, packing=True), train_dataset=rows, processing_class=tokenizer,
                                 peft_config=prepare_peft_config(peft, model, []))  # fmt: skip

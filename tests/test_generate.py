@@ -14,6 +14,7 @@ from sft_recipes.data.prepare import prepare_data
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.generate import generate
+from sft_recipes.making.model_replies import LocalModel
 from sft_recipes.making.self_instruct import TaskPool, measure_rouge_l, parse_instances, read_seed_tasks
 from sft_recipes.modeling.loading import load_tokenizer
 from support.configs import composed, error_of
@@ -196,6 +197,12 @@ def test_replay_is_text_of_the_model_s_own_and_a_run_reads_it(tmp_path):
     config = composed("model=tiny", "data=file", f"data.file.data_files={tmp_path}/made.jsonl", "data.held_out=0")
     tokenizer, template, _ = load_tokenizer(config.model)
     assert len(prepare_data(config, Encoder(tokenizer, template), 256).train) == 6
+
+
+def test_the_config_s_model_stops_at_its_template_s_stop_token_and_at_no_letter():
+    teacher = LocalModel(composed("model=tiny", "data=tiny", "model.chat_template=chatml"))
+    stops = teacher.tokenizer.convert_ids_to_tokens(teacher.model.generation_config.eos_token_id)
+    assert set(stops) == {"<|im_end|>", "<|endoftext|>"}
 
 
 def test_replay_at_an_endpoint_asks_for_completions_of_nothing(teacher, tmp_path):

@@ -110,9 +110,9 @@ class LocalModel:
 
     def __init__(self, config: Config):
         self.tokenizer, template, self.new_token_ids = load_tokenizer(config.model)
-        stop = Encoder(self.tokenizer, template).stop
+        stops = Encoder(self.tokenizer, template).answers.stops
         quantization = build_quantization_config(config.adapter)
-        self.model = load_model(config.model, quantization, True, self.tokenizer, stop, self.new_token_ids)
+        self.model = load_model(config.model, quantization, True, self.tokenizer, stops, self.new_token_ids)
         if torch.cuda.is_available() and quantization is None:
             self.model.to("cuda")
         self.name, self.at_once, self.options = config.model.id, config.generate.batch_size, config.generate
