@@ -1,8 +1,9 @@
 """The shares of a mixture: which rows of each source are drawn, and how often; of a stream, whose row is next."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,7 @@ class Part:
     beside: bool = False  # raw text that mix.raw_text is about
     rows: np.ndarray | None = None  # their places in the table …
     amounts: np.ndarray | None = None  # … and what each of them is in `unit`; a stream does not know its rows
-    taken: int = 0  # in `unit`
-    tokens: int = 0
+    taken: Counter = field(default_factory=Counter)  # by unit
 
 
 def mix_rows(config: Config, data: TrainingData) -> TrainingData:
@@ -43,10 +43,9 @@ def mix_rows(config: Config, data: TrainingData) -> TrainingData:
     parts = find_parts(config, data.train, sizes)
     drawn, audit = draw_parts(config, parts, sizes["tokens"]), {}
     for name, part in parts.items():
-        counts = {unit: int(size[drawn[name]].sum()) for unit, size in sizes.items()}
-        part.taken, part.tokens = counts[part.unit], counts["tokens"]
-        audit[name] = data.audit[name] | {"kept": counts["rows"], "tokens": counts["tokens"]}
-        audit[name] |= {"supervised_tokens": counts["tokens with loss"]}
+        part.taken.update({unit: int(size[drawn[name]].sum()) for unit, size in sizes.items()})
+        audit[name] = data.audit[name] | {"kept": part.taken["rows"], "tokens": part.taken["tokens"]}
+        audit[name] |= {"supervised_tokens": part.taken["tokens with loss"]}
     if config.mix.total or config.mix.raw_text is not None or any(part.share for part in config.sources.values()):
         audit = {name: audit[name] | {"mix": entry} for name, entry in describe_mixture(parts).items()}
     order = np.concatenate([drawn[name] for name in parts])
@@ -83,7 +82,10 @@ def make_parts(config: Config, is_raw: Mapping[str, bool]) -> dict[str, Part]:
 
 
 def draw_parts(config: Config, parts: Mapping[str, Part], tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """For each source the places of its rows in the mixture: first of conversations, then of raw text beside them."""
+    """For each source the places of its rows in the mixture: first of conversations, then of raw text beside them.
+
+    Several sources of raw text share `mix.raw_text` in proportion to their size.
+    """
     mix, seed = config.mix, config.seed
     talks = {name: part for name, part in parts.items() if not part.beside}
     have = {name: int(part.amounts.sum()) for name, part in talks.items()}
@@ -94,8 +96,11 @@ def draw_parts(config: Config, parts: Mapping[str, Part], tokens: np.ndarray) ->
         part.share = shares[name]
     drawn = {name: draw_rows(mix, name, part, wanted[name], seed) for name, part in talks.items()}
     said = sum(int(tokens[rows].sum()) for rows in drawn.values())
-    for name in parts.keys() - talks.keys():
-        drawn[name] = draw_rows(mix, name, parts[name], said * parts[name].share / (1 - mix.raw_text), seed)
+    beside = {name: part for name, part in parts.items() if part.beside}
+    size = sum(int(part.amounts.sum()) for part in beside.values())
+    for name, part in beside.items():
+        part.share = mix.raw_text * int(part.amounts.sum()) / max(1, size)
+        drawn[name] = draw_rows(mix, name, part, said * part.share / (1 - mix.raw_text), seed)
     return drawn
 
 
@@ -151,10 +156,8 @@ def draw_rows(mix: MixOptions, name: str, part: Part, wanted: float, seed: int) 
     where the source would be repeated too often.
     """
     have = int(part.amounts.sum())
-    if part.beside and mix.when_short == "shrink":
-        wanted = min(wanted, have)
     if wanted > have * (1 + 1e-9):
-        check_repeats(mix, name, part, wanted, have)
+        wanted = check_repeats(mix, name, part, wanted, have)
     times = int(wanted // have) if have else 0
     order = np.random.default_rng(seed).permutation(len(part.amounts))
     sums = np.concatenate([[0], np.cumsum(part.amounts[order])])
@@ -162,14 +165,20 @@ def draw_rows(mix: MixOptions, name: str, part: Part, wanted: float, seed: int) 
     return part.rows[np.sort(np.concatenate([np.tile(np.arange(len(order)), times), rest]))]
 
 
-def check_repeats(mix: MixOptions, name: str, part: Part, wanted: float, have: int) -> None:
-    """Warns that a source is repeated; raises ConfigError where it may not be, or not so often."""
+def check_repeats(mix: MixOptions, name: str, part: Part, wanted: float, have: int) -> float:
+    """How much is taken of a source that has less than is wanted, with a warning.
+
+    Raises ConfigError where it may not be repeated, or not so often.
+    """
     share = f"mix.raw_text={mix.raw_text:g}" if part.beside else f"data.{name}.share={part.share:.3g}"
     found = f"{share} is {wanted:,.0f} {part.unit} of this mixture, and data.{name} has {have:,}"
+    if mix.when_short == "shrink":
+        log.warning("%s: they are taken once.", found)
+        return have
     most = 1 if mix.when_short == "raise" else mix.max_repeat
     if wanted <= most * have:
         log.warning("%s: they are repeated %.2f times.", found, wanted / have)
-        return
+        return wanted
     often = f", which {wanted / have:.1f} times its rows would make" if have and most > 1 else ""
     fits = "" if part.beside else f", mix.total={int(most * have / part.share)}"
     more = "mix.when_short=repeat" if most == 1 else f"mix.max_repeat above {mix.max_repeat:g}"
@@ -178,14 +187,13 @@ def check_repeats(mix: MixOptions, name: str, part: Part, wanted: float, have: i
 
 def describe_mixture(parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
     """For each source what share was asked of it, what it got, in which unit, and how often its rows were taken."""
-    talks = sum(part.taken for part in parts.values() if not part.beside)
-    tokens = sum(part.tokens for part in parts.values())
     found = {}
     for name, part in parts.items():
-        got = part.taken / max(1, tokens if part.beside else talks)
+        whole = sum(other.taken[part.unit] for other in parts.values() if part.beside or not other.beside)
+        got = part.taken[part.unit] / max(1, whole)
         found[name] = {"asked": round(part.share, 6), "got": round(got, 6), "of": part.unit}
         if part.amounts is not None and (have := int(part.amounts.sum())):
-            found[name]["times"] = round(part.taken / have, 4)
+            found[name]["times"] = round(part.taken[part.unit] / have, 4)
     return found
 
 
@@ -207,16 +215,12 @@ class StreamMixture:
 
     def next_source(self) -> str:
         """The name of the source whose row comes next."""
-        raw, all_of_them = (
-            sum(part.tokens for part in self.parts.values() if part.beside or not only) for only in (True, False)
-        )
-        behind = raw < self.raw_text * all_of_them
+        raw = sum(part.taken["tokens"] for part in self.parts.values() if part.beside)
+        behind = raw < self.raw_text * sum(part.taken["tokens"] for part in self.parts.values())
         chosen = [name for name, part in self.parts.items() if part.beside == behind]
-        return min(chosen, key=lambda name: self.parts[name].taken / self.parts[name].share)
+        return min(chosen, key=lambda name: self.parts[name].taken[self.parts[name].unit] / self.parts[name].share)
 
     def take(self, name: str, labels: np.ndarray) -> None:
         """Counts a row that was taken of a source."""
-        part = self.parts[name]
-        part.tokens += len(labels)
-        counts = {"rows": 1, "tokens": len(labels), "tokens with loss": int((labels != IGNORE_INDEX).sum())}
-        part.taken += counts[part.unit]
+        carries = int((labels != IGNORE_INDEX).sum())
+        self.parts[name].taken.update({"rows": 1, "tokens": len(labels), "tokens with loss": carries})

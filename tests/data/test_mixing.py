@@ -32,7 +32,7 @@ def mixed(encoder, tmp_path):
         sources = {}
         for place, (name, number) in enumerate(rows.items()):
             talks = question_rows(number, first=1000 * place, answer=answers.get(name, "Yes."))
-            if name == "prose":
+            if name.startswith("prose"):
                 talks = [{"text": f"Prose number {n} goes on for a while."} for n in range(number)]
             if not (path := tmp_path / f"{name}.jsonl").exists():
                 write_jsonl(path, talks)
@@ -106,8 +106,23 @@ def test_raw_text_is_a_share_of_all_tokens_beside_the_conversations(mixed):
     tokens = row_lengths(data.train)[flat_values(data.train, "source") == 1]
     assert len(rows_of(data, 0)) == 200
     assert abs(tokens.sum() / row_lengths(data.train).sum() - 0.1) < tokens.max() / row_lengths(data.train).sum()
-    assert data.audit["prose"]["mix"]["of"] == "tokens" and data.audit["a"]["mix"]["asked"] == 1
+    assert data.audit["prose"]["mix"]["of"] == "tokens"
+    assert (data.audit["a"]["mix"]["asked"], data.audit["a"]["mix"]["got"]) == (1, 1)  # of the conversations
     assert rows_of(mixed({"a": 200, "prose": 400}, raw_text=0), 1) == []
+
+
+def test_sources_of_raw_text_share_it_in_proportion_to_their_size(mixed):
+    data = mixed({"a": 200, "prose": 300, "prose_2": 100}, raw_text=0.1)
+    large, small = (data.audit[name]["mix"] for name in ("prose", "prose_2"))
+    assert large["asked"] / small["asked"] == pytest.approx(3, rel=0.05)  # their rows are nearly equally long
+    assert large["got"] + small["got"] == pytest.approx(0.1, abs=0.005)
+
+
+def test_raw_text_that_runs_out_where_a_mixture_shrinks_is_said(mixed, caplog):
+    data = mixed({"a": 200, "prose": 5, "prose_2": 5}, raw_text=0.5, when_short="shrink")
+    assert [data.audit[name]["mix"]["times"] for name in ("prose", "prose_2")] == [1, 1]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 2 and all(re.search(r"data.prose\w* has \d+: they are taken once.$", line) for line in said)
 
 
 def test_raw_text_that_is_asked_for_by_its_name_is_one_token_of_a_hundred():
