@@ -104,6 +104,17 @@ class MadeRows:
         """Shows progress towards so many rows."""
         self.bar = tqdm(total=wanted, initial=len(self.rows), desc=self.options.what)
 
+    def rounds(self, wanted: int, seed: int) -> Iterator[int]:
+        """A seed for each round of requests, until there are so many rows or IDLE rounds brought nothing new."""
+        self.start(wanted)
+        idle = 0
+        while len(self.rows) < wanted and idle < IDLE:
+            before = len(self.rows)
+            yield seed + before + 1000 * idle
+            idle = 0 if len(self.rows) > before else idle + 1
+        if len(self.rows) < wanted:
+            log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(self.rows), wanted)
+
     def close(self, path: Path) -> None:
         """Writes the account."""
         if self.bar is not None:
@@ -145,14 +156,11 @@ def make_tasks(model: Model, rows: MadeRows, options: GenerateOptions, seed: int
     wanted = options.rows or 100
     own = list(dict.fromkeys(row["instruction"] for row in rows.rows))
     pool = TaskPool(read_seed_tasks(options.source), own, options.rouge)
-    rows.start(wanted)
-    idle = 0
-    while len(rows.rows) < wanted and idle < IDLE:
-        before, number = len(rows.rows), seed + len(rows.rows) + 1000 * idle
+    for number in rows.rounds(wanted, seed):
         draw = Random(number)
         asked = [
             fill_prompt(options.prompts, "instructions.txt", examples=pool.draw_examples(draw))
-            for _ in range(min(model.at_once, wanted - before))
+            for _ in range(min(model.at_once, wanted - len(rows.rows)))
         ]
         new = []
         for _, reply in rows.ask(model, asked, number):
@@ -175,9 +183,6 @@ def make_tasks(model: Model, rows: MadeRows, options: GenerateOptions, seed: int
         asked = [fill_prompt(options.prompts, files[kinds[text]], instruction=text) for text in new]
         for place, reply in rows.ask(model, asked, number):
             add_instances(rows, new[place], kinds[new[place]], parse_instances(reply.text), model.name, wanted)
-        idle = 0 if len(rows.rows) > before else idle + 1
-    if len(rows.rows) < wanted:
-        log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(rows.rows), wanted)
 
 
 def add_instances(
@@ -218,18 +223,12 @@ def make_answers(model: Model, rows: MadeRows, options: GenerateOptions, seed: i
 
 def make_replay(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
     """Raw text that the model writes when given nothing: replay where its pretraining text is not at hand."""
-    wanted, known, idle = options.rows or 100, {row["text"] for row in rows.rows}, 0
-    rows.start(wanted)
-    while len(rows.rows) < wanted and idle < IDLE:
-        before = len(rows.rows)
-        number = min(model.at_once, wanted - before)
-        for _, reply in rows.ask(model, [""] * number, seed + before + 1000 * idle):
+    wanted, known = options.rows or 100, {row["text"] for row in rows.rows}
+    for number in rows.rounds(wanted, seed):
+        for _, reply in rows.ask(model, [""] * min(model.at_once, wanted - len(rows.rows)), number):
             text = reply.text.strip()
             if not text or text in known:
                 rows.reject("the text is there already" if text else "the text is empty", {"text": text})
                 continue
             known.add(text)
             rows.add({"text": text, "model": model.name})
-        idle = 0 if len(rows.rows) > before else idle + 1
-    if len(rows.rows) < wanted:
-        log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(rows.rows), wanted)
