@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from datasets import Dataset
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import CuratedSources, curate_sources
 from sft_recipes.data.curated_rows import LeakFinder
-from sft_recipes.data.prepare import open_source
+from sft_recipes.data.prepare import count_text, open_source
 from sft_recipes.data.sources import check_readers
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.loading import load_tokenizer
@@ -53,9 +54,7 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     whole = replace(config, sources={name: replace(one, held_out=0) for name, one in config.sources.items()})
     sources = {name: open_source(name, whole) for name, source in config.sources.items() if source.split}
     leaks = LeakFinder.of_sources(config, sources.values())
-    curated = curate_sources(
-        config, sources, lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids), leaks
-    )
+    curated = curate_sources(config, sources, partial(count_text, tokenizer), leaks)
     kept = curated.findings.remaining(len(curated.conversations))
     rows = [plain_row(curated.conversations[place]) for place in kept]
     if config.curation.output == "parquet":

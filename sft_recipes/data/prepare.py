@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.data.audit import (
-    ISSUE_BIT,
     apply_policy,
     check_train_serve_parity,
     count_faults,
@@ -28,7 +28,7 @@ from sft_recipes.data.curate_sources import remove_rows
 from sft_recipes.data.curated_rows import LeakFinder, SourceRows, hold_out_with_twins
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.issues import FIELD_COLUMNS, find_issues
+from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, find_issues
 from sft_recipes.data.long_rows import apply_max_length_policy, mark_long_rows
 from sft_recipes.data.mixing import mix_rows
 from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
@@ -60,7 +60,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     """
     cutting = "keep" if config.smoke else config.data.max_length_policy
     opened = {name: open_source(name, config) for name in config.sources}
-    opened, findings, curation = remove_rows(config, opened, partial(count_text, encoder))
+    opened, findings, curation = remove_rows(config, opened, partial(count_text, encoder.tokenizer))
     leaks = LeakFinder.of_sources(config, opened.values())
     parts = {name: read_source(name, config, encoder, rows, leaks) for name, rows in opened.items()}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
@@ -88,9 +88,9 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out), curation, examples)
 
 
-def count_text(encoder: Encoder, text: str) -> int:
+def count_text(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
     """How many tokens a text has."""
-    return len(encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def open_source(name: str, config: Config) -> SourceRows:
