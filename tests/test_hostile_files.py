@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -43,6 +44,7 @@ ROWS = {
     "row_of_50_megabytes.json": (json.dumps({"instruction": "x" * 50_000_000, "output": "y"}), "longer than 16,777,216"),
     "columns.csv": (",".join(f"c{place}" for place in range(100_000)) + "\n", "100,000 columns are more than the 10,000"),
     "columns.json": (json.dumps(dict.fromkeys(map(str, range(100_000)), 1)), "100,000 fields are more than the 10,000"),
+    "deep_half.json": (f'{{"a": {"[" * 400}"\\ud83d"{"]" * 400}}}\n', "nested deeper than 100 levels"),
     "digits.json": (f'{{"a": {"9" * 5000}}}\n{{"a": 1e400}}\n', "is too large"),
 }  # fmt: skip
 
@@ -123,7 +125,7 @@ def hostile_model(tmp_path, monkeypatch, tokenizer_folder):
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 16,
               "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
     (tmp_path / "run").mkdir()
-    os.system(f"cp -r {tokenizer_folder('neox')} {tmp_path}/run/model")
+    shutil.copytree(tokenizer_folder("neox"), tmp_path / "run" / "model")
     (tmp_path / "run" / "model" / "config.json").write_text(json.dumps(config))
     (tmp_path / "run" / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
     return tmp_path / "run"

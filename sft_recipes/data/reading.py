@@ -111,16 +111,11 @@ def read_json(file: TextIO, field: str | None) -> Iterator[tuple[Row, int]]:
     pieces = read_pieces(file)
     head = list(islice(pieces, 20))
     start = next((text.lstrip() for text in head if not text.isspace()), "")
-    if field is not None or start.startswith("["):
-        items = read_document(file, "".join(head), field)
-        yield from ((checked_row(value, text), line) for value, text, line in items)
-        return
-    head = list(whole_lines(head))
-    if any(map(is_row, head)):
+    if field is None and not start.startswith("[") and any(map(is_row, whole_lines(head))):
         lines = enumerate(whole_lines(chain(head, pieces)), start=1)
         yield from ((parse_line(text), line) for line, text in lines if not text.isspace())
     else:
-        items = read_document(file, "".join(head), None)
+        items = read_document(file, "".join(head), field)
         yield from ((checked_row(value, text), line) for value, text, line in items)
 
 
@@ -140,6 +135,8 @@ def parse_line(text: str) -> Row:
 
 def checked_row(value: Any, text: str) -> Row:
     """The row that stands in `text`; a fault where that is no object, or a string in it is no proper text."""
+    if isinstance(value, dict) and text.count("[") + text.count("{") > MOST_LEVELS and is_deeper(value, MOST_LEVELS):
+        return Fault(f"nested deeper than {MOST_LEVELS} levels")
     broken = not text.isascii() and has_lone_surrogate(text)
     if broken or ("\\u" in text and HALF_CHARACTER.search(text)):
         place, half = next(lone_surrogates(value), ("", ""))
@@ -152,8 +149,6 @@ def checked_row(value: Any, text: str) -> Row:
             return Fault(f"{place} has half a character ({half!a})")
     if isinstance(value, dict) and len(value) > MOST_COLUMNS:
         return Fault(f"{len(value):,} fields are more than the {MOST_COLUMNS:,} of a row")
-    if isinstance(value, dict) and text.count("[") + text.count("{") > MOST_LEVELS and is_deeper(value, MOST_LEVELS):
-        return Fault(f"nested deeper than {MOST_LEVELS} levels")
     if isinstance(value, dict):
         return value
     if isinstance(value, str):
