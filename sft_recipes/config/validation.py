@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
@@ -42,7 +43,8 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
-        raise ConfigError(f"{where}: {one_line(error)}") from error
+        text = one_line(error)  # which may begin with the name of one of the values: held_out=1.0 is …
+        raise ConfigError(f"{where}{'.' if re.split('[ =]', text)[0] in values else ': '}{text}") from error
 
 
 def build_nested(value: Any, hint: Any, where: str) -> Any:

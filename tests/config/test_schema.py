@@ -258,7 +258,7 @@ def test_a_number_out_of_its_range_is_refused(override, line):
 
 def test_a_share_of_exactly_one_is_not_a_row_count():
     line = error_of(composed, "+recipe=tiny", "data.held_out=1.0")
-    assert line == "data: held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
+    assert line == "data.held_out=1.0 is neither a share below 1 nor a whole number of rows. Write 1 for one row."
 
 
 def test_a_source_holds_out_rows_of_its_own_number_or_those_of_all_sources():
@@ -268,9 +268,8 @@ def test_a_source_holds_out_rows_of_its_own_number_or_those_of_all_sources():
         "tiny": 0.02,
         "prose": 0,
     }
-    assert error_of(composed, "+recipe=tiny", "data.prose.held_out=1.0").startswith(
-        "data.prose: held_out=1.0 is neither"
-    )
+    line = error_of(composed, "+recipe=tiny", "data.prose.held_out=1.0")
+    assert line.startswith("data.prose.held_out=1.0 is neither")
 
 
 def test_own_rows_take_the_place_of_a_recipe_s_dataset():
