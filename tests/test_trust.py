@@ -14,7 +14,9 @@ import pytest
 
 from sft_recipes import chat, compose, load_run
 from sft_recipes import merge as merging
+from sft_recipes.config.choices import ConfigFile
 from sft_recipes.config.judge_options import JudgeOptions
+from sft_recipes.config.recipe_trust import is_users_own
 from sft_recipes.config.run_folder import create_dated_folder
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.judge import run_judge
@@ -169,14 +171,18 @@ def test_a_recipe_sets_values_and_runs_no_code(command, tmp_path, recipe, door):
     (tmp_path / "conf" / "recipe" / "other.yaml").write_text("# @package _global_\nseed: 1\n")
     rest = ["model=tiny", "data=tiny", "mode=preview"]
     if door == "compose":
-        if "file" not in recipe:
-            with pytest.raises(ConfigError, match="--trust-recipe"):
-                compose("my.yaml", *rest)
+        with pytest.raises(ConfigError, match="There is no hydra/callbacks" if "file" in recipe else "--trust-recipe"):
+            compose("my.yaml", *rest)  # which looks into no folder of the user's
         return
     given = {"my.yaml": ["-cd", "conf", "my.yaml"], "-cd": ["-cd", "conf", "+recipe=theirs"], "-m": ["-m", "-cd", "conf", "+recipe=other,theirs"]}  # fmt: skip
     code, _, said = command(*given[door], *rest)
     assert code == 2 and "--trust-recipe" in said and len(said.splitlines()) == 1
     assert not (tmp_path / "it_ran").exists() and not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_whose_name_begins_as_ours_is_the_user_s():
+    file = ConfigFile("recipe/mine", "", {}, f"file://{ROOT}/recipes")
+    assert [is_users_own(file._replace(origin=file.origin + more)) for more in ("", "_of_mine")] == [False, True]
 
 
 def test_whoever_trusts_a_recipe_gets_its_log_handler(command, tmp_path):

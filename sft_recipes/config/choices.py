@@ -1,13 +1,14 @@
 """What the files that were chosen and the overrides that were typed do to each other, where nobody would expect it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import create_defaults_list
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
@@ -23,6 +24,7 @@ class ConfigFile(NamedTuple):
     path: str
     place: str
     values: dict[str, Any]  # as they stand: not resolved, ??? where one is missing
+    origin: str  # file://FOLDER, or a scheme of Hydra's
 
 
 def check_choices(composed: DictConfig, hydra: HydraConf) -> None:
@@ -34,7 +36,9 @@ def check_choices(composed: DictConfig, hydra: HydraConf) -> None:
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     values = {override.key_or_group: override.value() for override in parsed}
     picked = {f"{group}/{name}" for group in OPEN_GROUPS for name in as_list(values.get(group))}
-    files = composed_files(hydra)
+    overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
+    every = config_files(GlobalHydra.instance().config_loader(), hydra.job.config_name, overrides)
+    files = [file for file in every if not file.path.startswith("hydra/")]
     for file in files:
         if file.path in picked:
             warn_of_overridden(file, composed, [key for key in values if key not in OPEN_GROUPS])
@@ -48,19 +52,20 @@ def check_choices(composed: DictConfig, hydra: HydraConf) -> None:
         log.info("data.%s is trained on beside data=%s.", name, ",".join(chosen))
 
 
-def composed_files(hydra: HydraConf) -> list[ConfigFile]:
-    """The files that the run's config was composed of, in their order, without Hydra's own."""
-    loader = GlobalHydra.instance().config_loader()
-    overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
-    # Hydra keeps the composed values and not which file each is from, so the files are looked up and read once more
-    found, files = loader.compute_defaults_list(hydra.job.config_name, overrides, RunMode.RUN), []
-    for default in found.defaults:
-        source = next((source for source in loader.get_sources() if source.is_config(default.config_path)), None)
-        if source and default.config_path.partition("/")[0] != "hydra":
-            values = OmegaConf.to_container(source.load_config(default.config_path).config)
-            values.pop("defaults", None)
-            files.append(ConfigFile(default.config_path, default.package or "", values))
-    return files
+def config_files(
+    loader: ConfigLoaderImpl, primary: str, overrides: Sequence[str], skip_missing: bool = False
+) -> Iterator[ConfigFile]:
+    """The files that a config is composed of, in their order, Hydra's own among them.
+
+    Hydra keeps the composed values and not which file each is from, so the files are looked up and read once more.
+    With `skip_missing`, a choice that a sweep makes may still be missing.
+    """
+    parsed, files = loader._parse_overrides_and_create_caching_repo(primary, list(overrides))
+    for default in create_defaults_list(files, primary, parsed, prepend_hydra=True, skip_missing=skip_missing).defaults:
+        found = files.load_config(default.config_path) if default.config_path else None
+        if found:
+            values = OmegaConf.to_container(found.config)
+            yield ConfigFile(default.config_path, default.package or "", values, found.path)
 
 
 def warn_of_overridden(file: ConfigFile, composed: DictConfig, typed: Sequence[str]) -> None:

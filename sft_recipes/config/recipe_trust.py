@@ -5,11 +5,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
+from sft_recipes.config.choices import ConfigFile, config_files
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.config.secrets import check_no_secrets
@@ -31,7 +30,7 @@ def take_trust_flag() -> bool:
     return trusted
 
 
-def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[str], trusted: bool = False) -> None:
+def check_recipes(loader: ConfigLoader, primary: str, overrides: Sequence[str], trusted: bool = False) -> None:
     """Raises ConfigError for a secret in the user's files among those of a config, and unless `trusted` for code.
 
     Code is Hydra's `_target_` and all keys of `hydra` that are not harmless, wherever a file's package puts them. It is
@@ -39,18 +38,12 @@ def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[st
     """
     alternatives = list(expand_sweeps(overrides))
     for alternative in alternatives:
-        parsed, files = loader._parse_overrides_and_create_caching_repo(primary, alternative)
-        partial = len(alternatives) > 1
-        for default in create_defaults_list(files, primary, parsed, prepend_hydra=True, skip_missing=partial).defaults:
-            found = files.load_config(default.config_path) if default.config_path else None
-            if found is None or not is_users_own(found.path, default.config_path):
-                continue
-            values = OmegaConf.to_container(found.config)
-            check_no_secrets(values, default.package or "")
-            for path, value in () if trusted else iterate_leaves(values, default.package or ""):
+        for file in filter(is_users_own, config_files(loader, primary, alternative, len(alternatives) > 1)):
+            check_no_secrets(file.values, file.place)
+            for path, value in () if trusted else iterate_leaves(file.values, file.place):
                 if is_code(path, value):
                     raise ConfigError(
-                        f"{default.config_path}.yaml sets {path}, with which a recipe can run code or write files. "
+                        f"{file.path}.yaml sets {path}, with which a recipe can run code or write files. "
                         f"Type it yourself, or add {FLAG} if you have read the file and trust it."
                     )
 
@@ -65,10 +58,11 @@ def expand_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
             yield from ([*fixed, f"{sweep.get_key_element()}={value}"] for value in sweep.sweep_string_iterator())
 
 
-def is_users_own(path: str, name: str) -> bool:
+def is_users_own(file: ConfigFile) -> bool:
     """Whether a config file is neither ours nor of Hydra or a plugin; a recipe file is stored as `recipe/NAME`."""
-    ours = tuple(f"file://{config_folder(folder)}" for folder in ("conf", "recipes"))
-    return path.startswith("file://") and not path.startswith(ours) or "structured" in path and name[:7] == "recipe/"
+    if file.origin.startswith("file://"):
+        return file.origin not in [f"file://{config_folder(name)}" for name in ("conf", "recipes")]
+    return "structured" in file.origin and file.path.startswith("recipe/")
 
 
 def is_code(path: str, value: Any) -> bool:

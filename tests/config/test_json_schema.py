@@ -1,5 +1,7 @@
 """The JSON schema for editors takes every file of ours and finds a user's mistakes."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -14,9 +16,6 @@ from support.paths import ROOT
 @pytest.fixture(scope="module")
 def validator():
     """Checks a config by what the command prints."""
-    import contextlib
-    import io
-
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         main([])
     schema = json.loads(printed.getvalue())
