@@ -16,7 +16,7 @@ from sft_recipes.config.own_configs import store_recipe_file, store_saved_run
 from sft_recipes.config.recipe_trust import check_recipes
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import validate_kwargs
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError
 
 
 def compose(
@@ -48,9 +48,7 @@ def compose(
             check_choices(composed, composed.hydra)
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
-        except OSError as error:
-            raise ConfigError(one_line(error)) from error
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, OSError) as error:
             raise ConfigError(user_message(error)) from error
         for group, values in groups.items():
             lay_over(composed, group, values)

@@ -61,3 +61,7 @@ def test_a_source_of_ones_own_name_is_added_and_said(caplog):
     with caplog.at_level(logging.INFO):
         assert set(compose("lima", "data.mine.data_files=my.jsonl").sources) == {"lima", "mine"}
     assert "data.mine is trained on beside data=lima." in caplog.messages
+
+
+def test_python_names_a_choice_that_there_is_not_as_the_command_does():
+    assert error_of(compose, "limaa") == "There is no recipe=limaa. Did you mean lima?"
