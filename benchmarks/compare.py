@@ -24,10 +24,10 @@ from hydra.core.global_hydra import GlobalHydra
 from prepare import machine
 
 from sft_recipes.config.hydra_plugin import config_folder
-from sft_recipes.config.schema import parse_adapter
 from sft_recipes.errors import did_you_mean
-from sft_recipes.recipes import compose_recipe, describe_method, recipe_names
+from sft_recipes.recipes import compose_recipe, recipe_names
 from sft_recipes.reporting.provenance import effective_batch_size
+from sft_recipes.reporting.setup_sections import describe_method
 from sft_recipes.reporting.text import render_table
 
 RATE, SHARE, QUESTIONS = 10, 1 / 8, "train[:700]"
@@ -158,7 +158,7 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
     trainer, source = config["trainer"], next(value for value in config["data"].values() if isinstance(value, dict))
     batch = effective_batch_size(trainer)
     on = "all tokens" if source.get("train_on") == "all" or source.get("formatter") == "text" else "answers"
-    method = describe_method(parse_adapter(config["adapter"]))
+    method = describe_method(config["adapter"])
     return [
         name, method, f"{trainer['learning_rate']:.2g}", f"{trainer['num_train_epochs']:g}",
         f"{batch} packed" if trainer["packing"] else str(batch), on, str(found["steps"]),

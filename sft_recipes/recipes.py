@@ -9,10 +9,10 @@ from hydra import compose
 
 from sft_recipes.config.compose import hydra_initialized
 from sft_recipes.config.hydra_plugin import config_folder
-from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.errors import ConfigError, did_you_mean, exit_on_user_error
 from sft_recipes.reporting.provenance import compare_with_source, other_departures
+from sft_recipes.reporting.setup_sections import describe_method
 from sft_recipes.reporting.text import fit_cell, render_table
 
 
@@ -48,20 +48,9 @@ def list_recipes(chosen: list[str]) -> list[list[str]]:
         data = list(config.sources)
         shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
         model = "the embedded one" if name == "tiny" else config.model.id
-        method, memory = describe_method(config.adapter), config.provenance.needs
+        method, memory = describe_method(config.composed["adapter"]), config.provenance.needs
         rows.append([name, fit_cell(source, 50), model, shown, method, memory])
     return rows
-
-
-def describe_method(adapter: AdapterOptions) -> str:
-    """What is trained, in two words.
-
-    >>> describe_method(AdapterOptions("lora", {"r": 64}, quantization={"load_in_4bit": True}))
-    'QLoRA r=64'
-    """
-    if adapter.type == "none":
-        return "full"
-    return f"{'QLoRA' if adapter.quantization else 'LoRA'} r={adapter.settings.get('r', 8)}"
 
 
 def recipe_page(config: Config) -> list[str]:

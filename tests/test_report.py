@@ -228,7 +228,7 @@ def page(tmp_path_factory, request):
 @pytest.mark.parametrize(
     "said",
     [
-        "Model: Qwen/Qwen3-0.6B-Base, every weight, 25.00% of 4,000 parameters; chat template chatml.",
+        "Model: Qwen/Qwen3-0.6B-Base, full fine-tuning, 25.00% of 4,000 parameters; chat template chatml.",
         "Training: learning rate 2e-05, cosine schedule, warmup over 3% of the steps; 3 epochs; "
         "effective batch of 64 rows; rows of at most 2,048 tokens, not packed.",  # 4 × 8 in 2 processes
         "Recipe: +recipe=lima; overrides: seed=1.",

@@ -104,8 +104,8 @@ def fence(text: str) -> str:
 
 def html_text(text: str) -> Markup:
     """A paragraph of HTML, escaped: `code` is code, a line break is one."""
-    escaped = text if isinstance(text, Markup) else escape(printable(str(text)))  # a template's block is escaped
-    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escaped)).replace("\n", "<br>\n"))
+    escaped = str(escape(printable(str(text))))
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escaped).replace("\n", "<br>\n"))
 
 
 def number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:

@@ -36,13 +36,28 @@ def describe_training(trainer: Mapping[str, Any], processes: int = 1) -> str:
     return f"Training: learning rate {values['learning_rate']:g}, {schedule}; {duration}; {batch}; {rows}."
 
 
-def describe_method(run: RunFiles) -> str:
-    """What is trained, and its share of the parameters where that is known."""
-    kind = get_path(run.config, "adapter.type") or "none"
-    kind = {"lora": "LoRA", "none": "every weight"}.get(kind, kind)
-    kind = "QLoRA" if get_path(run.config, "adapter.quantization") else kind
-    trained, all_of_them = (get_number(run.metrics, key) for key in ("trainable_parameters", "parameters"))
-    return f"{kind}, {trained / all_of_them:.2%} of {all_of_them:,} parameters" if trained and all_of_them else kind
+def describe_method(adapter: Mapping[str, Any]) -> str:
+    """What the config's `adapter` trains, in two words.
+
+    >>> describe_method({"type": "lora", "lora": {"r": 64}, "quantization": {"load_in_4bit": True}})
+    'QLoRA r=64'
+    """
+    kind = adapter.get("type") or "none"
+    if kind == "lora":
+        return f"{'QLoRA' if adapter.get('quantization') else 'LoRA'} r={get_path(adapter, 'lora.r') or 8}"
+    return "full" if kind == "none" else str(kind)
+
+
+def describe_model(run: RunFiles) -> str:
+    """The base, how it was trained, the share of the parameters where that is known, and the chat template."""
+    parts = [f"Model: `{shorten_path(get_path(run.config, 'model.id'))}`"]
+    parts.append(f"{describe_method(as_mapping(run.config.get('adapter')))} fine-tuning")
+    trained, parameters = (get_number(run.metrics, key) for key in ("trainable_parameters", "parameters"))
+    if trained and parameters:
+        parts.append(f"{trained / parameters:.2%} of {parameters:,} parameters")
+    template = get_path(run.config, "model.chat_template")
+    named = f"`{shorten_path(template)}`" if template else "of the tokenizer's own"
+    return f"{', '.join(parts)}; chat template {named}."
 
 
 def count_processes(run: RunFiles) -> int:
