@@ -1,4 +1,4 @@
-"""What a user typed, before Hydra sees it."""
+"""The command line: what was typed, before Hydra sees it, and what to type again or next."""
 
 import re
 import shlex

@@ -65,16 +65,13 @@ def class_fields(target: type) -> list[tuple[str, Any, str]]:
     sources = "".join(inspect.getsource(each) for each in reversed(target.__mro__[:-1]))
     # Python keeps no comments, so they are read from the source: one place for a field, its default and what it does
     comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", sources, re.MULTILINE))
+    unused = UNSUPPORTED_OPTIONS if target.__name__ == "SFTConfig" else ()
+    hidden = {"fields", "settings", *unused}  # no keys of a config
     found = []
     for item in fields(target):
-        if item.init and item.name not in ("fields", "settings") and not is_unused(target, item.name):
+        if item.init and item.name not in hidden:
             text = " ".join(str(item.metadata.get("help") or comments.get(item.name, "")).split())
             default = item.default_factory() if item.default_factory is not MISSING else item.default
             default = getattr(default, "value", default)  # of an Enum
             found.append((item.name, "required" if default is MISSING else default, re.split(r"(?<=\.) ", text)[0]))
     return found
-
-
-def is_unused(target: type, name: str) -> bool:
-    """Whether the run sets this field of SFTConfig itself, or has no use for it."""
-    return target.__name__ == "SFTConfig" and name in UNSUPPORTED_OPTIONS

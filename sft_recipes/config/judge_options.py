@@ -48,7 +48,7 @@ class JudgeOptions(EndpointOptions):
             raise ConfigError(f"evaluate.judge.prompt={self.prompt} should hold {' and '.join(missing)}.")
 
 
-def check_key_name(name: str, url: str, place: str = "evaluate.judge") -> None:
+def check_key_name(name: str, url: str, place: str) -> None:
     """Raises ConfigError where a key would go to somebody else's host, or where `name` is the key itself.
 
     A recipe of a stranger's could send any variable to its own endpoint. The first word of the name has to be in the

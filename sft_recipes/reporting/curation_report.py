@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
 from sft_recipes.reporting.figures import styled_subplots
 from sft_recipes.reporting.result_tables import Rows, with_body
+from sft_recipes.reporting.run_folder import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,5 +53,5 @@ def write_curation_report(folder: Path, name: str, record: Mapping[str, Any]) ->
     lengths = Picture(draw_lengths(record["diversity"]["length_counts"]), "lengths.png", "Rows by their lengths")
     values = {"title": f"{name}: curation", "record": record, "tables": curation_tables(record), "lengths": lengths}
     save_pictures(folder, [lengths])
-    (folder / "report.md").write_text(render_markdown("curation.jinja", **values), encoding="utf-8")
-    (folder / "report.html").write_text(render_html("curation.jinja", **values), encoding="utf-8")
+    replace_file(folder / "report.md", render_markdown("curation.jinja", **values))
+    replace_file(folder / "report.html", render_html("curation.jinja", **values))
