@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -89,10 +90,10 @@ class MadeRows:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.rows.append(row)
-        if self.bar is not None:
-            self.bar.update()
-            if self.options.endpoint and (cost := total_cost(self.replies, self.options.endpoint)["cost"]) is not None:
-                self.bar.set_postfix_str(f"cost {cost:g}")
+        drawn = self.bar is not None and self.bar.update()  # not for every row, since all replies are added up
+        if drawn and self.options.endpoint:
+            cost = total_cost(self.replies, self.options.endpoint)["cost"]
+            self.bar.set_postfix_str("" if cost is None else f"cost {cost:g}")
 
     def reject(self, reason: str, row: dict[str, Any]) -> None:
         """Writes what is left out, and why."""
@@ -175,9 +176,8 @@ def make_tasks(model: Model, rows: MadeRows, options: GenerateOptions, seed: int
         kinds = {}
         asked = [fill_prompt(options.prompts, "is_classification.txt", instruction=text) for text in new]
         for place, reply in rows.ask(model, asked, number):
-            kinds[new[place]] = (
-                "classification" if reply.text.lower().lstrip(" *\n").startswith("yes") else "generation"
-            )
+            yes = reply.text.lower().lstrip(" *\n").startswith("yes")
+            kinds[new[place]] = "classification" if yes else "generation"
         files = {"classification": "labelled_instance.txt", "generation": "instance.txt"}
         new = list(kinds)
         asked = [fill_prompt(options.prompts, files[kinds[text]], instruction=text) for text in new]
@@ -203,10 +203,8 @@ def add_instances(
 
 def make_answers(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
     """An answer to each of the user's instructions; those that have one from an earlier call are not asked again."""
-    questions = [
-        question["messages"] for question in read_questions(f"generate.source={options.source}", options.source)
-    ]
-    questions = questions[: options.rows]
+    asked = islice(read_questions(f"generate.source={options.source}", options.source), options.rows)
+    questions = [question["messages"] for question in asked]
     for row in rows.rows:
         if row.get("id", -1) >= len(questions) or row["messages"][:-1] != questions[row["id"]]:
             raise ConfigError(f"generate.out={options.out} holds answers to other instructions. Write another file.")
