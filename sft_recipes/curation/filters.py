@@ -54,12 +54,9 @@ def turns(conversation: Conversation, least: int = 1, most: int = 40) -> str | N
 
 def outside(found: str, number: int, least: int, most: int, unit: str) -> str | None:
     """What is wrong with a number outside its bounds."""
-    return (
-        None
-        if least <= number <= most
-        else f"{found} {number} {unit}, {'below' if number < least else 'above'} "
-        + str(least if number < least else most)
-    )
+    if least <= number <= most:
+        return None
+    return f"{found} {number} {unit}, {f'below {least}' if number < least else f'above {most}'}"
 
 
 def near_empty_answer(conversation: Conversation, fillers: Sequence[str] = FILLERS) -> str | None:

@@ -60,7 +60,7 @@ def read_words(rows: Rows, formatter: Callable | None, numbers: Sequence[int]) -
 
 def hold_out_with_twins(
     where: str, config: Config, rows: Rows, formatter: Callable | None, chosen: np.ndarray, drawn: np.ndarray
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The places within `chosen` of the rows to hold out: `drawn`, but near-duplicates are held out together."""
     if config.curation.leaks is None or not len(drawn):
         return np.sort(drawn)

@@ -51,10 +51,8 @@ def load_stream(
         raise ConfigError("curation: a stream is read once. Write mode=curate first, and train on its curated.jsonl.")
     stream = RowStream(config, encoder, max_length, packing)
     data = TrainingData(stream.first_rows(), stream.held_out, stream.questions, stream.audit)
-    stream.passes, stream.audit = (
-        0,
-        {name: entry | EMPTY_COUNTS | {"problems": {}} for name, entry in data.audit.items()},
-    )
+    stream.audit = {name: entry | EMPTY_COUNTS | {"problems": {}} for name, entry in data.audit.items()}
+    stream.passes = 0
     log.info("Streaming: the table counts the first rows; supervision.json will count all that training has read.")
     return data, stream
 
@@ -107,9 +105,8 @@ class RowStream:
             columns = dict.fromkeys(key for _, row, _ in records if not isinstance(row, Fault) for key in row)
             self.formatters[name] = find_formatter(name, self.sources[name], self.config.formatter, list(columns))
         formatter = self.formatters.get(name)
-        rows, talks, faults = encode_rows(
-            name, self.config, formatter, self.encoder, records, len(records), every, leaks
-        )  # fmt: skip
+        how = (name, self.config, formatter, self.encoder)
+        rows, talks, faults = encode_rows(*how, records, len(records), every, leaks)
         found = count_faults(f"data.{name}", self.sources[name].on_error, faults, total or len(records))
         return rows, talks, found
 

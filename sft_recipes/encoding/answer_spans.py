@@ -37,9 +37,8 @@ class AnswerFormat:
     endings: tuple[tuple[str, str], ...]  # each with what follows it at the end of a row, longest first
     openings: tuple[str, ...] = ()  # what is written before an answer without thoughts, and no row says
     empty_thoughts: tuple[str, ...] = ()  # those of the openings that are a thought without a text
-    switches: Mapping[bool, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # what an answer needs, by whether it thinks
+    # What an answer needs, by whether it thinks
+    switches: Mapping[bool, Mapping[str, Any]] = field(default_factory=dict)
     next_turn: tuple[str, str] | None = None  # for answers without a stop token: what follows, and what follows a call
     thinks: bool = False  # whether there is a place for thoughts
 

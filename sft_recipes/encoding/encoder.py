@@ -113,9 +113,8 @@ class Encoder:
         check_unicode(whole)
         whole = whole.translate(UNMARKED) if marked else whole
         return [
-            self.to_context(conversation, each, train_on, marked, whole, unrolled=each is not rows[-1])
-            for each in rows
-        ]  # fmt: skip
+            self.to_context(conversation, each, train_on, marked, whole, unrolled=each is not rows[-1]) for each in rows
+        ]
 
     def to_context(
         self, conversation: Mapping[str, Any], row: Rendered, train_on: str, marked: bool, whole: str, unrolled: bool

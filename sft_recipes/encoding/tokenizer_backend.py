@@ -21,10 +21,8 @@ def encode_batch(
 
 def without_dummy_prefix(backend: Tokenizer) -> Tokenizer:
     """A tokenizer for the middle of a text: SentencePiece's dummy prefix belongs to the beginning of a text alone."""
-    splitting, normalizing = (
-        component_specs(backend.pre_tokenizer, "pretokenizers"),
-        component_specs(backend.normalizer, "normalizers"),
-    )
+    splitting = component_specs(backend.pre_tokenizer, "pretokenizers")
+    normalizing = component_specs(backend.normalizer, "normalizers")
     prefixed = any(part.get("prepend_scheme", "never") != "never" or part.get("add_prefix_space") for part in splitting)
     if not prefixed and not any(part["type"] == "Prepend" for part in normalizing):
         return backend
