@@ -156,6 +156,7 @@ def test_self_instruct_makes_tasks_classifies_them_and_filters_both(teacher, tmp
     assert reasons[:2] == [
         "the instruction: it says 'Draw', which is not done in writing alone", "the instruction: it has 1 words",
     ]  # fmt: skip
+    assert "the example: its input is there already, with another answer" in reasons
     assert "the instruction: its ROUGE-L to another one is 1.00" in reasons  # the second round says the same once more
 
 

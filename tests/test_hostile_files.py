@@ -146,6 +146,7 @@ def test_pickled_weights_get_a_line_and_run_nothing(hostile_model, command, capf
 TEMPLATES = {
     "does not end": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
     "writes more than memory holds": "{{ 'a' * 10 ** 10 }}",
+    "writes more than memory": "{{ 'a' * 2 ** 25 }}",  # which fits, but not for every row
     "(writes more than memory|does not end)": "{% for a in range(9999) %}{{ 'a' * 99999 }}{% endfor %}",
 }  # fmt: skip
 

@@ -75,6 +75,11 @@ def test_an_untrained_answer_makes_no_row(forgets):
     assert shown(forgets, ROW | {"train": False}) == [SECOND.replace("[", "").replace("]", "")]
 
 
+def test_a_whole_row_that_trains_nothing_is_left_out(forgets):
+    *first, question, answer = ROW["messages"]
+    assert shown(forgets, {"messages": [*first, question, answer | {"train": False}]}) == [FIRST]
+
+
 def test_every_token_is_trained_once_where_all_are(forgets):
     whole = SECOND.replace("[", "").replace("]", "")
     assert shown(forgets, ROW, train_on="all") == [f"[{whole}]"]
