@@ -33,9 +33,11 @@ def check_libraries(arguments: SFTConfig) -> None:
     if arguments.torch_compile and arguments.activation_offloading:
         raise ConfigError("trainer.activation_offloading does not work with trainer.torch_compile. Leave one out.")
     levels = [*get_log_levels_dict(), "passive"]
-    for name in ("log_level", "log_level_replica"):
-        if (level := getattr(arguments, name)) not in levels:
-            raise ConfigError(f"trainer.{name} cannot be {level!r}.{did_you_mean(level, levels)}")
+    known = {"log_level": levels, "log_level_replica": levels}
+    known["include_num_input_tokens_seen"] = ["all", "non_padding", "no"]  # any other would count as all
+    for name, choices in known.items():
+        if (value := getattr(arguments, name)) not in choices:
+            raise ConfigError(f"trainer.{name} cannot be {value!r}.{did_you_mean(value, choices)}")
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
     if arguments.world_size == 1 and not arguments.deepspeed:  # of several processes each would have to take part
         rehearse_step(arguments)
