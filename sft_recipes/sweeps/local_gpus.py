@@ -48,6 +48,9 @@ class LocalGpus(BasicLauncher):
             environment = free.get()
             try:
                 return self.run_process(environment, number, overrides)
+            except RunInterrupted:
+                pool.shutdown(wait=False, cancel_futures=True)  # or this thread would start the next job
+                raise
             finally:
                 free.put(environment)
 

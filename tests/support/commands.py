@@ -42,6 +42,14 @@ def spawn_command(where: Path, *arguments: str, **environment: str) -> subproces
     )  # fmt: skip
 
 
+def spawn_sweep(where: Path, callback: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """A sweep in `sweep` of short runs on rows.jsonl, with the class `Callback` of the given source."""
+    (where / "swept.py").write_text(callback)
+    (where / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
+    typed = ["-m", *SHORT_ROWS_RUN, "callbacks=[swept.Callback]", "hydra.sweep.dir=sweep", *arguments]
+    return spawn_command(where, *typed, **environment)
+
+
 def read_metrics(folder: Path) -> dict:
     """What a run measured."""
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

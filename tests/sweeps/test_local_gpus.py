@@ -1,14 +1,19 @@
 """One job a GPU: processes of their own, each with its device and its share of the threads."""
 
-from sft_recipes.sweeps.local_gpus import job_environments
-from support.commands import SHORT_ROWS_RUN, spawn_command
+import time
+
+import pytest
+
+from sft_recipes.errors import RunInterrupted
+from sft_recipes.sweeps.local_gpus import LocalGpus, job_environments
+from support.commands import spawn_sweep
 
 WATCHED = """
 import os, signal
 from pathlib import Path
 from transformers import TrainerCallback
 
-class Watch(TrainerCallback):
+class Callback(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         seen = f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
         Path(args.output_dir, "seen.txt").write_text(seen)
@@ -18,23 +23,28 @@ class Watch(TrainerCallback):
 
 
 def test_each_job_has_a_process_and_a_gpu_and_a_killed_one_fails_alone(tmp_path):
-    (tmp_path / "watched.py").write_text(WATCHED)
-    (tmp_path / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
-    typed = [
-        "-m",
-        *SHORT_ROWS_RUN,
-        "callbacks=[watched.Watch]",
-        "hydra/launcher=local_gpus",
-        "seed=1,2,3",
-        "hydra.sweep.dir=sweep",
-    ]
+    typed = ["hydra/launcher=local_gpus", "seed=1,2,3"]
     # no GPU has such a name, so the jobs train on the CPU
-    done = spawn_command(tmp_path, *typed, CUDA_VISIBLE_DEVICES="GPU-a,GPU-b", OMP_NUM_THREADS="1")
+    done = spawn_sweep(tmp_path, WATCHED, *typed, CUDA_VISIBLE_DEVICES="GPU-a,GPU-b", OMP_NUM_THREADS="1")
     assert done.returncode == 1, done.stderr
     assert "2 of 3 jobs finished." in done.stdout
     assert "job 2 (seed 3): its process ended with code -9, killed." in done.stdout
     seen = [(tmp_path / "sweep" / job / "seen.txt").read_text().split() for job in "012"]
     assert {device for device, _, _ in seen} == {"GPU-a", "GPU-b"} and len({process for _, _, process in seen}) == 3
+
+
+def test_no_job_starts_after_one_was_stopped(monkeypatch):
+    started = []
+
+    def stop(self, environment, number, overrides):
+        started.append(number)
+        time.sleep(0.1)  # the second is queued by now
+        raise RunInterrupted("A job was stopped.", 143)
+
+    monkeypatch.setattr(LocalGpus, "run_process", stop)
+    with pytest.raises(RunInterrupted):
+        LocalGpus(n_jobs=1).launch([["seed=1"], ["seed=2"]], 0)
+    assert started == [0]
 
 
 def test_jobs_share_the_gpus_that_are_visible_and_the_threads(monkeypatch):

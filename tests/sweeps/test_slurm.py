@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from support.commands import SHORT_ROWS_RUN, spawn_command
+from support.commands import spawn_sweep
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 PREEMPTED_ONCE = """
@@ -12,7 +12,7 @@ import os, signal
 from pathlib import Path
 from transformers import TrainerCallback
 
-class Preempt(TrainerCallback):
+class Callback(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         done = Path(args.output_dir, "preempted")
         if state.global_step == 2 and not done.exists():
@@ -29,16 +29,7 @@ def test_slurm_gets_gpus_time_and_the_signal_before_its_end(command):
 
 
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
-    (tmp_path / "preempted.py").write_text(PREEMPTED_ONCE)
-    (tmp_path / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
-    typed = [
-        "-m",
-        *SHORT_ROWS_RUN,
-        "trainer.max_steps=4",
-        "callbacks=[preempted.Preempt]",
-        "hydra/launcher=submitit_local",
-    ]
-    done = spawn_command(tmp_path, *typed, "hydra.sweep.dir=sweep")
+    done = spawn_sweep(tmp_path, PREEMPTED_ONCE, "trainer.max_steps=4", "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 jobs finished." in done.stdout
     log = (tmp_path / "sweep/0/sft_recipes.log").read_text()
