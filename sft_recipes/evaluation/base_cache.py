@@ -66,6 +66,6 @@ def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInput
         tokenizer.backend_tokenizer.to_str(), encoder.chat_template, encoder.stop, asked, questions.seed,
         questions.asked, questions.prompted, questions.texts, questions.names,
         digest_rows(questions.data.held_out), stack_versions(),
-        version("sft-recipes"), version("lm-eval") if options.lm_eval else None,
+        version("lm-eval") if options.lm_eval else None,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
