@@ -26,6 +26,7 @@ from sft_recipes.modeling.loading import build_empty_model, load_model
 from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
+from sft_recipes.training.argument_checks import check_optimizer_targets
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare, format_duration
 from sft_recipes.training.checkpoints import (
@@ -193,6 +194,7 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     empty = build_empty_model(config.model)
     if setup.peft:
         check_adapter(setup.peft, empty, setup.new_token_ids)
+    check_optimizer_targets(arguments, empty)  # with the adapter's layers
     if config.trainer.check_memory:
         check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
     tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids

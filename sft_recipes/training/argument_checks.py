@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
+from transformers.trainer_utils import check_target_module_exists
 from transformers.utils import is_liger_kernel_available
 from transformers.utils.logging import get_log_levels_dict
 from trl import SFTConfig, SFTTrainer
@@ -82,6 +83,17 @@ def check_steps(arguments: SFTConfig, rows: int | None) -> None:
             "trainer.per_device_train_batch_size, or trainer.max_steps above 0."
         )
     check_schedule(arguments, steps)
+
+
+def check_optimizer_targets(arguments: SFTConfig, model: torch.nn.Module) -> None:
+    """Raises ConfigError where `optim_target_modules` match no linear layer, which transformers finds out later."""
+    targets = arguments.optim_target_modules
+    if not targets or (isinstance(targets, str) and targets.replace("_", "-") == "all-linear"):
+        return
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not any(check_target_module_exists(targets, name) for name in names):
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+        raise ConfigError(f"trainer.optim_target_modules={targets} matches no layer. The linear ones are {known}.")
 
 
 def rehearse_step(arguments: SFTConfig) -> None:

@@ -22,6 +22,9 @@ trainer.warmup_steps=5
 trainer.warmup_steps=0.5
 trainer.optim=adamw_torch
 trainer.optim=adafactor
+trainer.optim_target_modules=[q_proj]
+trainer.optim_target_modules=[lora_A] adapter=lora
+trainer.optim_target_modules=.*proj
 trainer.optim=sgd
 trainer.optim=adagrad
 trainer.optim=rmsprop
@@ -140,6 +143,7 @@ trainer.lr_scheduler_type=nope
 trainer.warmup_steps=-1
 trainer.optim=galore_adamw
 trainer.optim=apollo_adamw trainer.optim_target_modules=[q_proj]
+trainer.optim_target_modules=[q_prj]
 trainer.optim=lomo
 trainer.optim=adalomo
 trainer.optim=grokadamw
