@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaConfig
 
@@ -33,7 +34,7 @@ def test_a_bias_and_a_fresh_adapter_may_be_zero():
     model = small_llama()
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    check_weights(model, "mine")
+    check_weights(get_peft_model(model, LoraConfig(target_modules="all-linear")), "mine")
 
 
 @pytest.mark.parametrize("template", ["chatml", "one that adds no token"])
