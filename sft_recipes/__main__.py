@@ -53,6 +53,9 @@ def run_job(composed: DictConfig) -> float:
     try:
         config = from_hydra(composed)
         check_choices(composed, HydraConfig.get())
+        typed = HydraConfig.get().overrides.task
+        if HydraConfig.get().job.config_name == "demo" and any(override.startswith("data=") for override in typed):
+            log.info("No model or recipe was named, so that recipe tiny sets the model, its rate and max_length.")
         set_offline_if_hub_unreachable(config)
         config = replace(config, command=rerun_command(HydraConfig.get()))
         if HydraConfig.get().mode == RunMode.MULTIRUN and holds_run(folder):  # an earlier start of the sweep began it

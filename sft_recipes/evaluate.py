@@ -42,6 +42,8 @@ def evaluate(config: Config, folder: str | Path | None = None) -> Run:
 
     Without a folder that is outputs/NAME/DATE_TIME. Raises ConfigError and DataError for what the user can fix.
     """
+    if not isinstance(config, Config):
+        raise ConfigError("evaluate() takes a config. Write evaluate(compose(run='outputs/NAME/DATE')).")
     folder = open_run_folder(config, folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     options = config.evaluate

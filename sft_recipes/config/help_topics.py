@@ -52,6 +52,8 @@ def describe_topic(name: str) -> str:
         for key, default, text in class_fields(locate(path)):
             lines.append(f"  {where}.{key} = {show_value(set_here.get(key, default))}")
             lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    if name == "data":
+        lines += ["", "  data.NAME.*, the fields of one source: --help source"]
     return "\n".join(lines)
 
 

@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sft_recipes init", description=main.__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=Path("my.yaml"), help="the file to write (my.yaml)")
     file = parser.parse_args(arguments).file
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{file} should end with .yaml. Write python -m sft_recipes init {file.stem}.yaml.")
     if file.exists():
         raise ConfigError(f"{file} exists already. Write python -m sft_recipes init NAME.yaml.")
     file.write_text(STARTER.read_text(encoding="utf-8").replace("my.yaml", str(file)), encoding="utf-8")
@@ -95,7 +97,8 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     """
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"{run} has no .hydra/config.yaml with a config of its own. {way_out}")
+        fault = "has no .hydra/config.yaml with a config of its own" if run.is_dir() else "is no folder here"
+        raise ConfigError(f"{run} {fault}. {way_out}")
     load_yaml(file)  # which OmegaConf would expand
     saved = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(saved, dict) or not all(isinstance(saved.get(group, {}), dict) for group in OPEN_GROUPS):

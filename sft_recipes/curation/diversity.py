@@ -108,7 +108,7 @@ def warn_of_narrow_data(found: Mapping[str, Any], verbs: int) -> list[str]:
     if rows < 50:
         return warnings
     task, number = next(iter(found["tasks"].items()))
-    if number > 0.8 * rows:
+    if task != "other" and number > 0.8 * rows:  # other is what no key word tells
         warnings.append(f"{number / rows:.0%} of the rows are {task}: what else the model can do may fade.")
     verb, number = next(iter(found["verbs"].items()), ("", 0))
     if number > 0.5 * rows:

@@ -107,9 +107,9 @@ class Encoder:
             train_on, given[0] = "assistant", [message | {"train": False} for message in given[0]]
         if self.markers_suffice or (self.has_markers and unroll == "keep"):
             rows = [Rendered(given[0], *self.render(*given), given[2])]
+            whole = rows[0].text
         else:
-            rows = render_rows(self.render, self.answers, *given, train_on, unroll)
-        whole = "".join(each.text for each in rows)
+            rows, whole = render_rows(self.render, self.answers, *given, train_on, unroll)
         check_unicode(whole)
         whole = whole.translate(UNMARKED) if marked else whole
         return [

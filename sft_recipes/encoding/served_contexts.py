@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_recipes.encoding.answer_spans import AnswerFormat
+from sft_recipes.encoding.answer_spans import AnswerFormat, has_thoughts
 from sft_recipes.encoding.trained_spans import choose_answers, select_trained_spans
 from sft_recipes.errors import DataError
 
@@ -20,7 +20,7 @@ class Context:
     conversation: Mapping[str, Any]  # with the settings that its thoughts need
     pieces: list[Piece]
     answers: list[int]  # the pieces with which the trained answers begin; what stands before one is its prompt
-    text: str  # of all rows that the conversation became, for the checks of what a template leaves out
+    text: str  # all that is shown of the conversation in any context, for the checks of what a template leaves out
     notes: frozenset[str] = frozenset()  # issues that rendering shows, see data/issues.py
     thinks: bool = False  # whether a trained answer has thoughts
 
@@ -44,8 +44,9 @@ def render_rows(
     settings: Mapping[str, Any],
     train_on: str,
     unroll: str,
-) -> list[Rendered]:
-    """The rows of one conversation, shortest first, each with the answers that it shows as serving would.
+) -> tuple[list[Rendered], str]:
+    """The rows of one conversation, shortest first, each with the answers that it shows as serving would; and all that
+    the template shows of it, also where no row is made of it: thoughts that history drops are not lost by mistake.
 
     An answer's span is what rendering it adds to the prompt of serving. Answers that the whole conversation shows in
     another context stand in a row that ends with one of them (`auto`), are not trained (`last`), or are trained in the
@@ -57,9 +58,11 @@ def render_rows(
     whole, end = render(messages, tools, last)[0], 0
     if messages[-1]["role"] == "assistant":
         whole, end = answers.find_end(whole, messages[-1])
-    rows, starts = [(messages, whole, {}, last)], {}
+    rows, starts, untrained = [(messages, whole, {}, last)], {}, ""
     for index in sorted(wanted, reverse=True):
         if not wanted[index] and train_on != "all":
+            if has_thoughts(messages[index]):
+                untrained += render(messages[: index + 1], tools, settings_of[index])[0]
             continue
         prompt = render(messages[:index], tools, settings_of[index], prompt=True)[0]
         text, stop = whole, end
@@ -83,6 +86,7 @@ def render_rows(
     if elsewhere and unroll == "keep":
         notes = frozenset({"history_differs"})
         rows[0][2].update({index: find_in_history(answers, whole, index, starts) for index in elsewhere})
+    shown = "".join(text for _, text, _, _ in rows) + untrained
     if unroll != "auto":
         rows = rows[:1]
     elif len(rows) > 1 and not rows[0][2]:  # the whole one trains nothing
@@ -90,7 +94,7 @@ def render_rows(
     return [
         Rendered(row if train_on == "all" else mark_untrained(row, spans), text, place_spans(row, spans), given, notes)
         for row, text, spans, given in reversed(rows)
-    ]
+    ], shown
 
 
 def mark_untrained(messages: Messages, kept: Container[int]) -> list[Mapping[str, Any]]:

@@ -69,6 +69,12 @@ def test_keep_trains_the_answers_as_the_whole_row_shows_them_and_notes_it(forget
     assert forgets.contexts(ROW, unroll="keep")[0].notes == {"history_differs"}
 
 
+@pytest.mark.parametrize(("train_on", "unroll"), [("assistant", "last"), ("assistant", "keep"), ("last", "auto")])
+def test_a_thought_that_only_history_drops_is_not_missed(forgets, train_on, unroll):
+    (context,) = forgets.contexts(ROW, train_on, unroll)
+    assert "<think>" in context.text and "<hard>" in context.text
+
+
 def test_an_untrained_answer_makes_no_row(forgets):
     first, answer, *rest = ROW["messages"]
     assert shown(forgets, {"messages": [first, answer | {"train": False}, *rest]}) == [SECOND]
