@@ -210,7 +210,7 @@ def import_function(where: str, label: str) -> Callable:
     """A user's `module.function`; raises ConfigError where it cannot be imported."""
     module, _, function = label.rpartition(".")
     if not module:
-        raise ConfigError(f"{where}={label} is no name of ours. Your own function is written module.function.")
+        raise ConfigError(f"{where}={label} is unknown. One of your own is written module.name.")
     try:
         own = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -19,8 +19,8 @@ def score_quality(conversation: Conversation, count: Callable[[str], int] = coun
 
     The mean of four parts: the answers' length in tokens by `count` (logarithmic, full at 400), their length over the
     instructions' (full where it is as long), the share of different words in the first 200 of the last answer, and 1
-    unless a filter objects (empty, damaged, repeated, cut off, echoed, refused); 0.01 less where two spaces stand in a
-    line, so that of copies the tidy one is the better. Short exact answers score low.
+    unless a filter objects (empty, damaged, repeated, cut off, echoed, refused); 0.01 less for two spaces in a line or
+    a space at an end, so that of copies the tidy one is the better. Short exact answers score low.
     """
     said, asked = (count(join_messages(conversation, role)) for role in ("assistant", "user"))
     words = split_words(last_answer(conversation))[:200]
@@ -31,7 +31,7 @@ def score_quality(conversation: Conversation, count: Callable[[str], int] = coun
         len(set(words)) / max(1, len(words)),
         whole,
     )
-    untidy = re.search(r"\S  +\S", join_messages(conversation)) is not None
+    untidy = re.search(r"\S  +\S|\A\s|\s\Z", join_messages(conversation)) is not None
     return sum(parts) / len(parts) - 0.01 * untidy
 
 

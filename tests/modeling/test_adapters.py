@@ -246,7 +246,7 @@ def test_an_adapter_that_there_is_not_gets_a_line(adapter, line):
     ("values", "line"),
     [
         ({"load_in_4bits": True}, "adapter.quantization.load_in_4bits is not a field of BitsAndBytesConfig. Did you mean load_in_4bit?"),
-        ({"load_in_4bit": "yes"}, "adapter.quantization: load_in_4bit must be a boolean"),
+        ({"load_in_4bit": "yes"}, "adapter.quantization.load_in_4bit must be a boolean"),
         ({"bnb_4bit_quant_type": "nf5"}, "adapter.quantization.bnb_4bit_quant_type cannot be 'nf5'. Choices: nf4, fp4."),
         ({"bnb_4bit_compute_dtype": "bf16"},
          "adapter.quantization.bnb_4bit_compute_dtype cannot be 'bf16'. Choices: bfloat16, float16, float32."),

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.paths import ROOT
+
 # Forty rows in three epochs of ten steps, saved every fourth step
 ROWS = [
     {"instruction": f"Name {n}{' very' * (n % 7)} things.", "output": f"It is {n * 7919 % 1000}."} for n in range(44)
@@ -30,6 +32,7 @@ def write_rows(folder: Path) -> None:
 def train(where: Path, run: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """The run of STEPS in a process of its own."""
     command = [sys.executable, "-m", "sft_recipes", f"hydra.run.dir={run}", *STEPS, *arguments]
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}  # support.kill_at is a callback
     return subprocess.run(command, cwd=where, env=os.environ | environment, capture_output=True, text=True)
 
 

@@ -78,9 +78,9 @@ def test_the_report_is_of_this_sweeps_jobs_alone(command, tmp_path, monkeypatch)
 
 
 def test_a_failed_job_is_run_again(command, tmp_path, steps):
-    typed = ["-m", *SHORT_ROWS_RUN, "seed=1", "hydra.sweep.dir=sweep", "data.file.formatter.name=mine.rows"]
+    typed = ["-m", *SHORT_ROWS_RUN, "seed=1", "hydra.sweep.dir=sweep", "data.file.formatter.name=written_later.rows"]
     assert command(*typed)[0] == 2 and (tmp_path / "sweep/0/error.txt").is_file()
-    (tmp_path / "mine.py").write_text("def rows(row):\n    return {'text': row['output']}\n")
+    (tmp_path / "written_later.py").write_text("def rows(row):\n    return {'text': row['output']}\n")
     invalidate_caches()  # a folder whose time is the same to the tick is not listed again
     assert command(*typed)[0] == 0 and read_jobs_list(tmp_path / "sweep") == ["0"]
     assert not (tmp_path / "sweep/0/error.txt").exists()

@@ -180,7 +180,7 @@ def test_a_callback_of_the_user_s_own_is_made_from_its_name(tmp_path, monkeypatc
             "callbacks=no_such_module.Mine could not be imported: No module named 'no_such_module'.",
         ),
         ("transformers.NoSuchCallback", "callbacks=transformers.NoSuchCallback could not be imported: "),
-        ("Mine", "callbacks=Mine could not be imported: "),
+        ("Mine", "callbacks=Mine is unknown. One of your own is written module.name."),
         ("math.floor", "callbacks=math.floor is not a class that inherits from transformers.TrainerCallback."),
         ("transformers.Trainer", "callbacks=transformers.Trainer is not a class that inherits from transf"),
     ],
