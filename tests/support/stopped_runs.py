@@ -10,6 +10,7 @@ from pathlib import Path
 
 from support.paths import ROOT
 
+FINDS_US = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}  # support.kill_at is a callback
 # Forty rows in three epochs of ten steps, saved every fourth step
 ROWS = [
     {"instruction": f"Name {n}{' very' * (n % 7)} things.", "output": f"It is {n * 7919 % 1000}."} for n in range(44)
@@ -32,14 +33,13 @@ def write_rows(folder: Path) -> None:
 def train(where: Path, run: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """The run of STEPS in a process of its own."""
     command = [sys.executable, "-m", "sft_recipes", f"hydra.run.dir={run}", *STEPS, *arguments]
-    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}  # support.kill_at is a callback
-    return subprocess.run(command, cwd=where, env=os.environ | environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=where, env=os.environ | FINDS_US | environment, capture_output=True, text=True)
 
 
 def resume(where: Path, run: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python -m sft_recipes resume RUN`."""
     command = [sys.executable, "-m", "sft_recipes", "resume", run, *arguments]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True)
+    return subprocess.run(command, cwd=where, env=os.environ | FINDS_US, capture_output=True, text=True)
 
 
 def train_until(where: Path, run: str, line: str, number: signal.Signals, *arguments: str) -> tuple[int, str]:
