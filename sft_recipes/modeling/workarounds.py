@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -64,6 +65,17 @@ def disable_bnb_cpu_repacking(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def forget_optimizer_overrides() -> None:
+    """Empties the list of parameters whose optimizer state is not 8-bit: bitsandbytes keeps it as long as the process.
+
+    transformers puts a model's embeddings in it. The list holds places, not parameters, so that the next model of the
+    process (a sweep's, or the one after the trial step) has 32-bit state in those places; it also keeps the embeddings
+    themselves in memory. bitsandbytes 0.50, optim/optimizer.py, GlobalOptimManager and `check_overrides`. Goes when an
+    optimizer has a list of its own.
+    """
+    GlobalOptimManager.get_instance().initialize()
 
 
 def cast_trainable_to_fp32(model: torch.nn.Module) -> None:

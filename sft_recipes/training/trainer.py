@@ -30,7 +30,12 @@ from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.modeling.adapters import changes_base_weights
 from sft_recipes.modeling.inference import eval_mode
 from sft_recipes.modeling.packed_attention import check_no_cross_document_attention, choose_attention
-from sft_recipes.modeling.workarounds import cast_trainable_to_fp32, ensure_lm_head_bias, save_adapter_only
+from sft_recipes.modeling.workarounds import (
+    cast_trainable_to_fp32,
+    ensure_lm_head_bias,
+    forget_optimizer_overrides,
+    save_adapter_only,
+)
 from sft_recipes.training.callbacks import FiniteLossCheck, PackedAttentionCheck, QuietProgressBar, SampleAnswers
 from sft_recipes.training.resumable_trainer import ResumableTrainer
 
@@ -115,7 +120,10 @@ class SupervisedTrainer(ResumableTrainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with LoRA+ where its ratio is set (arXiv 2402.12354)."""
-        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+        if self.optimizer is not None:
+            return self.optimizer
+        forget_optimizer_overrides()
+        if self.loraplus_lr_ratio is None:
             return super().create_optimizer(model)
         model = self.model if model is None else model
         optimizer, values = self.get_optimizer_cls_and_kwargs(self.args, model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
+from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -23,9 +24,11 @@ from sft_recipes.modeling.workarounds import (
     complete_reference,
     disable_bnb_cpu_repacking,
     ensure_lm_head_bias,
+    forget_optimizer_overrides,
     save_adapter_only,
     weights_not_tied_again,
 )
+from sft_recipes.training.trainer import SupervisedTrainer
 from support.paths import ROOT
 from support.small_models import VOCABULARY, small_llama
 
@@ -158,6 +161,37 @@ def test_trl_s_reference_adapter_lacks_the_rows_of_new_tokens(tuned, tmp_path):
     }
     complete_reference(trainer.model)
     assert differing() == set()
+
+
+def eight_bit_state(model: torch.nn.Module) -> torch.dtype:
+    """The type of AdamW's first moment of a model's first weight, after a step in 8 bits."""
+    optimizer = AdamW8bit(model.parameters(), min_8bit_size=1)
+    model(
+        torch.ones(1, 1, dtype=torch.long) if isinstance(model, torch.nn.Embedding) else torch.ones(1, 64)
+    ).sum().backward()
+    optimizer.step()
+    return optimizer.state[next(model.parameters())]["state1"].dtype
+
+
+def test_bitsandbytes_takes_an_earlier_models_exceptions_for_a_later_one():
+    forget_optimizer_overrides()
+    assert eight_bit_state(torch.nn.Linear(64, 64)) is torch.uint8
+    embedding = torch.nn.Embedding(64, 64)
+    GlobalOptimManager.get_instance().register_module_override(embedding, "weight", {"optim_bits": 32})
+    assert eight_bit_state(embedding) is torch.float32
+    assert eight_bit_state(torch.nn.Linear(64, 64)) is torch.float32
+    forget_optimizer_overrides()
+    assert eight_bit_state(torch.nn.Linear(64, 64)) is torch.uint8
+
+
+def test_a_trainer_s_optimizer_starts_without_an_earlier_models_exceptions(tmp_path, chat_tokenizer):
+    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    rows, manager = trainer_arguments(tmp_path, optim="adamw_8bit"), GlobalOptimManager.get_instance()
+    manager.index2config[(0, 1)] = {"optim_bits": 32}
+    trainer = SupervisedTrainer(model=small_llama(), processing_class=tokenizer, **rows)
+    trainer.create_optimizer()
+    assert manager.index2config == {}
+    assert [module for module, *_ in manager.module_weight_config_triple] == [trainer.model.get_input_embeddings()]
 
 
 def test_trl_s_evaluation_loss_depends_on_the_batch_size(tmp_path, chat_tokenizer):
