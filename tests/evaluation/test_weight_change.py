@@ -119,7 +119,6 @@ def test_an_adapter_moved_the_weights_by_what_merging_adds_to_them(config, tied)
     peft = adapted(copy.deepcopy(base), trainable_token_indices=rows, use_rslora=True)
     found = relative_change(peft, never)
     expected = dense(peft.merge_and_unload(), base, config)
-    assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=1e-5)
     assert found["embeddings"] > 0 and found["layer 1 attention"] > 0 and found["norms"] == 0.0
     assert ("head" in found) is not tied
