@@ -256,7 +256,7 @@ def test_a_judge_compares_base_and_tuned_in_both_orders(tiny_run, judge_server):
 
 def test_a_benchmark_that_is_not_there_and_a_judge_that_does_not_answer_end_the_run_before_it_begins(tiny_run):
     code, _, folder = tiny_run("evaluate.lm_eval=[nowhere.yaml]", *SHORT_TINY_RUN)
-    assert code == 2 and "nowhere.yaml: there is no such file." in (folder / "sft_recipes.log").read_text()
+    assert code == 2 and "nowhere.yaml cannot be loaded." in (folder / "sft_recipes.log").read_text()
     code, _, folder = tiny_run("evaluate.judge={url: 'http://127.0.0.1:9/v1', model: fake}", *SHORT_TINY_RUN)
     assert code == 2 and "does not answer" in (folder / "sft_recipes.log").read_text()
     assert not (folder / "supervision.json").exists()

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from sft_recipes.errors import ConfigError, did_you_mean, one_line
-from sft_recipes.evaluation.forgetting import Verdict, classify_regression
+from sft_recipes.evaluation.raw_text import classify_regression
 from sft_recipes.modeling.inference import eval_mode
 from sft_recipes.modeling.workarounds import weights_not_tied_again
 
@@ -41,13 +40,12 @@ def run_lm_eval(
     template; "auto" does so where an answer is written (ifeval, gsm8k) and not where given ones are compared (mmlu).
     Raises ConfigError for a task that cannot be loaded or whose metric is no share.
     """
-    check_tasks(tasks)
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     found = {}
-    with preserved_state(model):
+    with eval_mode(model, use_cache=True), weights_not_tied_again(model), preserved_random_state():
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
         for task in tasks:
             loaded = load_task(task)
@@ -65,7 +63,7 @@ def run_lm_eval(
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises ConfigError for a task that lm-eval does not know, and where lm-eval is not installed.
+    """Raises ConfigError where lm-eval is not installed, for a name that it does not know and a file that is no task.
 
     lm-eval reads its 15,000 names in 10 s, once; local YAMLs alone do without.
     """
@@ -73,7 +71,8 @@ def check_tasks(tasks: Sequence[str]) -> None:
         raise ConfigError("evaluate.lm_eval needs lm-eval. Run: pip install 'sft-recipes[eval]'")
     for task in tasks:
         if is_task_file(task):
-            check_task_file(Path(task))
+            with preserved_random_state():
+                load_task(task)
         elif task not in (known := task_manager(everything=True).task_index):
             raise ConfigError(f"evaluate.lm_eval={task} is not a task of lm-eval.{did_you_mean(task, known)}")
 
@@ -85,25 +84,6 @@ def is_task_file(task: str) -> bool:
     (True, False)
     """
     return task.endswith((".yaml", ".yml"))
-
-
-def check_task_file(path: Path) -> None:
-    """Raises ConfigError for a YAML that is not there, and for one that is not a single task.
-
-    lm-eval 0.4.13 takes a group's list of tasks for its name where it is given as a path.
-    """
-    from lm_eval.tasks import _yaml_loader
-
-    if not path.is_file():
-        raise ConfigError(f"evaluate.lm_eval={path}: there is no such file.")
-    try:
-        values = _yaml_loader.load_yaml(path, resolve_func=False)
-    except Exception as error:  # yaml's errors have no common parent with a missing include's
-        raise ConfigError(f"evaluate.lm_eval={path} cannot be read: {one_line(error)[:300]}") from error
-    if isinstance(values, Mapping) and "group" in values:
-        raise ConfigError(f"evaluate.lm_eval={path} is a group. Give the files of its tasks.")
-    if not isinstance(values, Mapping) or not isinstance(values.get("task"), str):
-        raise ConfigError(f"evaluate.lm_eval={path} names no task. Its first line should be like task: {path.stem}")
 
 
 @cache
@@ -119,14 +99,13 @@ def load_task(task: str) -> dict[str, Any]:
 
     What a task shuffles or samples is the same for every model that is asked.
     """
-    random.seed(LM_EVAL_SEED)
-    numpy.random.seed(LM_EVAL_SEED)
-    torch.manual_seed(LM_EVAL_SEED)
+    set_seed(LM_EVAL_SEED)
     try:
         loaded = task_manager(everything=not is_task_file(task)).load([task])
-    except Exception as error:  # the datasets library's, jinja's, or a task's own code's
-        why = f"{type(error).__name__}: {one_line(error)[:300]}"
-        raise ConfigError(f"evaluate.lm_eval={task} cannot be loaded. {why}") from error
+    except Exception as error:  # the datasets library's, yaml's, jinja's, or a task's own code's
+        why = f"{type(error).__name__}: {one_line(error)[:300]}."
+        wanted = " A file should hold one task, with its name under the key task." if is_task_file(task) else ""
+        raise ConfigError(f"evaluate.lm_eval={task} cannot be loaded. {why}{wanted}") from error
     for part in loaded["tasks"].values():  # what lm-eval's simple_evaluate does; it also asks pip and git for a report
         if part.get_config("num_fewshot") is None:
             part.set_config(key="num_fewshot", value=0)
@@ -135,24 +114,21 @@ def load_task(task: str) -> dict[str, Any]:
 
 
 def main_metrics(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, float]:
-    """The main metric of the asked task, or of the group's tasks where the group has none."""
-    group = next(iter(loaded["groups"]), None)
-    names = [group] if metric_values(results["results"].get(group, {})) else loaded["tasks"]
-    return {name: main_metric(name, results) for name in names}
+    """The main metric of the asked task, or of the group's tasks where the group has none.
 
-
-def main_metric(name: str, results: Mapping[str, Any]) -> float:
-    """`acc_norm`, else the task's first metric; raises ConfigError where that is no share, or less is better."""
-    found = metric_values(results["results"][name])
-    metric, value = next((pair for pair in found.items() if pair[0] == "acc_norm"), next(iter(found.items())))
-    value = value / 100 if metric in PERCENT else value
-    better = results["higher_is_better"].get(name, {}).get(metric)
-    if better is False or not 0 <= value <= 1:
-        raise ConfigError(
-            f"evaluate.lm_eval={name} measures {metric}={value:.3g}, which is no share of right answers. "
-            "The loss on raw text is evaluate.raw_text."
-        )
-    return value
+    That is `acc_norm`, else the first one; raises ConfigError where it is no share, or less of it is better.
+    """
+    values = {name: metric_values(result) for name, result in results["results"].items()}
+    group, main = next(iter(loaded["groups"]), None), {}
+    for name in [group] if values.get(group) else loaded["tasks"]:
+        metric = "acc_norm" if "acc_norm" in values[name] else next(iter(values[name]))
+        main[name] = values[name][metric] / (100 if metric in PERCENT else 1)
+        if results["higher_is_better"].get(name, {}).get(metric) is False or not 0 <= main[name] <= 1:
+            raise ConfigError(
+                f"evaluate.lm_eval={name} measures {metric}={main[name]:.3g}, which is no share of right answers. "
+                "The loss on raw text is evaluate.raw_text."
+            )
+    return main
 
 
 def metric_values(result: Mapping[str, Any]) -> dict[str, float]:
@@ -170,11 +146,11 @@ def metric_values(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def preserved_state(model: PreTrainedModel) -> Iterator[None]:
-    """The model's mode and use_cache, and the random numbers of training, are afterwards as they were."""
+def preserved_random_state() -> Iterator[None]:
+    """The random numbers of training are afterwards as they were, whatever a task seeds or draws."""
     random_state, numpy_state = random.getstate(), numpy.random.get_state()
     try:
-        with eval_mode(model, use_cache=True), weights_not_tied_again(model), torch.random.fork_rng():
+        with torch.random.fork_rng():
             yield
     finally:
         random.setstate(random_state)
@@ -191,5 +167,5 @@ def score_change(
     """
     points = {task: round(100 * (before[task] - after[task]), 6) for task in before if task in after}
     task = max(points, key=points.__getitem__)
-    worst: Verdict = classify_regression(points[task], warn_above, fail_above)
-    return {"points": points, "worst": points[task], "task": task, "verdict": worst}
+    verdict = classify_regression(points[task], warn_above, fail_above)
+    return {"points": points, "worst": points[task], "task": task, "verdict": verdict}

@@ -1,8 +1,8 @@
-"""The loss on raw text, by which a run shows what it forgot."""
+"""The loss on raw text, by which a run shows what it forgot, and the verdict on that."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError, one_line
 from sft_recipes.evaluation.token_loss import token_losses
 
+Verdict = Literal["passed", "warning", "failed"]
 MAX_DOCUMENTS = 2000  # documents of a dataset that are read
 
 
@@ -61,3 +62,14 @@ def evaluate_raw_text(model: PreTrainedModel, encoder: Encoder, texts: list[str]
     size = sum(len(text.encode()) for text in shown)
     bits = float(losses.sum()) / math.log(2) / size
     return {"loss": float(losses.mean()), "bits_per_byte": bits, "tokens": len(losses), "bytes": size}
+
+
+def classify_regression(change: float, warn_above: float = 0.10, fail_above: float = 0.15) -> Verdict:
+    """The verdict on a relative rise of the loss on raw text (0.10 is 10 %); NaN has failed.
+
+    >>> [classify_regression(change) for change in (-0.02, 0.10, 0.11, 0.15, 0.16, float("nan"))]
+    ['passed', 'passed', 'warning', 'warning', 'failed', 'failed']
+    """
+    if change <= warn_above:
+        return "passed"
+    return "warning" if change <= fail_above else "failed"

@@ -16,11 +16,10 @@ from sft_recipes.data.prepare import TrainingData
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, did_you_mean
 from sft_recipes.evaluation.benchmarks import check_tasks, run_lm_eval, score_change
-from sft_recipes.evaluation.forgetting import classify_regression
 from sft_recipes.evaluation.generation import generate_answers, is_answerable
 from sft_recipes.evaluation.judge import check_judge
 from sft_recipes.evaluation.prompting import prompt_questions
-from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
+from sft_recipes.evaluation.raw_text import classify_regression, evaluate_raw_text, load_documents
 from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
 from sft_recipes.evaluation.thinking import score_thoughts
 from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss

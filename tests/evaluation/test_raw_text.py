@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.raw_text import evaluate_raw_text, load_documents
-from support.paths import TINY_MODEL
+from support.paths import ROOT, TINY_MODEL
 
 TEXTS = [
     "The capital of Kelthia is Pinemoor.",
@@ -113,3 +113,9 @@ def test_a_column_of_numbers_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
     with pytest.raises(ConfigError, match=r"^evaluate\.raw_text"):
         load_documents(str(tmp_path / "a.jsonl"))
+
+
+def test_the_prose_is_a_paragraph_a_line():
+    lines = (ROOT / "sft_recipes" / "evaluation" / "prose.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) == 10
+    assert all(line == line.strip() and 80 < len(line.split()) < 250 and line.isascii() for line in lines)
