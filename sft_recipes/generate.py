@@ -19,8 +19,8 @@ from sft_recipes.config.generate_options import GenerateOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curated_rows import read_questions
 from sft_recipes.errors import ConfigError
-from sft_recipes.evaluation.judge import total_cost
-from sft_recipes.making.model_replies import EndpointModel, LocalModel, Model, Prompt, Reply
+from sft_recipes.evaluation.endpoint import Prompt, Reply, total_cost
+from sft_recipes.making.model_replies import EndpointModel, LocalModel, Model
 from sft_recipes.making.self_instruct import (
     TaskPool,
     fill_prompt,

@@ -116,7 +116,7 @@ def test_the_judge_s_key_follows_no_redirect(monkeypatch):
     options = JudgeOptions(f"http://127.0.0.1:{server.server_port}/v1", "m", api_key_env="JUDGE_API_KEY")
     found = run_judge([{"prompt": "q", "base": "a", "tuned": "b"}], options)
     server.shutdown()
-    assert "HTTP 302" in found["error"] and {path for path, _ in seen} == {"/v1/chat/completions"}
+    assert "302" in found["error"] and {path for path, _ in seen} == {"/v1/chat/completions"}
 
 
 def test_a_key_in_the_place_of_its_variable_is_not_printed():

@@ -57,7 +57,7 @@ def test_each_pair_is_sent_in_both_orders_once(judge_server):
     path, headers, request = judge_server.seen[0]
     assert path == "/v1/chat/completions"
     assert (request["model"], request["temperature"]) == ("fake", 0.0)
-    assert "Authorization" not in headers
+    assert headers["authorization"] == "Bearer none"
 
 
 @pytest.mark.parametrize("rule", [lambda *_: "first", lambda q, first, second: "tie" if first == "x" else "first"])
@@ -80,18 +80,18 @@ def test_a_busy_server_is_asked_again_and_says_how_long_to_wait(judge_server):
     judge_server.failures = [(429, {"Retry-After": "7"}), (503, {}), (500, {})]
     found = run_judge(answers(("x", "y!")), options(judge_server, concurrency=1))
     assert (found["wins"], found["failed"]) == (1, 0)
-    assert judge_server.waits == [7, 4, 16]
+    assert judge_server.waits[0] == 7 and len(judge_server.waits) == 3
 
 
-@pytest.mark.parametrize("code, requests", [(500, 4), (400, 1)])
+@pytest.mark.parametrize("code, requests", [(500, 6), (400, 1)])
 def test_a_request_that_fails_for_good_is_reported_and_ends_nothing(judge_server, monkeypatch, code, requests):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     judge_server.rule = better
     judge_server.failures = [(code, {})] * requests
     found = run_judge(answers(("x", "y!"), ("x", "y!")), options(judge_server, concurrency=1))
     assert (found["wins"], found["failed"], found["win_rate"]) == (1, 1, 1.0)
-    assert found["error"].startswith(f"HTTP {code} ") and "secret-key" not in json.dumps(found)
-    assert judge_server.seen[0][1]["Authorization"] == "Bearer secret-key"
+    assert found["error"].startswith(f"Error code: {code} ") and "secret-key" not in json.dumps(found)
+    assert judge_server.seen[0][1]["authorization"] == "Bearer secret-key"
 
 
 def test_a_server_that_speaks_something_else_gives_no_rate(judge_server):
@@ -130,7 +130,8 @@ def test_a_key_that_is_refused_is_told_before_training(judge_server):
         check_judge(options(judge_server))
     line = str(caught.value)
     assert (
-        line.startswith(f"evaluate.judge: fake at {judge_server.url} does not answer: HTTP 401 ") and "\n" not in line
+        line.startswith(f"evaluate.judge: fake at {judge_server.url} does not answer: Error code: 401 ")
+        and "\n" not in line
     )
     assert line.endswith("There is no key in OPENAI_API_KEY.")
 
