@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import CuratedSources, curate_sources
-from sft_recipes.data.curated_rows import LeakFinder
+from sft_recipes.data.curated_rows import find_source_leaks
 from sft_recipes.data.prepare import count_text, open_source
 from sft_recipes.data.sources import check_readers
 from sft_recipes.errors import ConfigError
@@ -53,10 +53,9 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)[0]
     whole = replace(config, sources={name: replace(one, held_out=0) for name, one in config.sources.items()})
     sources = {name: open_source(name, whole) for name, source in config.sources.items() if source.split}
-    leaks = LeakFinder.of_sources(config, sources.values())
-    curated = curate_sources(config, sources, partial(count_text, tokenizer), leaks)
-    kept = curated.findings.remaining(len(curated.conversations))
-    rows = [plain_row(curated.conversations[place]) for place in kept]
+    is_leak = find_source_leaks(config, sources.values())
+    curated = curate_sources(config, sources, partial(count_text, tokenizer), is_leak)
+    rows = [plain_row(curated.conversations[place]) for place in curated.findings.remaining()]
     if config.curation.output == "parquet":
         Dataset.from_list(rows).to_parquet(folder / "curated.parquet")
     else:
@@ -74,6 +73,6 @@ def plain_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
 
 def removed_row(curated: CuratedSources, place: int) -> dict[str, Any]:
     """A line of removed.jsonl."""
-    source, row = curated.origins[place]
+    source, row = curated.findings.origins[place]
     values = {"source": source, "row": row, "reasons": curated.findings.reasons[place], "score": curated.scores[place]}
     return values | plain_row(curated.conversations[place])

@@ -173,7 +173,7 @@ def test_a_filter_of_ones_own_gives_the_reason(tmp_path, monkeypatch):
     ("override", "line"),
     [
         ("+curation.filters.refusals={}", "curation.filters.refusals is no filter. Did you mean refusal?"),
-        ("curation.filters.refusal.action=drop", "curation.filters.refusal.action cannot be 'drop'. Write off, report or remove."),
+        ("curation.filters.refusal.action=drop", "curation.filters.refusal.action cannot be 'drop'. Choices: off, remove, report."),
         ("curation.filters.echo.share=high", "curation.filters.echo.share should be a number, not 'high'."),
     ],
 )  # fmt: skip

@@ -29,6 +29,14 @@ class NearDuplicateOptions:
 
 
 @dataclass(frozen=True)
+class FilterAction:
+    """What stands beside the thresholds of an entry of `curation.filters`."""
+
+    action: CurationAction = "report"
+    keep_share: Annotated[float, "[0, 1]"] = 0.0  # of all rows may stay though the filter objects
+
+
+@dataclass(frozen=True)
 class SelectOptions:
     """The config's `curation.select`: the best rows, as many of each kind as there can be."""
 

@@ -1,7 +1,7 @@
 """All steps of curation over a list of conversations, each removed row with its reasons."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,63 +15,59 @@ EXAMPLES = 5  # rows that are named for every finding
 
 @dataclass
 class Findings:
-    """What was found; places are those of the conversations."""
+    """What was found in rows, each of which is known by its source and its number in it; places are those of rows."""
 
+    origins: Sequence[tuple[str, int]]
     reasons: dict[int, list[str]] = field(default_factory=dict)  # why each removed row was
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by filter: rows, action, removed, examples
     places: dict[str, list[int]] = field(default_factory=dict)  # by filter: the rows it found
 
     def add(self, name: str, action: str, found: Mapping[int, str], stay: int = 0) -> None:
         """Takes in what a filter found, and removes those beyond the first `stay` where the action is to."""
-        gone = sorted(found)[stay:] if action == "remove" else []
+        places = self.places[name] = sorted(found)
+        gone = places[stay:] if action == "remove" else []
         for place in gone:
             self.reasons.setdefault(place, []).append(f"{name}: {found[place]}")
-        examples = [{"row": place, "reason": found[place]} for place in sorted(found)[:EXAMPLES]]
-        self.places[name] = sorted(found)
+        named = [(*self.origins[place], found[place]) for place in places[:EXAMPLES]]
+        examples = [dict(zip(("source", "row", "reason"), values, strict=True)) for values in named]
         self.counts[name] = {"rows": len(found), "action": action, "removed": len(gone), "examples": examples}
 
-    def remaining(self, number: int) -> list[int]:
-        """The places, of so many, that nothing removed so far."""
-        return [place for place in range(number) if place not in self.reasons]
+    def remaining(self) -> list[int]:
+        """The places that nothing removed so far."""
+        return [place for place in range(len(self.origins)) if place not in self.reasons]
 
 
-def apply_filters(
-    findings: Findings,
-    conversations: Sequence[Conversation],
-    filters: Mapping[str, tuple[Callable[[Conversation], str | None], str, float]],
-) -> None:
-    """Every filter over every row of messages: the function, the action, and the share of all rows that may stay."""
+def apply_filters(findings: Findings, conversations: Sequence[Conversation], filters: Mapping[str, Any]) -> None:
+    """Every filter over every row of messages; beside each function stand its `action` and `keep_share`."""
     talks = [(place, talk) for place, talk in enumerate(conversations) if "messages" in talk]
-    for name, (function, action, share) in filters.items():
+    for name, (function, chosen) in filters.items():
         found = {place: reason for place, talk in talks if (reason := function(talk)) is not None}
-        findings.add(name, action, found, int(share * len(conversations)))
+        findings.add(name, chosen.action, found, int(chosen.keep_share * len(conversations)))
 
 
 def apply_near_duplicates(
     findings: Findings,
     conversations: Sequence[Conversation],
-    names: Sequence[str],
     scores: Sequence[float],
     actions: Mapping[str, str | bool],
     threshold: float,
     shingle: int,
 ) -> None:
-    """`rows` are compared as a whole, `instructions` by what users ask; each among those that nothing removed so far.
-
-    The reasons give the `names` of the rows that stay.
-    """
+    """`rows` are compared as a whole, `instructions` by what users ask; both among those that nothing removed yet."""
     for name, roles, what in (("rows", (), "is like"), ("instructions", ("user",), "asks, with another answer, as")):
         if actions[name] in ("off", False):
             continue
-        places = findings.remaining(len(conversations))
+        places = findings.remaining()
         if roles:  # twins as a whole are counted above, and raw text asks nothing
             alike = set(findings.places.get("near_duplicate_rows", ()))
             places = [place for place in places if place not in alike and "messages" in conversations[place]]
         words = [split_words(join_messages(conversations[place], *roles)) for place in places]
         template = find_template(words)
         bare = [drop_template(text, template) for text in words]
-        twins = drop_near_duplicates(bare, [scores[place] for place in places], threshold, shingle)
-        found = {places[row]: f"it {what} {names[places[twin]]}" for row, twin in twins.items()}
+        found = {}
+        for row, twin in drop_near_duplicates(bare, [scores[place] for place in places], threshold, shingle).items():
+            source, number = findings.origins[places[twin]]  # of the row that stays
+            found[places[row]] = f"it {what} row {number} of data.{source}"
         findings.add(f"near_duplicate_{name}", actions[name], found)
 
 
@@ -79,7 +75,7 @@ def apply_selection(
     findings: Findings, conversations: Sequence[Conversation], scores: Sequence[float], rows: int, spread: str
 ) -> dict[str, int]:
     """Removes all but the best `rows`, spread over kinds (`task`, `cluster` or `none`); returns how many each got."""
-    places = findings.remaining(len(conversations))
+    places = findings.remaining()
     kinds = ["all"] * len(places)
     if spread == "task":
         kinds = [classify_task(conversations[place]) for place in places]

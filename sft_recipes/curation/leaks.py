@@ -49,19 +49,18 @@ class LeakIndex:
 
 
 def hold_out_groups(
-    order: Sequence[int],
-    number: int,
+    drawn: Sequence[int],
     rows: int,
     read_texts: Callable[[Sequence[int]], Iterable[Sequence[str]]],
     threshold: float = 0.8,
 ) -> np.ndarray:
-    """The places of the rows to hold out, in order: the first `number` of `order`, with all their near-duplicates.
+    """The places of the rows to hold out, in order: as many as were `drawn`, with all their near-duplicates.
 
     Where none of the drawn rows has one these are the drawn rows themselves. A group that would make them too many
     stays in training as a whole, so that they may become fewer, and none where all rows belong together. `read_texts`
     gives the rows of these places as words: all are read once, and again for each further link of a chain of twins.
     """
-    drawn = [int(place) for place in order[:number]]
+    drawn = list(map(int, drawn))
     group: dict[int, int] = {place: place for place in drawn}  # the drawn row through which a place was reached
     template = find_template(list(read_texts(range(0, rows, max(1, rows // TEMPLATE_SAMPLE)))))
     new = set(drawn)
@@ -80,7 +79,7 @@ def hold_out_groups(
     taken: list[int] = []
     for place in drawn:
         some = members.pop(find_group(group, place), [])
-        if len(taken) + len(some) <= number:
+        if len(taken) + len(some) <= len(drawn):
             taken += some
     return np.sort(np.array(taken, dtype=np.int64))
 

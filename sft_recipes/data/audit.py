@@ -11,14 +11,38 @@ import numpy as np
 from datasets import Dataset
 
 from sft_recipes.config.options import CheckPolicy
+from sft_recipes.config.schema import Config
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
-from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths
+from sft_recipes.data.long_rows import apply_max_length_policy
+from sft_recipes.data.token_rows import count_tokens, flat_values, row_arrays, row_lengths
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
 from sft_recipes.encoding.rendering import remove_markers
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+
+def check_rows(
+    name: str, rows: Dataset, config: Config, max_length: int | None, long_rows: str, held_out: set[int], seen: set[int]
+) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """One source's rows with all issues set in their `problems`, those that the policies keep, and the audit's entries.
+
+    `held_out` are the keys of the held-out rows, and `seen` those of earlier rows, which grow by these. Raises
+    DataError for the first issue whose policy is `raise`.
+    """
+    problems, long = flat_values(rows, "problems").copy(), row_lengths(rows) > (max_length or np.inf)
+    for index, row in enumerate(row_arrays(rows, "input_ids")):
+        key = hash(row.tobytes())
+        problems[index] |= ISSUE_BIT["duplicate"] * (key in seen) | ISSUE_BIT["in_held_out"] * (key in held_out)
+        problems[index] &= ~(ISSUE_BIT["leak"] * (key in held_out))  # which is counted once
+        seen.add(key)
+    is_raw = flat_values(rows, "piece") >= 0
+    problems |= np.where(is_raw, ISSUE_BIT["cut_into_pieces"], ISSUE_BIT["truncated"]) * long
+    rows = rows.remove_columns("problems").add_column("problems", problems)
+    kept, issues = apply_policy(name, rows, config.data_checks)
+    kept, cut = apply_max_length_policy(name, kept, max_length, long_rows)
+    return rows, kept, issues | cut
 
 
 def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset, dict[str, Any]]:
@@ -52,25 +76,6 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
             gone |= hit
     rows = drop_field_names(rows)
     return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
-
-
-def count_thoughts(rows: Dataset) -> dict[str, dict[str, int]]:
-    """How many conversations think before they answer and how many do not; nothing where none could."""
-    bits = flat_values(rows, "problems")[flat_values(rows, "piece") < 0] if len(rows) else np.zeros(0, dtype=np.int64)
-    thinking = int(((bits & THINKS_BIT) > 0).sum())
-    if not thinking and not (bits & (ISSUE_BIT["empty_thought"] | ISSUE_BIT["template_inserted"])).any():
-        return {}
-    return {"thoughts": {"with": thinking, "without": len(bits) - thinking}}
-
-
-def log_thoughts(name: str, counts: Mapping[str, int]) -> None:
-    """Says in the log where some rows think before they answer and others do not."""
-    if counts and all(counts.values()):
-        log.warning(
-            "data.%s: %d rows think before they answer and %d do not, so that the model learns to do both. Train one "
-            "kind, or tell them apart by a setting of the template (data.%s.chat_template_kwargs).",
-            name, counts["with"], counts["without"], name,
-        )  # fmt: skip
 
 
 def drop_field_names(rows: Dataset) -> Dataset:
@@ -119,6 +124,31 @@ ACTIONS = {
 }
 
 
+def count_rows(audit: dict[str, Any], name: str, kept: Dataset, issues: Mapping[str, dict]) -> None:
+    """Adds rows of a source to its audit, all of them or a batch of a stream's; what is new of it the log says."""
+    log_issues(name, {key: found for key, found in issues.items() if key not in {"unusable", *audit["problems"]}})
+    for key, value in ({"kept": len(kept)} | count_tokens(kept)).items():
+        audit[key] = audit.get(key, 0) + value
+    for key, found in issues.items():
+        old = audit["problems"].get(key, {})
+        counts = {unit: value + old.get(unit, 0) for unit, value in found.items() if isinstance(value, int)}
+        if "fields" in found:
+            counts["fields"] = dict((Counter(old.get("fields")) + Counter(found["fields"])).most_common())
+        audit["problems"][key] = found | counts | {"first": (old.get("first", []) + found["first"])[:20]}
+    bits = flat_values(kept, "problems")[flat_values(kept, "piece") < 0]
+    if not (bits & (THINKS_BIT | ISSUE_BIT["empty_thought"] | ISSUE_BIT["template_inserted"])).any():
+        return  # the template has no place for thoughts
+    thinking, old = int(((bits & THINKS_BIT) > 0).sum()), audit.get("thoughts", {"with": 0, "without": 0})
+    new = {"with": old["with"] + thinking, "without": old["without"] + len(bits) - thinking}
+    audit["thoughts"] = new
+    if all(new.values()) and not all(old.values()):
+        log.warning(
+            "data.%s: %d rows think before they answer and %d do not, so that the model learns to do both. Train one "
+            "kind, or tell them apart by a setting of the template (data.%s.chat_template_kwargs).",
+            name, new["with"], new["without"], name,
+        )  # fmt: skip
+
+
 def count_faults(where: str, on_error: str, faults: list[tuple[int, str]], total: int) -> dict[str, Any]:
     """The audit's entry for rows that could not be read or formatted, which the log says; none where there are none.
 
@@ -155,18 +185,7 @@ def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
 
 def row_hashes(rows: Dataset) -> set[int]:
     """The rows' token ids as one number each, by which repeats are found."""
-    return {hash(row.tobytes()) for row in row_arrays(rows, "input_ids")} if len(rows) else set()
-
-
-def mark_duplicates(train: Dataset, held_out: set[int], seen: set[int]) -> Dataset:
-    """The training rows with `duplicate` and `in_held_out` set in their `problems`; `seen` grows by their keys."""
-    problems = flat_values(train, "problems").copy()
-    for index, row in enumerate(row_arrays(train, "input_ids")):
-        key = hash(row.tobytes())
-        problems[index] |= ISSUE_BIT["duplicate"] * (key in seen) | ISSUE_BIT["in_held_out"] * (key in held_out)
-        problems[index] &= ~(ISSUE_BIT["leak"] * (key in held_out))  # which is counted once
-        seen.add(key)
-    return train.remove_columns("problems").add_column("problems", problems)
+    return {hash(row.tobytes()) for row in row_arrays(rows, "input_ids")}
 
 
 def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversation]) -> None:

@@ -1,8 +1,8 @@
 """What curation is given of the sources, and what becomes of its findings: held-out groups, leaks, removed rows."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sft_recipes.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 QUESTION_COLUMNS = ("question", "prompt", "instruction", "problem", "input", "text")  # of a benchmark, the first it has
 Rows = FileRows | ArrowRows
+LeakTest = Callable[[Conversation], bool]
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,19 @@ class SourceRows:
     out: np.ndarray
 
 
-def read_conversations(
-    rows: Rows, formatter: Callable | None, numbers: Iterable[int]
-) -> Iterator[tuple[int, Conversation]]:
-    """The number and the conversation of every row that can be read; the others are counted where rows are encoded."""
-    for number, row, _ in rows.records(numbers):
+def read_conversations(rows: Rows, formatter: Callable | None, numbers: Iterable[int]) -> Iterator[Conversation | None]:
+    """The conversation of each of these rows; None for one that cannot be read, counted where rows are encoded."""
+    for _, row, _ in rows.records(numbers):
         try:
-            if not isinstance(row, Fault) and formatter:
-                yield number, formatter(row)
+            yield formatter(row) if formatter and not isinstance(row, Fault) else None
         except DataError:
-            continue
+            yield None
 
 
-def read_words(rows: Rows, formatter: Callable | None, numbers: Sequence[int]) -> Iterator[list[str]]:
+def read_words(rows: Rows, formatter: Callable | None, numbers: Iterable[int]) -> Iterator[list[str]]:
     """The words of each of these rows, none of a row that cannot be read."""
-    position = 0
-    for number, conversation in read_conversations(rows, formatter, numbers):
-        while numbers[position] != number:
-            yield []
-            position += 1
-        yield split_words(join_messages(conversation))
-        position += 1
-    yield from ([] for _ in range(position, len(numbers)))
+    for talk in read_conversations(rows, formatter, numbers):
+        yield split_words(join_messages(talk)) if talk else []
 
 
 def hold_out_with_twins(
@@ -65,9 +57,8 @@ def hold_out_with_twins(
     if config.curation.leaks is None or not len(drawn):
         return np.sort(drawn)
     threshold, number = config.curation.leaks.threshold, len(drawn)
-    out = hold_out_groups(
-        drawn, number, len(chosen), lambda places: read_words(rows, formatter, chosen[list(places)]), threshold
-    )
+    read_texts = lambda places: read_words(rows, formatter, chosen[list(places)])  # noqa: E731
+    out = hold_out_groups(drawn, len(chosen), read_texts, threshold)
     if not len(out):
         raise ConfigError(
             f"{where}: no {number} rows can be held out, since each is a near-duplicate (at {threshold:g}) of rows "
@@ -81,50 +72,34 @@ def hold_out_with_twins(
     return out
 
 
-class LeakFinder:
-    """Whether conversations to train on give away held-out rows, or the questions of `curation.decontaminate`."""
+def find_source_leaks(config: Config, sources: Collection[SourceRows]) -> LeakTest | None:
+    """`build_leak_test` for the held-out rows of all sources, each of which may have a template of its own."""
+    held_out = (words for each in sources for words in read_words(each.out_rows, each.formatter, each.out))
+    some = ((each, each.trained[:: max(1, len(each.trained) // TEMPLATE_SAMPLE)]) for each in sources)
+    samples = (list(read_words(each.rows, each.formatter, numbers)) for each, numbers in some)
+    return build_leak_test(config, held_out, samples)
 
-    def __init__(self, config: Config, held_out: Iterable[list[str]], template: frozenset[int]):
-        options = config.curation.leaks
-        how = {"threshold": options.threshold, "window": options.window, "coverage": options.coverage}
-        self.rows = LeakIndex(held_out, **how, template=template)
-        questions = [
-            split_words(join_messages(question, "user"))
-            for asked in config.curation.decontaminate
-            for question in read_questions(f"curation.decontaminate={asked}", asked)
-        ]
-        self.questions = LeakIndex(questions, **how, template=template) if questions else None
 
-    @classmethod
-    def of_sources(cls, config: Config, sources: Iterable[SourceRows]) -> "LeakFinder | None":
-        """For the held-out rows of all sources; None where leaks are not looked for."""
-        if config.curation.leaks is None:
-            return None
-        held_out, template = [], frozenset()
-        for source in sources:
-            held_out += read_words(source.out_rows, source.formatter, source.out)
-            sample = source.trained[:: max(1, len(source.trained) // TEMPLATE_SAMPLE)]
-            template |= find_template(list(read_words(source.rows, source.formatter, sample)))
-        return cls(config, held_out, template)
+def build_leak_test(
+    config: Config, held_out: Iterable[list[str]], samples: Iterable[list[list[str]]]
+) -> LeakTest | None:
+    """Whether a conversation gives away held-out rows or questions of `curation.decontaminate`; None where neither is
+    looked for. What repeats in one of the `samples` of rows is no sign of a leak.
+    """
+    if config.curation.leaks is None:
+        return None
+    how = asdict(config.curation.leaks) | {"template": frozenset().union(*map(find_template, samples))}
+    questions = [
+        split_words(join_messages(question, "user"))
+        for asked in config.curation.decontaminate
+        for question in read_questions(f"curation.decontaminate={asked}", asked)
+    ]
+    indexes = [(LeakIndex(held_out, **how), ())] + ([(LeakIndex(questions, **how), ("user",))] if questions else [])
 
-    @classmethod
-    def of_conversations(cls, config: Config, held_out: Iterable[Conversation]) -> "LeakFinder | None":
-        """For the held-out conversations of a stream; None where leaks are not looked for."""
-        if config.curation.leaks is None:
-            return None
-        words = [split_words(join_messages(conversation)) for conversation in held_out]
-        return cls(config, words, find_template(words))
+    def is_leak(conversation: Conversation) -> bool:
+        return any(index.find_leak(split_words(join_messages(conversation, *of))) is not None for index, of in indexes)
 
-    def find_leaks(self, conversations: Sequence[Conversation]) -> np.ndarray:
-        """One bool a conversation."""
-        return np.array([self.is_leak(conversation) for conversation in conversations], dtype=bool)
-
-    def is_leak(self, conversation: Conversation) -> bool:
-        """Whether a held-out row is like this conversation, or a foreign question like its questions."""
-        if self.rows.find_leak(split_words(join_messages(conversation))) is not None:
-            return True
-        asked = split_words(join_messages(conversation, "user")) if self.questions else []
-        return bool(asked) and self.questions.find_leak(asked) is not None
+    return is_leak
 
 
 def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conversation]:
@@ -140,13 +115,11 @@ def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conve
         formatter = find_formatter(where, source, {"name": "auto"}, rows.columns)
     except DataError:
         formatter = None
-    for _, row, _ in rows.records(range(len(rows))):
+    numbers = range(len(rows))
+    for (_, row, _), talk in zip(rows.records(numbers), read_conversations(rows, formatter, numbers), strict=True):
         if isinstance(row, Fault):
             continue
-        try:
-            messages = formatter(row).get("messages", []) if formatter else []
-        except DataError:
-            messages = []
+        messages = (talk or {}).get("messages", [])
         last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
         if last < 0:
             column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)

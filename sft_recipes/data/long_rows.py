@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sft_recipes.data.issues import ISSUE_BIT
 from sft_recipes.data.token_rows import ORIGIN, flat_values, row_arrays, row_lengths, take_rows, to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import DataError
@@ -49,16 +48,6 @@ def apply_max_length_policy(
         gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist(), "tokens": tokens}
         found |= {"fully_truncated": gone}
     return take_rows(rows, np.flatnonzero(left)), found
-
-
-def mark_long_rows(rows: Dataset, max_length: int | None) -> Dataset:
-    """The rows, those above `max_length` with `truncated`, raw text with `cut_into_pieces`, set in their `problems`."""
-    problems, long = flat_values(rows, "problems").copy(), row_lengths(rows) > (max_length or np.inf)
-    if not long.any():
-        return rows
-    raw_text = flat_values(rows, "piece") >= 0
-    problems[long] |= np.where(raw_text[long], ISSUE_BIT["cut_into_pieces"], ISSUE_BIT["truncated"])
-    return rows.remove_columns("problems").add_column("problems", problems)
 
 
 def cut_raw_text(rows: Dataset, max_length: int) -> tuple[Dataset, dict[str, Any]]:

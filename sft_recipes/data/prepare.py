@@ -14,28 +14,26 @@ from transformers import PreTrainedTokenizerFast
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.data.audit import (
-    apply_policy,
+    check_rows,
     check_train_serve_parity,
     count_faults,
-    count_thoughts,
+    count_rows,
     drop_field_names,
     log_issues,
-    log_thoughts,
-    mark_duplicates,
     row_hashes,
 )
 from sft_recipes.data.curate_sources import remove_rows
-from sft_recipes.data.curated_rows import LeakFinder, SourceRows, hold_out_with_twins
+from sft_recipes.data.curated_rows import LeakTest, SourceRows, find_source_leaks, hold_out_with_twins
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, find_issues
-from sft_recipes.data.long_rows import apply_max_length_policy, mark_long_rows
+from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.mixing import mix_rows
 from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
-from sft_recipes.data.token_rows import TrainingData, count_tokens, flat_values, take_rows, to_dataset
+from sft_recipes.data.token_rows import TrainingData, flat_values, take_rows, to_dataset
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
 from sft_recipes.encoding.served_contexts import Piece
 from sft_recipes.errors import ConfigError, DataError
@@ -58,34 +56,33 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     Raises DataError, naming source, row and field, for rows that cannot be trained on, and ConfigError where the saved
     tokenizer would serve another prompt than the one trained on.
     """
-    cutting = "keep" if config.smoke else config.data.max_length_policy
+    long_rows = "keep" if config.smoke else config.data.max_length_policy
     opened = {name: open_source(name, config) for name in config.sources}
-    opened, findings, curation = remove_rows(config, opened, partial(count_text, encoder.tokenizer))
-    leaks = LeakFinder.of_sources(config, opened.values())
-    parts = {name: read_source(name, config, encoder, rows, leaks) for name, rows in opened.items()}
+    opened, removed, curation = remove_rows(config, opened, partial(count_text, encoder.tokenizer))
+    is_leak = find_source_leaks(config, opened.values())
+    parts = {name: read_source(name, config, encoder, rows, is_leak) for name, rows in opened.items()}
     held_out = concatenate_datasets([part.held_out for part in parts.values()])
-    train = mark_duplicates(concatenate_datasets([part.train for part in parts.values()]), row_hashes(held_out), set())
-    train = mark_long_rows(train, max_length)
-    kept, audit, left_out = {}, {}, []
-    for index, (name, part) in enumerate(parts.items()):
-        mine = train.select(np.flatnonzero(flat_values(train, "source") == index))
-        kept[name], problems = apply_policy(name, mine, config.data_checks)
-        kept[name], cut = apply_max_length_policy(name, kept[name], max_length, cutting)
-        gone = np.isin(flat_values(mine, "row"), flat_values(kept[name], "row"), invert=True)
-        left_out.append(take_rows(drop_field_names(mine), np.flatnonzero(gone)))
-        audit[name] = part.audit | {"problems": findings[name] | part.audit["problems"] | problems | cut}
-        log_issues(name, problems | cut)
-    for name, rows in kept.items():
-        audit[name] |= {"kept": len(rows)} | count_tokens(rows) | count_thoughts(rows)
-        log_thoughts(name, audit[name].get("thoughts", {}))
-    train = concatenate_datasets(list(kept.values()))
-    if not len(train) and any(source.split for source in config.sources.values()):
+    out, seen, train, left_out = row_hashes(held_out), set(), [], []
+    for name, part in parts.items():
+        rows, kept, issues = check_rows(name, part.train, config, max_length, long_rows, out, seen)
+        gone = np.isin(flat_values(rows, "row"), flat_values(kept, "row"), invert=True)
+        left_out.append(take_rows(drop_field_names(rows), np.flatnonzero(gone)))
+        part.audit["problems"] |= removed[name]
+        count_rows(part.audit, name, kept, issues)
+        train.append(kept)
+    if not any(map(len, train)) and any(source.split for source in config.sources.values()):
         raise DataError("data: no row is left to train on.")
-    held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if cutting == "keep" else "drop")
+    held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if long_rows == "keep" else "drop")
     log_issues("held_out", cut)
-    questions = [question for part in parts.values() for question in part.questions]
-    examples = [example for part in parts.values() for example in part.examples]
-    return TrainingData(train, held_out, questions, audit, concatenate_datasets(left_out), curation, examples)
+    return TrainingData(
+        concatenate_datasets(train),
+        held_out,
+        [question for part in parts.values() for question in part.questions],
+        {name: part.audit for name, part in parts.items()},
+        concatenate_datasets(left_out),
+        curation,
+        [example for part in parts.values() for example in part.examples],
+    )
 
 
 def count_text(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
@@ -112,12 +109,12 @@ def open_source(name: str, config: Config) -> SourceRows:
 
 
 def read_source(
-    name: str, config: Config, encoder: Encoder, opened: SourceRows, leaks: LeakFinder | None
+    name: str, config: Config, encoder: Encoder, opened: SourceRows, is_leak: LeakTest | None
 ) -> TrainingData:
     """One source's rows as token ids, with `leak` among the issues of those to train on."""
     source, where, trained, out = config.sources[name], f"data.{name}", opened.trained, opened.out
     every, records = max(1, len(trained) // PARITY_ROWS), opened.rows.records(trained)
-    train, some, faults = encode_rows(name, config, opened.formatter, encoder, records, len(trained), every, leaks)
+    train, some, faults = encode_rows(name, config, opened.formatter, encoder, records, len(trained), every, is_leak)
     records = opened.out_rows.records(out)
     held_out, talks, more = encode_rows(name, config, opened.formatter, encoder, records, len(out), every=1)
     unusable = count_faults(where, source.on_error, faults + more, len(trained) + len(out))
@@ -169,7 +166,7 @@ def encode_rows(
     records: Iterable[Record],
     total: int,
     every: int,
-    leaks: LeakFinder | None = None,
+    is_leak: LeakTest | None = None,
 ) -> tuple[Dataset, list[Conversation], list[tuple[int, str]]]:
     """The records as token ids and labels, one in `every` as a conversation, and the numbers and faults of the rest.
 
@@ -211,8 +208,8 @@ def encode_rows(
             talks = [context.conversation for context in contexts]
             some += talks[::every]
             found, fresh = find_issues(encoder, fields, given, contexts, encoded, source.train_on)
-            if leaks:
-                found[leaks.find_leaks(talks)] |= ISSUE_BIT["leak"]
+            if is_leak:
+                found |= ISSUE_BIT["leak"] * np.array([is_leak(talk) for talk in talks], dtype=np.int64)
             problems.append(found)
             for column, values in fresh.items():
                 names[column] += values

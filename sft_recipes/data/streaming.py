@@ -1,8 +1,7 @@
 """Rows that are read, encoded and packed while training goes on, with the audit and digest that other rows have."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -10,35 +9,33 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, LargeList, Value, concatenate_datasets
 
 from sft_recipes.config.schema import Config
+from sft_recipes.curation.words import join_messages, split_words
 from sft_recipes.data.audit import (
-    apply_policy,
+    check_rows,
     check_train_serve_parity,
     count_faults,
-    count_thoughts,
+    count_rows,
     drop_field_names,
     log_issues,
-    log_thoughts,
-    mark_duplicates,
     row_hashes,
 )
-from sft_recipes.data.curated_rows import LeakFinder
+from sft_recipes.data.curated_rows import LeakTest, build_leak_test
 from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.long_rows import apply_max_length_policy, mark_long_rows
+from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.mixing import StreamMixture, describe_mixture
 from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, encode_rows
 from sft_recipes.data.raw_rows import Record
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, source_fingerprint, stream_rows
-from sft_recipes.data.token_rows import ORIGIN, TrainingData, count_tokens, flat_values, row_arrays, to_dataset
+from sft_recipes.data.token_rows import ORIGIN, TrainingData, flat_values, row_arrays, to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 BUFFER_ROWS = 5000  # rows that are shuffled and packed together
 GIVE_UP_ROWS = 20_000  # rows without one to train on, after which a stream is given up
-EMPTY_COUNTS = {"rows": 0, "kept": 0, "tokens": 0, "supervised_tokens": 0}
 Document = tuple[np.ndarray, np.ndarray, *tuple[int, ...]]  # ids, labels, and the columns of ORIGIN
 RAW_PIECE = 2 + ORIGIN.index("piece")  # which piece of a raw text a document is, -1 for a conversation
 
@@ -49,10 +46,15 @@ def load_stream(
     """The first rows of the sources, read once to be looked at before any weights are, and the stream to train on."""
     if config.curation.removes_rows:
         raise ConfigError("curation: a stream is read once. Write mode=curate first, and train on its curated.jsonl.")
+    if config.mix.total:
+        raise ConfigError("mix.total: a stream has no end, trainer.max_steps says how long it is. Leave it out.")
     stream = RowStream(config, encoder, max_length, packing)
-    data = TrainingData(stream.first_rows(), stream.held_out, stream.questions, stream.audit)
-    stream.audit = {name: entry | EMPTY_COUNTS | {"problems": {}} for name, entry in data.audit.items()}
-    stream.passes = 0
+    stream.passes = 1
+    ids, labels, *origin = zip(*islice(stream.mixed(), BUFFER_ROWS), strict=True)
+    stream.record_mixture()
+    first = to_dataset({"input_ids": ids, "labels": labels}, dict(zip(ORIGIN, origin, strict=True)))
+    data = TrainingData(first, stream.held_out, stream.questions, stream.audit)
+    stream.begin()
     log.info("Streaming: the table counts the first rows; supervision.json will count all that training has read.")
     return data, stream
 
@@ -66,19 +68,24 @@ class RowStream:
 
     def __init__(self, config: Config, encoder: Encoder, max_length: int | None, packing: bool):
         self.config, self.encoder, self.max_length, self.packing = config, encoder, max_length, packing
-        self.sources, self.passes, self.digest = config.sources, 0, TokenDigest()
+        self.sources, self.digest = config.sources, TokenDigest()
         self.formatters: dict[str, Callable] = {}
-        if config.mix.total:
-            raise ConfigError("mix.total: a stream has no end, trainer.max_steps says how long it is. Leave it out.")
         held_out = {name: self.hold_out(name) for name in self.sources}
+        self.unread = {  # the audit before a row is read
+            name: {"fingerprint": source_fingerprint(f"data.{name}", self.sources[name], None)}
+            | {"held_out": len(rows), "parity": 0, "rows": 0}
+            for name, (rows, _) in held_out.items()
+        }
         self.held_out = concatenate_datasets([rows for rows, _ in held_out.values()])
         self.questions = [question for _, questions in held_out.values() for question in questions]
         self.out = row_hashes(self.held_out)
-        self.leaks = LeakFinder.of_conversations(config, self.questions)
-        self.audit: dict[str, dict[str, Any]] = {}
-        for name, (rows, _) in held_out.items():
-            entry = {"fingerprint": source_fingerprint(f"data.{name}", self.sources[name], None)}
-            self.audit[name] = entry | {"held_out": len(rows), "parity": 0} | EMPTY_COUNTS | {"problems": {}}
+        words = [split_words(join_messages(question)) for question in self.questions]
+        self.is_leak = build_leak_test(config, words, [words])
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is read yet, or what was read to be looked at does not count."""
+        self.passes, self.audit = 0, {name: entry | {"problems": {}} for name, entry in self.unread.items()}
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
         """The first rows of a source, which training skips, or those of its held-out split."""
@@ -98,24 +105,16 @@ class RowStream:
         return rows, [talk for talk in talks if "messages" in talk]
 
     def encoded(
-        self, name: str, records: list[Record], every: int, total: int | None, leaks: LeakFinder | None = None
+        self, name: str, records: list[Record], every: int, total: int | None, is_leak: LeakTest | None = None
     ) -> tuple[Dataset, list[Conversation], dict[str, Any]]:
         """What `encode_rows` gives of records, and the entry for those without use; `total` were read so far."""
+        source = self.sources[name]
         if self.formatters.get(name) is None:
             columns = dict.fromkeys(key for _, row, _ in records if not isinstance(row, Fault) for key in row)
-            self.formatters[name] = find_formatter(name, self.sources[name], self.config.formatter, list(columns))
-        formatter = self.formatters.get(name)
-        how = (name, self.config, formatter, self.encoder)
-        rows, talks, faults = encode_rows(*how, records, len(records), every, leaks)
-        found = count_faults(f"data.{name}", self.sources[name].on_error, faults, total or len(records))
-        return rows, talks, found
-
-    def first_rows(self) -> Dataset:
-        """The rows of the first buffer with their origin; the audit counts what was read for them."""
-        self.passes = 1
-        ids, labels, *origin = zip(*islice(self.mixed(), BUFFER_ROWS), strict=True)
-        self.record_mixture()
-        return to_dataset({"input_ids": ids, "labels": labels}, dict(zip(ORIGIN, origin, strict=True)))
+            self.formatters[name] = find_formatter(name, source, self.config.formatter, list(columns))
+        how = (name, self.config, self.formatters[name], self.encoder)
+        rows, talks, faults = encode_rows(*how, records, len(records), every, is_leak)
+        return rows, talks, count_faults(f"data.{name}", source.on_error, faults, total or len(records))
 
     def mixed(self) -> Iterator[Document]:
         """The sources' rows, each of the source that is furthest behind its share, until every source was read.
@@ -159,14 +158,13 @@ class RowStream:
         seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):
             number += len(batch)
-            rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number, self.leaks)
+            rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number, self.is_leak)
             if number == len(batch) and self.passes == 1:
                 check_train_serve_parity(self.encoder, talks)
                 self.audit[name]["parity"] = len(talks)
-            rows = mark_long_rows(mark_duplicates(rows, self.out, seen), self.max_length)
-            rows, problems = apply_policy(name, rows, self.config.data_checks)
-            rows, cut = apply_max_length_policy(name, rows, self.max_length, "drop" if policy == "auto" else policy)
-            long += cut.get("truncated", {"rows": 0})["rows"]
+            long_rows = "drop" if policy == "auto" else policy
+            _, rows, issues = check_rows(name, rows, self.config, self.max_length, long_rows, self.out, seen)
+            long += issues.get("truncated", {"rows": 0})["rows"]
             if policy == "auto" and long > 0.01 * number:
                 raise DataError(
                     f"data.{name}: {long} of the first {number} rows are longer than "
@@ -174,7 +172,8 @@ class RowStream:
                 )
             kept += len(rows)
             if self.passes == 1 and not again:
-                add_counts(self.audit[name], name, len(batch), rows, unusable | problems | cut)
+                self.audit[name]["rows"] += len(batch)
+                count_rows(self.audit[name], name, rows, unusable | issues)
             columns = [row_arrays(rows, key) for key in ("input_ids", "labels")]
             yield from zip(*columns, *(flat_values(rows, key).tolist() for key in ORIGIN), strict=True)
             if not kept and number >= GIVE_UP_ROWS:
@@ -227,21 +226,3 @@ def split_by_fill(rows: list[list[Document]], max_length: int) -> tuple[list[lis
     order = np.argsort(-fill, kind="stable")
     ready = max(int((fill >= 0.98 * max_length).sum()), -(-len(rows) // 2))
     return [rows[i] for i in order[:ready]], [document for i in order[ready:] for document in rows[i]]
-
-
-def add_counts(audit: dict[str, Any], name: str, rows: int, kept: Dataset, problems: Mapping[str, dict]) -> None:
-    """Counts a batch of rows in its source's audit; an issue is announced when it is first met."""
-    new = {key: found for key, found in problems.items() if key not in audit["problems"]}
-    log_issues(name, {key: found for key, found in new.items() if key != "unusable"})
-    old, fresh = audit.get("thoughts", {}), count_thoughts(kept).get("thoughts", {})
-    if fresh:
-        audit["thoughts"] = {key: old.get(key, 0) + fresh[key] for key in fresh}
-        log_thoughts(name, {} if all(old.values()) and old else audit["thoughts"])
-    for key, value in ({"rows": rows, "kept": len(kept)} | count_tokens(kept)).items():
-        audit[key] += value
-    for key, found in problems.items():
-        old = audit["problems"].get(key, {})
-        counts = {name: value + old.get(name, 0) for name, value in found.items() if isinstance(value, int)}
-        if "fields" in found:
-            counts["fields"] = dict((Counter(old.get("fields")) + Counter(found["fields"])).most_common())
-        audit["problems"][key] = found | counts | {"first": (old.get("first", []) + found["first"])[:20]}

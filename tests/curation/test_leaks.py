@@ -49,7 +49,7 @@ def test_a_shared_way_to_ask_is_no_leak():
 
 def test_without_twins_the_drawn_rows_are_held_out():
     texts = [[f"w{n}", f"v{n}"] for n in range(10)]
-    out = hold_out_groups([7, 2, 5], 3, 10, lambda places: (texts[place] for place in places))
+    out = hold_out_groups([7, 2, 5], 10, lambda places: (texts[place] for place in places))
     assert out.tolist() == [2, 5, 7]
 
 
@@ -59,9 +59,9 @@ def test_twins_are_held_out_together_and_a_group_too_large_stays_in_training():
     def read(places):
         return (texts[place] for place in places)
 
-    assert hold_out_groups([0, 7, 8], 3, 10, read).tolist() == [0, 1, 7]
-    assert hold_out_groups([2, 7, 8], 3, 10, read).tolist() == [7, 8]
-    assert hold_out_groups([2, 3, 4], 3, 10, read).tolist() == []
+    assert hold_out_groups([0, 7, 8], 10, read).tolist() == [0, 1, 7]
+    assert hold_out_groups([2, 7, 8], 10, read).tolist() == [7, 8]
+    assert hold_out_groups([2, 3, 4], 10, read).tolist() == []
 
 
 def test_a_training_twin_of_a_held_out_row_is_dropped_and_counted(tmp_path, encoder):
