@@ -15,7 +15,7 @@ from prepare import DATA, FILES, MAX_LENGTH, machine, neox, real_rows
 from trl import data_utils, pack_dataset
 
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.mixing import apply_max_length_policy
+from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.packing import pack_lengths, pack_rows
 from sft_recipes.data.token_rows import row_lengths, to_dataset
 from sft_recipes.encoding.encoder import Encoder

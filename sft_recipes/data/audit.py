@@ -15,7 +15,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.long_rows import apply_max_length_policy
-from sft_recipes.data.token_rows import count_tokens, flat_values, row_arrays, row_lengths
+from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
 from sft_recipes.encoding.rendering import remove_markers
 from sft_recipes.errors import ConfigError, DataError
@@ -58,7 +58,7 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
         if not hit.any():
             continue
         action = NOTES.get(problem) or getattr(policy, problem)
-        record[problem] = {"rows": int(hit.sum()), "policy": action, "first": numbers[hit][:20].tolist()}
+        record[problem] = audit_entry(numbers[hit], action)
         if problem == "unrolled":
             record[problem]["tokens"] = int(row_lengths(rows)[hit].sum())
         if problem in FIELD_COLUMNS:
@@ -162,7 +162,7 @@ def count_faults(where: str, on_error: str, faults: list[tuple[int, str]], total
     if on_error == "raise":
         raise DataError(f"{said} Fix {'them' if len(faults) > 1 else 'it'}, or write {where}.on_error=drop.")
     log.warning("%s Dropped.", said)
-    return {"unusable": {"rows": len(faults), "policy": "drop", "first": sorted(number for number, _ in faults)[:20]}}
+    return {"unusable": audit_entry(sorted(number for number, _ in faults), "drop")}
 
 
 def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:

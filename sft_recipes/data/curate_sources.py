@@ -17,6 +17,7 @@ from sft_recipes.curation.filters import FILTERS
 from sft_recipes.curation.selection import score_quality
 from sft_recipes.data.curated_rows import LeakTest, SourceRows, read_conversations
 from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.token_rows import audit_entry
 from sft_recipes.errors import ConfigError, did_you_mean
 
 COUNTED_ROWS = 20_000  # at 2 ms each, measured on Alpaca's; more are not counted before a training that removes none
@@ -110,5 +111,5 @@ def remove_rows(
             numbers = [mine[place] for place in places if place in mine]
             policy = "drop" if findings.counts[label]["action"] == "remove" else "keep"
             if numbers:
-                audit[name][f"curation_{label}"] = {"rows": len(numbers), "policy": policy, "first": numbers[:20]}
+                audit[name][f"curation_{label}"] = audit_entry(numbers, policy)
     return left, audit, curated.record

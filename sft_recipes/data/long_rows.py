@@ -5,8 +5,16 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sft_recipes.data.token_rows import ORIGIN, flat_values, row_arrays, row_lengths, take_rows, to_dataset
-from sft_recipes.encoding.encoder import IGNORE_INDEX
+from sft_recipes.data.token_rows import (
+    ORIGIN,
+    audit_entry,
+    flat_values,
+    row_arrays,
+    row_lengths,
+    supervised_lengths,
+    take_rows,
+    to_dataset,
+)
 from sft_recipes.errors import DataError
 
 
@@ -19,8 +27,7 @@ def apply_max_length_policy(
     while they are at most 1 % and raises otherwise; `drop` and `raise` do so always; `keep` cuts them, and drops those
     of which no supervised token is left.
     """
-    lengths = row_lengths(rows)
-    if not max_length or not (lengths > max_length).any():
+    if not max_length or not (row_lengths(rows) > max_length).any():
         return rows, {}
     rows, found, total = *cut_raw_text(rows, max_length), len(rows)
     lengths, numbers = row_lengths(rows), flat_values(rows, "row")
@@ -34,19 +41,15 @@ def apply_max_length_policy(
             f"data.{name}: {count} of {total} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
             f"{enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or keep, which cuts answers off)."
         )
-    entry = {"rows": count, "policy": "keep" if policy == "keep" else "drop", "first": numbers[long][:20].tolist()}
     if policy != "keep":
-        entry["tokens"] = int(lengths[long].sum())
-        return take_rows(rows, np.flatnonzero(~long)), found | {"truncated": entry}
-    entry["tokens"] = int((lengths[long] - max_length).sum())
+        found["truncated"] = audit_entry(numbers[long], "drop", tokens=int(lengths[long].sum()))
+        return take_rows(rows, np.flatnonzero(~long)), found
+    found["truncated"] = audit_entry(numbers[long], "keep", tokens=int((lengths[long] - max_length).sum()))
     lists = {key: [row[:max_length] for row in row_arrays(rows, key)] for key in ("input_ids", "labels")}
-    left = np.array([bool((row != IGNORE_INDEX).any()) for row in lists["labels"]])
     rows = to_dataset(lists, {key: flat_values(rows, key) for key in ORIGIN})
-    found |= {"truncated": entry}
+    left = supervised_lengths(rows) > 0
     if not left.all():
-        tokens = int(row_lengths(rows)[~left].sum())
-        gone = {"rows": int((~left).sum()), "policy": "drop", "first": numbers[~left][:20].tolist(), "tokens": tokens}
-        found |= {"fully_truncated": gone}
+        found["fully_truncated"] = audit_entry(numbers[~left], "drop", tokens=int(row_lengths(rows)[~left].sum()))
     return take_rows(rows, np.flatnonzero(left)), found
 
 
@@ -68,8 +71,7 @@ def cut_raw_text(rows: Dataset, max_length: int) -> tuple[Dataset, dict[str, Any
     lists = {key: np.split(flat_values(rows, key), ends) for key in ("input_ids", "labels")}
     places = np.concatenate([np.arange(count) for count in counts])
     pieces = np.repeat(origin["piece"], counts) + places
-    entry = {"rows": int(long.sum()), "policy": "keep", "first": origin["row"][long][:20].tolist()}
-    entry["pieces"] = int(counts[long].sum())
+    entry = audit_entry(origin["row"][long], "keep", pieces=int(counts[long].sum()))
     origin = {key: np.repeat(values, counts) for key, values in origin.items()} | {"piece": pieces}
     return to_dataset(lists, origin), {"cut_into_pieces": entry}
 

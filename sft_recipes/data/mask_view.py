@@ -1,6 +1,6 @@
 """The loss mask as a person sees it: in the terminal, with or without colour, and as HTML in a notebook."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -85,36 +85,26 @@ def render_terminal(row: Sequence[Token], width: int, colour: bool) -> str:
     Supervised ones stand on green and their stop token on yellow, or without colour between ⟦ and ⟧ and before ■.
     """
     lines, line, used = [], "", 0
-    for text, piece in render_coloured(row) if colour else render_plain(row):
-        for start in range(0, len(text), width):
-            part = text[start : start + width]
+    for index, (text, supervised, stop) in enumerate(row):
+        shown, begin, end = show_whitespace(text), "", ""
+        if colour:  # two shades in turn, so that the borders of tokens show
+            begin = STOP_COLOUR if stop else (SUPERVISED if supervised else IGNORED_COLOUR)[index % 2]
+            end = END_COLOUR
+        else:
+            before = index > 0 and row[index - 1][1]
+            after = index + 1 < len(row) and row[index + 1][1]
+            shown = "⟦" * (supervised and not before) + shown + "■" * stop + ("⟧" if supervised and not after else "│")
+        for start in range(0, len(shown), width):
+            part = shown[start : start + width]
             if used + len(part) > width:
                 lines.append(line)
                 line, used = "", 0
-            line += piece.format(part.replace("{", "{{").replace("}", "}}")) if colour else part
+            line += f"{begin}{part}{end}"
             used += len(part)
-        if text.rstrip("│⟧⟦■").endswith("⏎"):
+        if text.endswith("\n"):
             lines.append(line)
             line, used = "", 0
     return "\n".join([*lines, line] if line else lines)
-
-
-def render_coloured(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
-    """Each token and its escape codes, two shades in turn, so that the borders of tokens show."""
-    for index, (text, supervised, stop) in enumerate(row):
-        yield (
-            show_whitespace(text),
-            (STOP_COLOUR if stop else (SUPERVISED if supervised else IGNORED_COLOUR)[index % 2]) + "{}" + END_COLOUR,
-        )
-
-
-def render_plain(row: Sequence[Token]) -> Iterator[tuple[str, str]]:
-    """Each token with its border, and brackets where supervision begins and ends."""
-    for index, (text, supervised, stop) in enumerate(row):
-        before = index > 0 and row[index - 1][1]
-        after = index + 1 < len(row) and row[index + 1][1]
-        mark = ("⟦" if supervised and not before else "") + show_whitespace(text) + "■" * stop
-        yield mark + ("⟧" if supervised and not after else "│"), ""
 
 
 def render_html(row: Sequence[Token]) -> str:

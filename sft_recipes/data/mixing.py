@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from sft_recipes.config.options import MixOptions
 from sft_recipes.config.schema import Config
@@ -40,7 +39,11 @@ def mix_rows(config: Config, data: TrainingData) -> TrainingData:
         return data
     sizes = {"rows": np.ones(len(data.train), dtype=np.int64), "tokens": row_lengths(data.train)}
     sizes["tokens with loss"] = supervised_lengths(data.train)
-    parts = find_parts(config, data.train, sizes)
+    index, piece = flat_values(data.train, "source"), flat_values(data.train, "piece")
+    places = {name: np.flatnonzero(index == number) for number, name in enumerate(config.sources)}
+    parts = make_parts(config, {name: bool((piece[mine] >= 0).any()) for name, mine in places.items()})
+    for name, part in parts.items():
+        part.rows, part.amounts = places[name], sizes[part.unit][places[name]]
     drawn, audit = draw_parts(config, parts, sizes["tokens"]), {}
     for name, part in parts.items():
         part.taken.update({unit: int(size[drawn[name]].sum()) for unit, size in sizes.items()})
@@ -51,16 +54,6 @@ def mix_rows(config: Config, data: TrainingData) -> TrainingData:
     order = np.concatenate([drawn[name] for name in parts])
     order = order[np.random.default_rng(config.seed).permutation(len(order))]
     return replace(data, train=take_rows(data.train, order), audit=audit)
-
-
-def find_parts(config: Config, train: Dataset, sizes: Mapping[str, np.ndarray]) -> dict[str, Part]:
-    """The sources as parts of the mixture, with their rows."""
-    index, piece = flat_values(train, "source"), flat_values(train, "piece")
-    rows = {name: np.flatnonzero(index == number) for number, name in enumerate(config.sources)}
-    parts = make_parts(config, {name: bool((piece[mine] >= 0).any()) for name, mine in rows.items()})
-    for name, part in parts.items():
-        part.rows, part.amounts = rows[name], sizes[part.unit][rows[name]]
-    return parts
 
 
 def make_parts(config: Config, is_raw: Mapping[str, bool]) -> dict[str, Part]:
@@ -92,9 +85,10 @@ def draw_parts(config: Config, parts: Mapping[str, Part], tokens: np.ndarray) ->
     shares, total = plan_shares(mix, {name: part.share for name, part in talks.items()}, have)
     wanted = {name: total * share for name, share in shares.items()}
     wanted = round_to_total(wanted) if mix.by == "rows" else wanted
+    drawn = {}
     for name, part in talks.items():
         part.share = shares[name]
-    drawn = {name: draw_rows(mix, name, part, wanted[name], seed) for name, part in talks.items()}
+        drawn[name] = draw_rows(mix, name, part, wanted[name], seed)
     said = sum(int(tokens[rows].sum()) for rows in drawn.values())
     beside = {name: part for name, part in parts.items() if part.beside}
     size = sum(int(part.amounts.sum()) for part in beside.values())

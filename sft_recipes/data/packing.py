@@ -27,11 +27,6 @@ def pack_rows(rows: Dataset, max_length: int, seed: int) -> Dataset:
     return to_dataset(columns)
 
 
-def add_length_column(rows: Dataset) -> Dataset:
-    """The rows with their `length`, by which the trainer batches rows that need little padding."""
-    return rows.add_column("length", row_lengths(rows))
-
-
 def padding_share(rows: Dataset, batch: int, accumulated: int, grouped: bool, seed: int) -> float:
     """The share of padding in batches of `batch` rows, in an order drawn as the trainer draws its own."""
     lengths = row_lengths(rows)

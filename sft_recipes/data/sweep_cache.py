@@ -10,7 +10,7 @@ from typing import Any
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
-from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.encoder import Encoder, iterate_strings
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 2**30  # bytes of rows that are kept, besides the last job's
@@ -53,7 +53,7 @@ def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str:
 def file_times(source: Source) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every local file that the source names: alone, in a folder, by a pattern."""
     folders = ["", *filter(None, [source.path, source.data_dir])]
-    names = [str(Path(folder, name)) for folder in folders for name in ["", *flatten_names(source.data_files)]]
+    names = [str(Path(folder, name)) for folder in folders for name in ["", *iterate_strings(source.data_files)]]
     return path_times(Path(path) for name in names if name != "." for path in glob(name, recursive=True))
 
 
@@ -62,14 +62,3 @@ def path_times(named: Iterable[Path]) -> list[tuple[str, int, int]]:
     paths = set(named)
     paths |= {below for path in paths if path.is_dir() for below in path.rglob("*")}
     return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file())
-
-
-def flatten_names(files: str | list | dict | None) -> list[str]:
-    """Every name in a nest of lists and mappings.
-
-    >>> flatten_names({"train": ["a.jsonl", "b.jsonl"], "test": "c.jsonl"})
-    ['a.jsonl', 'b.jsonl', 'c.jsonl']
-    """
-    if isinstance(files, list | dict):
-        return [name for part in (files.values() if isinstance(files, dict) else files) for name in flatten_names(part)]
-    return [files] if files else []

@@ -74,3 +74,8 @@ def count_tokens(rows: Dataset) -> dict[str, int]:
     """How many tokens the rows have, and how many of them carry loss."""
     labels = flat_values(rows, "labels") if len(rows) else np.zeros(0)
     return {"tokens": len(labels), "supervised_tokens": int((labels != IGNORE_INDEX).sum())}
+
+
+def audit_entry(numbers: Sequence[int], policy: str, **more: int) -> dict[str, Any]:
+    """The audit's entry for an issue: how many rows have it, what is done with them, and the first twenty numbers."""
+    return {"rows": len(numbers), "policy": policy, "first": list(map(int, numbers[:20]))} | more

@@ -14,11 +14,11 @@ from trl import SFTConfig
 
 from sft_recipes.config.run_folder import check_run_folder, create_dated_folder
 from sft_recipes.config.schema import Config
-from sft_recipes.data.pipeline import prepare_rows
-from sft_recipes.data.prepare import TrainingData
+from sft_recipes.data.packing import pack_rows
+from sft_recipes.data.prepare import load_data
 from sft_recipes.data.sources import check_readers
-from sft_recipes.data.streaming import RowStream
-from sft_recipes.data.token_rows import row_lengths
+from sft_recipes.data.streaming import RowStream, load_stream
+from sft_recipes.data.token_rows import TrainingData, row_lengths
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.encoding.rendering import check_settings
 from sft_recipes.errors import ConfigError
@@ -126,7 +126,14 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
         log.info(
             "The chat template writes today's date: %s (model.template_date) in training, its own in serving.", day
         )
-    data, rows, stream = prepare_rows(config, encoder, arguments)
+    if config.streamed:
+        data, stream = load_stream(config, encoder, arguments.max_length, arguments.packing)
+        rows = stream.dataset()
+    else:
+        data, stream = load_data(config, encoder, arguments.max_length), None
+        rows = data.train.add_column("length", row_lengths(data.train))  # by which rows of one length are batched
+        if arguments.packing and len(rows):
+            rows = pack_rows(data.train, arguments.max_length, config.seed)
     if config.mode == "train":
         check_steps(arguments, None if stream else len(rows))
     for part in (data.train, data.held_out):
