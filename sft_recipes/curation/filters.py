@@ -100,9 +100,11 @@ def repetition(
 
 def abrupt_end(conversation: Conversation, words: int = 12) -> str | None:
     """A last answer that ends in an open code fence, at a comma, after an article or the like, or without a full stop
-    although its other sentences have one. The latter needs so many `words`, and no list, table or code at the end.
+    although its other sentences have one or it is a single one. The latter need so many `words`, and no list, table,
+    sum or code at the end.
 
-    A language without full stops is no abrupt end, and neither is a name or a title.
+    A language without full stops is no abrupt end, and neither is a name or a title: scripts with small letters have
+    full stops, and of a single sentence most words begin with a small one.
     """
     answer = last_answer(conversation)
     if answer.count("```") % 2:
@@ -113,11 +115,12 @@ def abrupt_end(conversation: Conversation, words: int = 12) -> str | None:
     last = split_words(line)[-1:] or [""]
     if line[-1] in ",(-–" or (last[0] in UNFINISHED and line[-1].isalpha()):
         return f"the answer ends at {line[-20:]!r}"
-    plain = not re.match(r"[-*•#|>]|\d+[.)]|\S+:|https?:|\s*[{}<$\\]", line) and line[-1].isalpha()
-    stops = len(re.findall(r"[a-zà-ÿа-я]{2}[.!?](?=\s)", answer))
-    return (
-        f"the answer ends in mid-sentence, {line[-20:]!r}" if plain and stops and len(split_words(line)) >= 4 else None
-    )
+    if re.match(r"[-*•#|>]|\d+[.)]|\S+:|https?:|\s*[{}<$\\]", line) or "=" in line or not line[-1].isalpha():
+        return None
+    small = [word[0].islower() for word in line.split()]
+    single = line == answer and line[0].isupper() and line[-1].islower() and sum(small) > len(small) / 2
+    stops = len(small) >= 4 and re.search(r"[a-zà-ÿа-я]{2}[.!?](?=\s)", answer)
+    return f"the answer ends in mid-sentence, {line[-20:]!r}" if single or stops else None
 
 
 def refusal(conversation: Conversation) -> str | None:

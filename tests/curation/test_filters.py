@@ -32,6 +32,8 @@ BAD = [
     ("abrupt_end", talk("```python\nprint(1)")),
     ("abrupt_end", talk("First wash the rice. Then boil the water in a large pot, and add the")),
     ("abrupt_end", talk("First wash the rice. Then boil the water in a large pot and stir it slo")),
+    ("abrupt_end", talk("First wash the rice and then boil the water in a large pot and stir it slo")),
+    ("abrupt_end", talk("Man wäscht zuerst den Reis und kocht dann das Wasser in einem großen Top")),
     ("echo", talk(LONG_QUESTION + ".", LONG_QUESTION)),
     ("boilerplate", talk("As an AI language model, I find Rome old.")),
     ("refusal", talk("I'm sorry, but I can't help with that.")),
@@ -57,6 +59,14 @@ GOOD = [
         ),
     ),
     ("abrupt_end", talk("The Art of Fugue by Johann Sebastian Bach")),
+    (
+        "abrupt_end",
+        talk("The Life and Strange Surprizing Adventures of Robinson Crusoe of York Mariner Written by himself"),
+    ),
+    (
+        "abrupt_end",
+        talk("He has three bags of them. Each bag holds five of them, so that\nhe has 3 * 5 = 15 apples left"),
+    ),
     ("abrupt_end", talk("Buy these. Then cook:\n- rice\n- water from the tap and a little salt")),
     ("abrupt_end", talk("ประเทศไทยเป็นประเทศที่ตั้งอยู่ในเอเชียตะวันออกเฉียงใต้")),
     ("abrupt_end", talk("First wash the rice. Then boil it for ten minutes in salted water and serve it hot.")),
