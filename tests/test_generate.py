@@ -26,7 +26,6 @@ QUESTIONS = [{"question": f"What is {number} + 1?"} for number in range(6)]
 @pytest.fixture
 def teacher(judge_server):
     """A server that answers sums, and its `what="answers"`: the call that has six of them answered."""
-    pytest.importorskip("openai")
     judge_server.reply = lambda asked: f"It is {int(re.search(r'[0-9]+', asked)[0]) + 1}."
     return judge_server
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_recipes.config.judge_options import EndpointOptions
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import one_line
 
 Prompt = str | Sequence[Mapping[str, Any]]  # the beginning of a raw text, or the messages of a conversation
 RETRIES = 5  # of a request to a busy server, by the client library, which heeds Retry-After
@@ -27,10 +27,8 @@ class Endpoint:
     """The client of one endpoint; `limits` go with every request, those that are None are left out."""
 
     def __init__(self, options: EndpointOptions, **limits: Any):
-        try:
-            from openai import DefaultHttpxClient, OpenAI
-        except ImportError as error:
-            raise ConfigError(f"{options.place} needs a package: pip install 'sft-recipes[generate]'.") from error
+        from openai import DefaultHttpxClient, OpenAI  # imported late: it takes half a second
+
         self.options, self.key = options, os.environ.get(options.api_key_env)
         self.limits = {"model": options.model} | {name: value for name, value in limits.items() if value is not None}
         # The client would send what it finds in OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS, … to any host
