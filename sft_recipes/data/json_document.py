@@ -37,11 +37,10 @@ LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # Python reads whole numbers 
 def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
     """The items of the document that begins with `head` and goes on in `file`; raises DataError where it breaks off.
 
-    Under the key `field` stands a list of rows, or a mapping from columns to lists.
+    Under the key `field` stands a list of rows, or a mapping from columns to lists of one length.
     """
-    document = Document(file, head)
+    document = Document(file, head, ITEM_CHARACTERS if field is None else PART_CHARACTERS)
     if field is not None:
-        document.most = PART_CHARACTERS
         document.enter(field)
     if document.peek() == "[":
         yield from document.array()
@@ -50,37 +49,29 @@ def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
             yield document.value()
     else:
         columns, text, line = document.value()
-        yield from ((row, text, line) for row in rows_of_columns(columns, field))
-    while field is not None and document.take(",}") == ",":
-        document.key_and_colon()
-        document.value()
-    if document.peek():
+        lists = list(columns.values()) if isinstance(columns, dict) else []
+        if not lists or not all(isinstance(cells, list) and len(cells) == len(lists[0]) for cells in lists):
+            raise DataError(f"field {field}: should be a list of rows, or lists of one length by column.")
+        yield from ((dict(zip(columns, cells, strict=True)), text, line) for cells in zip(*lists, strict=True))
+    if field is None and document.peek():
         document.fail("more follows after the rows")
-
-
-def rows_of_columns(columns: Any, field: str) -> Iterator[dict[str, Any]]:
-    """The rows of a mapping from columns to lists of one length."""
-    lists = list(columns.values()) if isinstance(columns, dict) else []
-    if not lists or not all(isinstance(cells, list) and len(cells) == len(lists[0]) for cells in lists):
-        raise DataError(f"field {field}: should be a list of rows, or lists of one length by column.")
-    return (dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True))
 
 
 class Document:
     """A JSON text that is read as far as it is asked for, so that an item takes no more memory than its own."""
 
-    def __init__(self, file: TextIO, text: str):
-        self.file, self.text, self.place = file, text, 0
+    def __init__(self, file: TextIO, text: str, most: int):
+        self.file, self.text, self.place, self.most = file, text, 0, most
         self.line, self.counted = 1, 0  # the line of the character `counted`
-        self.most = ITEM_CHARACTERS
 
     def read_on(self) -> bool:
         """Takes in more of the file, at least as much as waits; False at its end."""
-        self.line_at(self.place)
-        if len(self.text) - self.place > self.most:
+        waiting = len(self.text) - self.place
+        if waiting > self.most:
             self.fail(f"an item is longer than {self.most:,} characters")
-        more = self.file.read(max(CHUNK_CHARACTERS, len(self.text) - self.place))
-        self.text, self.place, self.counted = self.text[self.place :] + more, 0, 0
+        if more := self.file.read(max(CHUNK_CHARACTERS, waiting)):
+            self.line_at(self.place)
+            self.text, self.place, self.counted = self.text[self.place :] + more, 0, 0
         return bool(more)
 
     def line_at(self, place: int) -> int:
@@ -93,10 +84,8 @@ class Document:
         """The next character that is no space, '' at the end."""
         while True:
             self.place = SPACE.match(self.text, self.place).end()
-            if self.place < len(self.text):
-                return self.text[self.place]
-            if not self.read_on():
-                return ""
+            if self.place < len(self.text) or not self.read_on():
+                return self.text[self.place : self.place + 1]
 
     def take(self, known: str) -> str:
         """Steps over the next character, which has to be one of these."""
@@ -122,39 +111,32 @@ class Document:
                 self.fail("it is nested too deeply")
             except ValueError as error:
                 value, end = error, LENIENT_DECODER.raw_decode(self.text, self.place)[1]
-            start = self.place
             if end + 2 < len(self.text) or not self.read_on():  # a number may go on, 1 with e-5
-                end += self.place - start
                 line, text = self.line_at(self.place), self.text[self.place : end]
                 self.place = end
                 return value, text, line
 
     def array(self) -> Iterator[Item]:
         """The items of the array that begins here."""
-        self.take("[")
+        separator = self.take("[")
         if self.peek() == "]":
-            self.place += 1
-            return
-        while True:
+            separator = self.take("]")
+        while separator != "]":
             yield self.value()
-            if self.take(",]") == "]":
-                return
+            separator = self.take(",]")
 
     def enter(self, field: str) -> None:
         """Goes to the value of a key of the object that begins here."""
-        self.take("{")
-        names = []
-        while (name := self.key_and_colon()) != field:
+        separator, names = self.take("{"), []
+        while separator != "}":
+            name = self.value()[0] if self.peek() == '"' else self.take('"')
+            self.take(":")
+            if name == field:
+                return
             names.append(name)
             self.value()
-            if self.take(",}") == "}":
-                raise DataError(f"field {field}: the file has {', '.join(names)}.")
-
-    def key_and_colon(self) -> str:
-        """Steps over a key, which is given back, and the colon behind it."""
-        name = self.value()[0] if self.peek() == '"' else self.take('"')
-        self.take(":")
-        return name
+            separator = self.take(",}")
+        raise DataError(f"field {field}: the file has {', '.join(names)}.")
 
     def fail(self, why: str, place: int | None = None) -> None:
         """Raises DataError with the line."""

@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from reprlib import repr as short
@@ -42,14 +42,19 @@ def read_file(
     """
     try:
         with open_text(path, encoding, newline="" if kind == "csv" else None) as file:
-            if kind == "json":
-                yield from read_json(file, field)
-            elif kind == "csv":
-                yield from read_csv(file, sep or ("\t" if ".tsv" in Path(path).suffixes else ","))
+            # pieces, where a line is longer than a row may be: a packed file can hide one of any length
+            pieces = iter(lambda: file.readline(ROW_CHARACTERS + 1), "")
+            if kind == "csv":
+                yield from read_csv(whole_lines(pieces), sep or ("\t" if ".tsv" in Path(path).suffixes else ","))
+                return
+            head = list(islice(pieces, 20)) if kind == "json" else []
+            if kind == "json" and (field is not None or not begins_with_lines(head)):
+                items = read_document(file, "".join(head), field)
             else:
-                lines = enumerate(whole_lines(read_pieces(file)), start=1)
-                lines = ((text, line) for line, text in lines if not text.isspace())
-                yield from ((checked_row({"text": text.rstrip("\n")}, text), line) for text, line in lines)
+                lines = enumerate(whole_lines(chain(head, pieces)), start=1)
+                parse = parse_line if kind == "json" else lambda text: text.rstrip("\n")
+                items = ((parse(text), text, line) for line, text in lines if not text.isspace())
+            yield from ((checked_row(value, text), line) for value, text, line in items)
     except DataError as error:
         raise DataError(f"{path}, {error}") from error
     except (OSError, UnicodeError) as error:
@@ -66,11 +71,6 @@ def open_text(path: str, encoding: str, newline: str | None) -> TextIO:
     return io.TextIOWrapper(binary, encoding, errors="surrogateescape", newline=newline)
 
 
-def read_pieces(file: TextIO) -> Iterator[str]:
-    """The file's lines, in pieces where one is longer than a row may be: a packed file can hide one of any length."""
-    return iter(lambda: file.readline(ROW_CHARACTERS + 1), "")
-
-
 def whole_lines(pieces: Iterable[str]) -> Iterator[str]:
     """The lines; raises DataError for the first that is a piece."""
     for number, text in enumerate(pieces, start=1):
@@ -79,10 +79,26 @@ def whole_lines(pieces: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def read_csv(file: TextIO, sep: str) -> Iterator[tuple[Row, int]]:
+def begins_with_lines(head: Sequence[str]) -> bool:
+    """Whether the first lines are of JSON Lines: one is an object by itself, and all are not within an array."""
+    start = next((text.lstrip() for text in head if not text.isspace()), "")
+    return not start.startswith("[") and any(
+        text.startswith("{") and isinstance(parse_line(text), dict) for text in whole_lines(head)
+    )
+
+
+def parse_line(text: str) -> Any:
+    """What one line of JSON Lines holds, or the error that it gives."""
+    try:
+        return DECODER.decode(text.rstrip())  # the column of what is missing is the last one
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def read_csv(lines: Iterator[str], sep: str) -> Iterator[tuple[Row, int]]:
     """The rows under the header, every cell as text; blank lines are none."""
     csv.field_size_limit(ROW_CHARACTERS)  # of a cell, 131,072 unless told
-    reader, columns = csv.reader(whole_lines(read_pieces(file)), delimiter=sep, strict=True), []
+    reader, columns = csv.reader(lines, delimiter=sep, strict=True), []
     while True:
         line = reader.line_num + 1
         try:
@@ -106,58 +122,29 @@ def read_csv(file: TextIO, sep: str) -> Iterator[tuple[Row, int]]:
             yield checked_row(dict(zip(columns, cells, strict=True)), "".join(cells)), line
 
 
-def read_json(file: TextIO, field: str | None) -> Iterator[tuple[Row, int]]:
-    """The rows of JSON Lines or of a document, which the first lines tell apart."""
-    pieces = read_pieces(file)
-    head = list(islice(pieces, 20))
-    start = next((text.lstrip() for text in head if not text.isspace()), "")
-    if field is None and not start.startswith("[") and any(map(is_row, whole_lines(head))):
-        lines = enumerate(whole_lines(chain(head, pieces)), start=1)
-        yield from ((parse_line(text), line) for line, text in lines if not text.isspace())
-    else:
-        items = read_document(file, "".join(head), field)
-        yield from ((checked_row(value, text), line) for value, text, line in items)
-
-
-def is_row(text: str) -> bool:
-    """Whether a line is an object by itself, as in JSON Lines; an indented one is part of a document."""
-    return text.startswith("{") and not isinstance(parse_line(text), Fault)
-
-
-def parse_line(text: str) -> Row:
-    """The row of one line of JSON Lines."""
-    try:
-        value = DECODER.decode(text.rstrip())  # the column of what is missing is the last one
-    except (ValueError, RecursionError) as error:
-        value = error
-    return checked_row(value, text)
-
-
 def checked_row(value: Any, text: str) -> Row:
     """The row that stands in `text`; a fault where that is no object, or a string in it is no proper text."""
-    if isinstance(value, dict) and text.count("[") + text.count("{") > MOST_LEVELS and is_deeper(value, MOST_LEVELS):
-        return Fault(f"nested deeper than {MOST_LEVELS} levels")
-    broken = not text.isascii() and has_lone_surrogate(text)
-    if broken or ("\\u" in text and HALF_CHARACTER.search(text)):
-        place, half = next(lone_surrogates(value), ("", ""))
-        if broken:
-            byte = ord(half or next(lone_surrogates(text))[1]) - 0xDC00
-            return Fault(
-                f"{place or 'it'} has the byte 0x{byte:02x}, which is not valid in its encoding (data.NAME.encoding)"
-            )
-        if half:
-            return Fault(f"{place} has half a character ({half!a})")
-    if isinstance(value, dict) and len(value) > MOST_COLUMNS:
-        return Fault(f"{len(value):,} fields are more than the {MOST_COLUMNS:,} of a row")
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, str):
-        return {"text": value}
     if isinstance(value, json.JSONDecodeError):
         return Fault(f"not JSON ({value.msg}, column {value.colno})")
     if isinstance(value, Exception):
         return Fault(one_line(value))
-    return Fault(f"should be an object with the row's fields, not {short(value)}")
+    row = {"text": value} if isinstance(value, str) else value
+    if not isinstance(row, dict) or not row:
+        return Fault(f"should be an object with the row's fields, not {short(value)}")
+    if len(row) > MOST_COLUMNS:
+        return Fault(f"{len(row):,} fields are more than the {MOST_COLUMNS:,} of a row")
+    if text.count("[") + text.count("{") > MOST_LEVELS and is_deeper(row, MOST_LEVELS):
+        return Fault(f"nested deeper than {MOST_LEVELS} levels")
+    broken = not text.isascii() and text.encode(errors="ignore").decode() != text
+    if broken or ("\\u" in text and HALF_CHARACTER.search(text)):
+        for place, half in lone_surrogates(row):
+            if broken:
+                return Fault(
+                    f"{place} has the byte 0x{ord(half) & 0xFF:02x}, which is not valid in its encoding "
+                    "(data.NAME.encoding)"
+                )
+            return Fault(f"{place} has half a character ({half!a})")
+    return row
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -167,15 +154,6 @@ def is_deeper(value: Any, levels: int) -> bool:
         layer = [item for part in layer for item in (part.values() if isinstance(part, dict) else part)]
         layer = [item for item in layer if isinstance(item, dict | list)]
     return bool(layer)
-
-
-def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds what no encoding can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def lone_surrogates(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
