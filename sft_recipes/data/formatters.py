@@ -5,7 +5,7 @@ raises until it is given `writer_batch_size=len(dataset)`. Rows taken out of a D
 Arrow fills its structs: `chatml(drop_nulls(row))`, from `data.messages`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from reprlib import repr as short
 from typing import Any
 
@@ -29,6 +29,8 @@ from sft_recipes.errors import DataError
 Conversation = dict[str, Any]
 Row = Mapping[str, Any]
 CONTEXT = {"train": False}
+# Columns that a row may lack, where the user has not named others
+USUAL = ("input", "history", "system", "system_prompt", "tools", "chat_template_kwargs")
 # Arguments of the rendering that no row may set as a variable of its template
 RENDERING = frozenset(("messages", "tools", "documents", "chat_template", "add_generation_prompt"))
 
@@ -54,11 +56,11 @@ def alpaca(
     """
     task = read_text(read_column(row, instruction, "alpaca"), instruction)
     question = {"role": "user", "content": task}
-    if given := _optional_text(row, input, ["input"], "alpaca"):
+    if given := _optional_text(row, input):
         question |= {"content": f"{task}\n\n{given}", "instruction": task, "input": given}
     answer = {"role": "assistant", "content": read_filled(read_column(row, output, "alpaca"), output)}
-    messages = [*_history(_optional(row, history, ["history"], "alpaca"), history), question, answer]
-    return _conversation(row, "alpaca", messages, system, tools, instruction, input, output, history)
+    messages = [*_history(row, history), question, answer]
+    return _conversation(row, messages, system, tools, instruction, input, output, history)
 
 
 def sharegpt(
@@ -73,7 +75,7 @@ def sharegpt(
     if isinstance(turns, list) and turns and isinstance(turns[0], str):
         turns = [{"from": ("human", "gpt")[index % 2], "value": turn} for index, turn in enumerate(turns)]
     messages = _answered(read_messages(turns, conversations), conversations)
-    return _conversation(row, "sharegpt", messages, system, tools, conversations)
+    return _conversation(row, messages, system, tools, conversations)
 
 
 def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system: str = "system") -> Conversation:
@@ -83,7 +85,7 @@ def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system
     {'messages': [{'role': 'assistant', 'content': 'Hi'}]}
     """
     turns = _answered(read_messages(read_column(row, messages, "chatml"), messages), messages)
-    return _conversation(row, "chatml", turns, system, tools, messages)
+    return _conversation(row, turns, system, tools, messages)
 
 
 def prompt_completion(
@@ -103,7 +105,7 @@ def prompt_completion(
         answer = _answered(read_messages(answer, completion), completion)
     else:
         answer = [{"role": "assistant", "content": read_filled(answer, completion)}]
-    return _conversation(row, "prompt_completion", past + answer, system, tools, prompt, completion)
+    return _conversation(row, past + answer, system, tools, prompt, completion)
 
 
 def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
@@ -122,7 +124,7 @@ def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
         replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
         node = min(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank")), default=None)
     last = max((place for place, turn in enumerate(messages) if turn["role"] == "assistant"), default=len(messages))
-    return _conversation(row, "oasst", _answered(messages[: last + 1], tree), "system", "tools", tree)
+    return _conversation(row, _answered(messages[: last + 1], tree), "system", "tools", tree)
 
 
 def text(row: Row, /, text: str = "text") -> Conversation:
@@ -138,28 +140,26 @@ FORMATTERS: dict[str, Callable[..., Conversation]] = {
 }
 
 
-def _conversation(
-    row: Row, formatter: str, messages: list[Message], system: str, tools: str, *columns: str
-) -> Conversation:
+def _conversation(row: Row, messages: list[Message], system: str, tools: str, *columns: str) -> Conversation:
     """The messages, and what stands beside them in the row: system prompt, tools, settings of the template, flags."""
     beside = {key: value for key, value in row.items() if key not in (*columns, system, tools)}
     refuse_media(beside)
-    messages = _system(row, system, formatter, messages, columns[0]) + messages
-    conversation = {"messages": messages} | _tools(row, tools, formatter)
+    messages = _system(row, system, messages, columns[0]) + messages
+    conversation = {"messages": messages} | _tools(row, tools)
     if not is_trained(beside):
         messages = [message | CONTEXT if message["role"] == "assistant" else message for message in messages]
         conversation |= {"messages": messages} | CONTEXT
-    if has_value(beside.get("chat_template_kwargs")):
-        settings = read_json(read_column(row, "chat_template_kwargs", formatter), "chat_template_kwargs")
+    if has_value(settings := _optional(row, "chat_template_kwargs")):
+        settings = read_json(settings, "chat_template_kwargs")
         if not isinstance(settings, Mapping) or not RENDERING.isdisjoint(settings):
             raise DataError(f"chat_template_kwargs should name variables of the chat template, not {short(settings)}.")
         conversation["chat_template_kwargs"] = settings
     return conversation
 
 
-def _history(pairs: Any, column: str) -> list[Message]:
+def _history(row: Row, column: str) -> list[Message]:
     messages = []
-    for index, pair in enumerate(read_json(pairs or [], column)):
+    for index, pair in enumerate(read_json(_optional(row, column) or [], column)):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError(f"{column}[{index}] should be a question and its answer, not {short(pair)}.")
         messages.append({"role": "user", "content": read_text(pair[0], f"{column}[{index}][0]")})
@@ -173,10 +173,10 @@ def _answered(messages: list[Message], field: str) -> list[Message]:
     return messages
 
 
-def _system(row: Row, column: str, formatter: str, messages: list[Message], field: str) -> list[Message]:
+def _system(row: Row, column: str, messages: list[Message], field: str) -> list[Message]:
     """The row's system prompt as a message, unless the first turn is the same one."""
     names = ("system", "system_prompt") if column == "system" else (column,)
-    said = {name: found for name in names if (found := _optional_text(row, name, names, formatter))}
+    said = {name: found for name in names if (found := _optional_text(row, name))}
     if inside := messages[0]["role"] == "system":
         said[f"{field}[0]"] = messages[0]["content"]
     if len({*said.values()}) > 1:
@@ -184,7 +184,7 @@ def _system(row: Row, column: str, formatter: str, messages: list[Message], fiel
     return [] if inside else [{"role": "system", "content": found} for found in {*said.values()}]
 
 
-def _tools(row: Row, column: str, formatter: str) -> Conversation:
+def _tools(row: Row, column: str) -> Conversation:
     legacy = column == "tools" and has_value(row.get("functions"))
     if legacy and has_value(row.get(column)):
         raise DataError("tools and functions are both set: one of them has to go.")
@@ -192,18 +192,18 @@ def _tools(row: Row, column: str, formatter: str) -> Conversation:
     if source == "tools" and source not in row:
         return {}
     # an empty list, not nothing: `Dataset.map` would keep the row's own text, and a column of both is an error
-    tools = read_json(read_column(row, source, formatter) or [], source)
+    tools = read_json(_optional(row, source) or [], source)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{source} should be a list of tools, not {short(tools)}.")
     return {"tools": [{"type": "function", "function": tool} for tool in tools] if legacy else tools}
 
 
-def _optional(row: Row, column: str, usual: Iterable[str], formatter: str) -> Any:
-    """The column's value, or None where it is absent; a column that the user named has to be there."""
-    return None if column in usual and column not in row else read_column(row, column, formatter)
+def _optional(row: Row, column: str) -> Any:
+    """The column's value, or None where a usual one is absent; a column that the user named has to be there."""
+    return None if column in USUAL and column not in row else read_column(row, column, "the formatter")
 
 
-def _optional_text(row: Row, column: str, usual: Iterable[str], formatter: str) -> str:
+def _optional_text(row: Row, column: str) -> str:
     """The column's text, or '' where it is null, blank or absent."""
-    value = _optional(row, column, usual, formatter)
+    value = _optional(row, column)
     return value if value is not None and read_text(value, column).strip() else ""

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
-import numpy as np
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
@@ -45,7 +44,7 @@ class FileRows:
     def __len__(self) -> int:
         return len(self.places)
 
-    def select(self, places: np.ndarray) -> "FileRows":
+    def select(self, places: Iterable[int]) -> "FileRows":
         """The rows at these places, which are numbered anew; the file is shared."""
         chosen = object.__new__(FileRows)
         chosen.__dict__ |= self.__dict__ | {"places": [self.places[place] for place in places]}

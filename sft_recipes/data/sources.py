@@ -5,11 +5,11 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import ReadInstruction, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
@@ -53,10 +53,9 @@ def load_rows(where: str, source: Source, split: str) -> FileRows | ArrowRows:
                     yield record
 
         rows = FileRows(read_all())
-        starts = dict(zip(counts, np.cumsum([0, *counts.values()]), strict=False))
+        starts = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
         parts = ReadInstruction.from_spec(split).to_absolute(counts)
-        places = [np.arange(part.from_, part.to) + starts[part.splitname] for part in parts]
-        rows = rows.select(np.concatenate(places))
+        rows = rows.select([starts[part.splitname] + place for part in parts for place in range(part.from_, part.to)])
     if not len(rows):
         raise DataError(f"{where}: {source.data_files or source.path} has no rows.")
     return rows
@@ -159,15 +158,13 @@ def find_formatter(
 ) -> Callable[[Mapping[str, Any]], Conversation] | None:
     """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns.
 
-    Before the columns are known, and where no row has any, this checks the choice, and `auto` is None.
+    Before the columns are known, and where no row has any, this checks the choice and returns None.
     """
     where = f"data.{name}.formatter" if source.formatter else "formatter"
     chosen = source.formatter or root
     chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     label = chosen.pop("name", "auto")
-    if label == "auto" and not columns:
-        return None
-    if label == "auto":
+    if label == "auto" and columns:
         try:
             chosen = detect_formatter(columns) | chosen
         except DataError as error:
@@ -175,39 +172,39 @@ def find_formatter(
         log.info("data.%s: formatter %s, by its columns %s", name, describe_choice(chosen), ", ".join(columns))
         label = chosen.pop("name")
     if "." in label:
-        return fill_columns(wrap_custom_formatter(where, label, chosen), columns or ())
-    if label not in FORMATTERS:
+        return wrap_custom_formatter(where, label, chosen, columns or ())
+    if label not in (*FORMATTERS, "auto"):
         raise ConfigError(f"{where}={label} is no formatter.{did_you_mean(label, [*FORMATTERS, 'auto'])}")
-    validate_kwargs(FORMATTERS[label], chosen, where)
-    named = [column for column in columns or () if column in chosen.values()]
-    return fill_columns(partial(FORMATTERS[label], **chosen), named)
+    if label != "auto":
+        validate_kwargs(FORMATTERS[label], chosen, where)
+    if not columns:
+        return None
+    if missing := [column for column in chosen.values() if column not in columns]:
+        raise DataError(f"{where}: {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
+    return BoundFormatter(FORMATTERS[label], **chosen)
 
 
-def fill_columns(formatter: Callable[[Mapping[str, Any]], Conversation], columns: Sequence[str]) -> Callable:
-    """The formatter for rows of which only some have these columns; in the others they are null."""
-    nulls = dict.fromkeys(columns)
+class BoundFormatter(partial):
+    """A formatter with the names of its columns; where a row lacks one that another row has, it is null."""
 
-    @wraps(formatter)  # whose signature says what it reads
-    def filled(row: Mapping[str, Any]) -> Conversation:
-        return formatter(row if row.keys() >= nulls.keys() else nulls | row)
-
-    return filled if nulls else formatter
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        return super().__call__(dict.fromkeys(self.keywords.values()) | row if self.keywords else row)
 
 
 def wrap_custom_formatter(
-    where: str, label: str, columns: Mapping[str, Any]
+    where: str, label: str, chosen: Mapping[str, Any], columns: Sequence[str]
 ) -> Callable[[Mapping[str, Any]], Conversation]:
     """A user's `module.function`; what it returns is checked as if it were a row of messages or text."""
-    own = import_function(where, label)
-    validate_kwargs(own, {next(iter(inspect.signature(own).parameters), "row"): {}, **columns}, where)
+    own, nulls = import_function(where, label), dict.fromkeys(columns)  # a row need not have all of its source's
+    validate_kwargs(own, {next(iter(inspect.signature(own).parameters), "row"): {}, **chosen}, where)
 
     def formatter(row: Mapping[str, Any]) -> Conversation:
-        conversation = own(row, **columns)
+        conversation = own(nulls | row, **chosen)
         if not isinstance(conversation, Mapping) or not {"messages", "text"} & set(conversation):
             raise DataError(f"{label} should return messages or text, not {conversation!r:.80}.")
         return FORMATTERS["chatml" if "messages" in conversation else "text"](conversation)
 
-    formatter.own = partial(own, **columns)  # for RowFields, to see what it reads
+    formatter.own = partial(own, **chosen)  # for RowFields, to see what it reads
     return formatter
 
 

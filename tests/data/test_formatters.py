@@ -82,7 +82,7 @@ def test_alpaca_reads_the_columns_it_is_given():
 
 def test_alpaca_refuses_a_mapped_column_that_is_not_there():
     row = {"instruction": "Who?", "context": "Ada wrote it.", "output": "Ada"}
-    expected = "alpaca needs 'contxt', the row has instruction, context, output."
+    expected = "the formatter needs 'contxt', the row has instruction, context, output."
     assert fault(alpaca, row, input="contxt") == expected
 
 

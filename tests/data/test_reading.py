@@ -237,11 +237,23 @@ def test_nulls_that_arrow_fills_in_do_not_reach_the_template(encoder, tmp_path):
     assert len(texts) == 2 and not any("null" in text for text in texts)
 
 
-def test_a_column_that_was_named_may_be_missing_from_some_rows(encoder, tmp_path):
+@pytest.mark.parametrize("way", ["loaded", "streamed"])
+def test_a_column_that_was_named_may_be_missing_from_some_rows_and_not_from_all(encoder, tmp_path, way):
+    def prepare(column):
+        file = {"data_files": path, "formatter": {"name": "alpaca", "input": column}, "streaming": way == "streamed"}
+        setting = data_config(file=file, held_out=0)
+        return load_data(setting, encoder, 64) if way == "loaded" else load_stream(setting, encoder, 64, False)[0]
+
     rows = [{"instruction": "Q", "context": "given", "output": "A"}, {"instruction": "Q2", "output": "A"}]
-    file = {"data_files": write_jsonl(tmp_path / "a.jsonl", rows), "formatter": {"name": "alpaca", "input": "context"}}
-    data = load_data(data_config(file=file, held_out=0), encoder, 64)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    data = prepare("context")
     assert sorted("given" in encoder.tokenizer.decode(ids) for ids in data.train["input_ids"]) == [False, True]
+    with pytest.raises(DataError, match=r"^data.file.formatter: alpaca needs 'contxt', the rows have instruction, con"):
+        prepare("contxt")
+
+
+def test_a_row_without_a_field_is_a_fault(read, tmp_path):
+    assert isinstance(read(written(tmp_path / "a.jsonl", '{}\n{"text": "a"}\n'))[0], Fault)
 
 
 # what is wrong has its file, line and field
