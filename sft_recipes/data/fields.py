@@ -18,6 +18,7 @@ from sft_recipes.data.messages import (
     drop_nulls,
     has_value,
     read_json,
+    read_tool_calls,
 )
 
 # What may stand beside a text without a word in the report: no one would train on it
@@ -39,12 +40,12 @@ ALIASES = {"system": "system_prompt", "tools": "functions"}  # read as well, whe
 # The formatters' parameters for texts, in the order in which templates render them
 IN_ORDER = ("history", "instruction", "input", "conversations", "messages", "prompt", "completion", "output", "text")
 Said = tuple[str, str, bool]  # the name of a field, a text of it, whether it comes behind the text before it
-# Of a message in a tree of OpenAssistant's, beside METADATA
-TREE_FIELDS = frozenset((
+LEVELS = (MESSAGE_FIELDS, PART_FIELDS | CALL_FIELDS, CALL_FIELDS)  # in a message, in its parts or calls, in a function
+# In every message of a tree of OpenAssistant's
+TREE_LEVELS = (frozenset((
     "role", "text", "replies", "rank", "deleted", "labels", "emojis", "detoxify", "review_count", "review_result",
     "synthetic",
-))  # fmt: skip
-LEVELS = (MESSAGE_FIELDS, PART_FIELDS | CALL_FIELDS, CALL_FIELDS)  # in a message, in its parts or calls, in a function
+)),)  # fmt: skip
 
 
 class RowFields:
@@ -97,24 +98,31 @@ class RowFields:
         A text that repeats one that is read, or holds them all as Alpaca's rendered `text` does, is not lost.
         """
         if self.own:
-            return watch_reading(self.own, row)
+            return list(dict.fromkeys(watch_reading(self.own, row)))
         names = [key for key in row if key not in self.known and has_value(row[key])]
         if names and self.said:
             said = [text for _, text, _ in self.texts(row)]
-            names = [key for key in names if row[key] not in said and not holds_all(row[key], said)]
+            names = [
+                key
+                for key in names
+                if row[key] not in said and not (isinstance(row[key], str) and all(text in row[key] for text in said))
+            ]
         for column in self.said:
             if isinstance(row.get(column), list):
                 names += left_over(row[column], LEVELS)
         if self.tree:
-            names += left_over(list(tree_nodes(row.get(self.tree))), (TREE_FIELDS,))
+            names += left_over(row.get(self.tree), TREE_LEVELS)
         return list(dict.fromkeys(names))
 
 
 class WatchedRow(dict):
-    """A row that knows which of its keys were asked for; going over it asks for all. What it lacks is null."""
+    """A row that knows which of its keys were asked for, as do all within it; going over it asks for all of them.
+
+    What it lacks is null.
+    """
 
     def __init__(self, row: Mapping[str, Any]):
-        super().__init__(row)
+        super().__init__({key: watched(value) for key, value in row.items()})
         self.seen: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -137,27 +145,35 @@ class WatchedRow(dict):
         return [self[key] for key in self]
 
 
-def watch_reading(own: Callable[..., Any], row: Mapping[str, Any]) -> list[str]:
-    """The keys with a value that a user's formatter does not ask for and that are not known to be metadata."""
-    watched = WatchedRow(row)
+def watched(value: Any) -> Any:
+    """The value with a WatchedRow in the place of every mapping."""
+    if isinstance(value, list):
+        return [watched(item) for item in value]
+    return WatchedRow(value) if isinstance(value, Mapping) else value
+
+
+def watch_reading(own: Callable[..., Any], row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys with a value, at any level, that a user's formatter does not ask for and that are not metadata."""
+    row = watched(row)
     try:
-        own(watched)
+        messages = own(row).get("messages", [])
     except Exception:  # it has read the row itself, and may expect just that: then nothing is known of its reading
-        return []
-    return [key for key, value in row.items() if key not in watched.seen | METADATA and has_value(value)]
+        return
+    handed_on = set(map(id, messages))
+    row.seen.add("")  # a row of which nothing is read is not handed on as a whole, as a message may be
+    yield from unseen(row, handed_on)
+    yield from left_over(messages, LEVELS)
 
 
-def tree_nodes(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Every message of a tree of OpenAssistant's."""
-    if isinstance(node, Mapping):
-        yield node
-        for reply in node.get("replies") or []:
-            yield from tree_nodes(reply)
-
-
-def holds_all(text: Any, said: Sequence[str]) -> bool:
-    """Whether something is a text that holds all the others."""
-    return isinstance(text, str) and all(each in text for each in said)
+def unseen(value: Any, handed_on: set[int]) -> Iterator[str]:
+    """The keys with a value that were not asked for, of the mappings of which something was."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, WatchedRow) and item.seen and id(item) not in handed_on:
+            for key, inner in dict.items(item):
+                if key in item.seen:
+                    yield from unseen(inner, handed_on)
+                elif key not in METADATA and has_value(inner):
+                    yield key
 
 
 def left_over(values: Any, levels: Sequence[frozenset[str]]) -> Iterator[str]:
@@ -166,8 +182,8 @@ def left_over(values: Any, levels: Sequence[frozenset[str]]) -> Iterator[str]:
         for key, value in item.items() if isinstance(item, Mapping) else []:
             if key not in levels[0]:
                 yield from [key] if key not in METADATA and has_value(value) else []
-            elif isinstance(value, list | Mapping) and key in (*SPEECH, *TOOL_CALLS, "function"):
-                yield from left_over(value, levels[1:])
+            elif isinstance(value, list | Mapping) and key in (*SPEECH, *TOOL_CALLS, "function", "replies"):
+                yield from left_over(value, levels[1:] or levels)
 
 
 def said_by(turn: Any, column: str) -> Iterator[Said]:
@@ -178,27 +194,20 @@ def said_by(turn: Any, column: str) -> Iterator[Said]:
     speaker = str(turn.get("role") or turn.get("from")).lower()
     for key, value in turn.items():
         if key in TOOL_CALLS or (key in SPEECH and speaker in CALLING_ROLES):
-            yield from ((key, text, False) for text in said_by_call(read_json(value or [], key)))
+            calls = [call["function"] for call in read_tool_calls(value, key)]
+            yield from ((key, text, False) for call in calls for text in (call["name"], *leaves(call["arguments"])))
         elif key in SPEECH or key in REASONING:
             parts = [value] if isinstance(value, str) else [part["text"] for part in value or []]
             field, in_order = (f"{speaker} {key}", ROLES.get(speaker) != "system") if key in SPEECH else (key, False)
             yield from ((field, text, in_order) for text in parts)
 
 
-def said_by_call(value: Any, inside: bool = False) -> Iterator[str]:
-    """The name of a call, or of several; inside of its arguments every name, text and number, as JSON writes them."""
-    if isinstance(value, list):
-        for item in value:
-            yield from said_by_call(item, inside)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if inside:
-                yield key
-            if inside or key in ("function", "name"):
-                yield from said_by_call(item, inside)
-            elif key in ("arguments", "parameters"):
-                yield from said_by_call(read_json(item or {}, key), inside=True)
-    elif isinstance(value, str):
+def leaves(value: Any) -> Iterator[str]:
+    """Every name, text and number within the arguments of a call, as JSON writes them."""
+    if isinstance(value, str):
         yield value
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield json.dumps(value)
+    elif isinstance(value, list | Mapping):
+        for item in value.items() if isinstance(value, Mapping) else value:
+            yield from leaves(list(item) if isinstance(item, tuple) else item)

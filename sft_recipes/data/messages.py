@@ -73,7 +73,8 @@ def read_message(turn: Any, field: str) -> Message:
     elif message["role"] == "assistant":
         read_filled(content, f"{field}.{what}")
     if "train_detail" in turn:
-        trained = read_train_detail(turn["train_detail"], trained, content, f"{field}.train_detail")
+        detail = read_train_detail(turn["train_detail"], content, f"{field}.train_detail")
+        trained = [span and part for span, part in zip(detail, trained or detail, strict=True)]
     if not is_trained(turn, f"{field}.") or (trained and not any(trained) and not calls and not thoughts):
         message["train"] = False
     elif not all(trained):
@@ -102,17 +103,15 @@ def read_content(value: Any, field: str) -> tuple[str, list[bool]]:
     return "".join(texts), [] if all(trained) else trained
 
 
-def read_train_detail(spans: Any, parts: list[bool], content: str, field: str) -> list[bool]:
+def read_train_detail(spans: Any, content: str, field: str) -> list[bool]:
     """For each character of the content whether Axolotl's `train_detail` trains it: its spans end with `end_offset`,
     and what no span holds is not trained on.
 
-    >>> read_train_detail([{"begin_offset": 1, "end_offset": 2, "train": True}], [], "abcd", "train_detail")
+    >>> read_train_detail([{"begin_offset": 1, "end_offset": 2, "train": True}], "abcd", "train_detail")
     [False, True, True, False]
     """
-    if parts or not isinstance(spans := read_json(spans, field), list):
-        raise DataError(f"{field} should be a list of spans of one text, not {short(spans)}.")
     on, off = set(), set()
-    for span in spans:
+    for span in spans if isinstance(spans := read_json(spans, field), list) else [spans]:
         match span:
             case {"begin_offset": int(begin), "end_offset": int(end)} if 0 <= begin <= end < len(content):
                 (on if is_trained(span, f"{field}.") else off).update(range(begin, end + 1))
@@ -131,11 +130,10 @@ def to_train_detail(trained: Iterable[bool]) -> list[dict[str, Any]]:
     >>> to_train_detail([False, True, True])[1]
     {'begin_offset': 1, 'end_offset': 2, 'train': True}
     """
-    spans, begin = [], 0
+    spans, end = [], 0
     for train, some in groupby(trained):
-        end = begin + len(list(some))
+        begin, end = end, end + len(list(some))
         spans.append({"begin_offset": begin, "end_offset": end - 1, "train": train})
-        begin = end
     return spans
 
 
