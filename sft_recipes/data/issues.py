@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -109,15 +110,13 @@ def find_missing_text(texts: Iterable[Said], text: str) -> tuple[str, str]:
     for field, said, in_order in texts:
         if not (bare := said.strip()):
             continue
+        written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
         begin = place if in_order else 0
-        start, length = text.find(said, begin), len(said)
-        if start < 0:
-            written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
-            start, length = next(((at, len(form)) for form in written if (at := text.find(form, begin)) >= 0), (-1, 0))
-        if start < 0:
-            start, length = text.find(bare, begin), len(bare)
-            issue = issue if issue[0] else ("whitespace_trimmed", field)
+        found = ((form, start) for form in chain([said], written, [bare]) if (start := text.find(form, begin)) >= 0)
+        form, start = next(found, ("", -1))
         if start < 0:
             return "content_missing", field
-        place = start + length if in_order else place
+        if form != said and form == bare:
+            issue = issue if issue[0] else ("whitespace_trimmed", field)
+        place = start + len(form) if in_order else place
     return issue

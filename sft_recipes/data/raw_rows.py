@@ -25,21 +25,21 @@ class ArrowRow(UserDict):
 class FileRows:
     """The rows of local files in a random order that costs no memory; a number is a row's place in its split."""
 
-    def __init__(self, read: Iterable[tuple[Row, str, int]]):
+    def __init__(self) -> None:
         Path(HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
         self.file = SpooledTemporaryFile(MEMORY_BYTES, dir=HF_DATASETS_CACHE)  # noqa: SIM115 - it lives as long as the rows
-        self.ends, self.lines, self.paths = array("Q", [0]), array("Q"), array("L")
-        names: dict[str, int] = {}
-        columns: dict[str, None] = {}
+        self.ends, self.columns, self.places = array("Q", [0]), {}, range(0)
+
+    def extend(self, read: Iterable[tuple[Row, str, int]]) -> int:
+        """Takes in rows or faults with their files and lines, and returns how many there were."""
+        before = len(self.ends)
         for row, path, line in read:
-            self.file.write(packed := marshal.dumps(str(row) if isinstance(row, Fault) else row))
+            self.file.write(packed := marshal.dumps((str(row) if isinstance(row, Fault) else row, path, line)))
             self.ends.append(self.ends[-1] + len(packed))
-            self.lines.append(line)
-            self.paths.append(names.setdefault(path, len(names)))
-            if isinstance(row, dict) and not row.keys() <= columns.keys():
-                columns |= dict.fromkeys(row)
-        self.names, self.columns = list(names), list(columns)
-        self.places = range(len(self.lines))
+            if isinstance(row, dict) and not row.keys() <= self.columns.keys():
+                self.columns |= dict.fromkeys(row)
+        self.places = range(len(self.ends) - 1)
+        return len(self.ends) - before
 
     def __len__(self) -> int:
         return len(self.places)
@@ -55,9 +55,8 @@ class FileRows:
         for number in map(int, numbers):
             place = self.places[number]
             self.file.seek(self.ends[place])
-            row = marshal.loads(self.file.read(self.ends[place + 1] - self.ends[place]))
-            where = f"{self.names[self.paths[place]]}, line {self.lines[place]}"
-            yield number, Fault(row) if isinstance(row, str) else row, where
+            row, path, line = marshal.loads(self.file.read(self.ends[place + 1] - self.ends[place]))
+            yield number, Fault(row) if isinstance(row, str) else row, f"{path}, line {line}"
 
 
 class ArrowRows:

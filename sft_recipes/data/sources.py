@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
@@ -44,15 +44,8 @@ def load_rows(where: str, source: Source, split: str) -> FileRows | ArrowRows:
         if files is None:
             return ArrowRows(load_dataset(**loading_arguments(where, source), split=split))
         split = "+".join(files) if split == "all" else split
-        counts = dict.fromkeys((part.partition("[")[0].strip() for part in split.split("+")), 0)
-
-        def read_all() -> Iterator[tuple[Row, str, int]]:
-            for name in counts:
-                for record in read_split(where, source, files, name):
-                    counts[name] += 1
-                    yield record
-
-        rows = FileRows(read_all())
+        names, rows = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+")), FileRows()
+        counts = {name: rows.extend(read_split(where, source, files, name)) for name in names}
         starts = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
         parts = ReadInstruction.from_spec(split).to_absolute(counts)
         rows = rows.select([starts[part.splitname] + place for part in parts for place in range(part.from_, part.to)])
@@ -154,7 +147,7 @@ def find_ending(path: str) -> str:
 
 
 def find_formatter(
-    name: str, source: Source, root: Mapping[str, Any], columns: Sequence[str] | None
+    name: str, source: Source, root: Mapping[str, Any], columns: Collection[str] | None
 ) -> Callable[[Mapping[str, Any]], Conversation] | None:
     """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns.
 
@@ -192,7 +185,7 @@ class BoundFormatter(partial):
 
 
 def wrap_custom_formatter(
-    where: str, label: str, chosen: Mapping[str, Any], columns: Sequence[str]
+    where: str, label: str, chosen: Mapping[str, Any], columns: Collection[str]
 ) -> Callable[[Mapping[str, Any]], Conversation]:
     """A user's `module.function`; what it returns is checked as if it were a row of messages or text."""
     own, nulls = import_function(where, label), dict.fromkeys(columns)  # a row need not have all of its source's
