@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -206,6 +207,27 @@ def test_what_a_formatter_of_ones_own_does_not_read_is_counted(encoder, tmp_path
     assert list(counted) == OWN[code] and len(data.train) == 2
 
 
+TURNS = {
+    "mine": [{"who": "user", "said": "Hi", "mood": "glad", "id": 3}],
+    "theirs": [{"role": "user", "content": [{"type": "text", "text": "Hi", "style": "loud"}], "mood": "glad"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("talk", "unread"),
+    [
+        (lambda row: [{"role": turn["who"], "content": turn["said"]} for turn in row["mine"]], ["mood", "theirs"]),
+        (lambda row: [turn for turn in row["theirs"] if turn["role"] == "user"], ["mine", "style", "mood"]),
+        (lambda row: [turn | {"name": "Ann"} for turn in row["theirs"]], ["mine", "style", "mood"]),
+        (lambda row: [dict(turn) for turn in row["mine"]] and row["theirs"], ["style", "mood"]),
+    ],
+)
+def test_what_a_formatter_of_ones_own_leaves_of_a_turn_or_a_part_is_named(talk, unread):
+    formatter = partial(FORMATTERS["chatml"])
+    formatter.own = lambda row: {"messages": talk(row)}
+    assert RowFields(formatter).unread(TURNS) == unread
+
+
 def unread_of(name: str, row: dict) -> list[str]:
     fields = RowFields(FORMATTERS[name])
     return fields.unread(fields.parse(row))
@@ -259,8 +281,6 @@ def test_a_key_with_a_value_is_read_metadata_or_named(name, row, expected):
 
 
 def test_a_column_that_the_user_named_is_read():
-    from functools import partial
-
     fields = RowFields(partial(FORMATTERS["alpaca"], instruction="task", system="rule"))
     assert fields.unread({"task": "Hi", "output": "Yo", "rule": "Brief.", "instruction": "not this"}) == ["instruction"]
 

@@ -476,6 +476,14 @@ def test_train_detail_trains_what_its_spans_hold():
     ]
 
 
+def test_the_flag_of_a_part_holds_within_a_span_that_is_trained():
+    parts = [{"type": "text", "text": "ab", "train": False}, {"type": "text", "text": "cd"}]
+    detail = [{"begin_offset": 1, "end_offset": 2, "train": True}]
+    row = {"messages": [HELLO[0], {"role": "assistant", "content": parts, "train_detail": detail}]}
+    trained = [span for span in chatml(row)["messages"][1]["train_detail"] if span["train"]]
+    assert trained == [{"begin_offset": 2, "end_offset": 2, "train": True}]
+
+
 @pytest.mark.parametrize("span", [{}, {"begin_offset": 0, "end_offset": 6}, {"begin_offset": 3, "end_offset": 2}, None])
 def test_a_span_beyond_the_answer_is_refused(span):
     row = {"messages": [HELLO[0], HELLO[1] | {"train_detail": [span]}]}
