@@ -26,9 +26,10 @@ from sft_recipes.modeling.loading import build_empty_model, load_model
 from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
+from sft_recipes.reporting.text import format_duration
 from sft_recipes.training.argument_checks import check_optimizer_targets
 from sft_recipes.training.arguments import check_objective, resolve_objective
-from sft_recipes.training.callbacks import LossMonitor, StopAtShare, format_duration
+from sft_recipes.training.callbacks import LossMonitor, StopAtShare
 from sft_recipes.training.checkpoints import (
     check_unfinished,
     describe_run,

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
@@ -53,14 +52,7 @@ class FiniteLossCheck(TrainerCallback):
 class PackedAttentionCheck(TrainerCallback):
     """Checks packed attention when training starts, for a model that is placed and sharded only then."""
 
-    def on_train_begin(
-        self,
-        args: Arguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, *_: Any, model: PreTrainedModel, **__: Any) -> None:
         check_no_cross_document_attention(model)
 
 
@@ -80,58 +72,52 @@ class LossMonitor(TrainerCallback):
     """Warns once, of overfitting or of a learning rate that is too high or too low; `warnings` keeps the line.
 
     Training and held-out loss are not compared with each other: the training loss may count raw text or be weighted
-    (`loss_type=dft`), and is a mean over few rows. Each is compared with its own past. A held-out loss above its lowest
-    value, that before training included, means overfitting where the training loss fell meanwhile, else a rate that is
-    too high. Where half of all steps have moved neither loss, the model learns nothing.
+    (`loss_type=dft`), and is a mean over few rows. Each is compared with its own past.
     """
 
     def __init__(self, initial: float | None = None):
         self.initial, self.warnings = initial, []  # the held-out loss before training
-        self.lowest, self.lowest_step = math.inf if initial is None else initial, 0
 
-    def on_evaluate(
-        self, args: Arguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
-    ) -> None:
-        self.judge(args, state, state.global_step, metrics, state.log_history)
+    def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self.warnings:
+            weighted = getattr(args, "loss_type", "nll") != "nll"
+            self.warnings = find_warning(state.log_history, self.initial, state.max_steps, weighted)
+            for line in self.warnings:
+                log.warning(line)
 
-    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for place, entry in enumerate(state.log_history):  # of a run that is resumed
-            self.judge(args, state, entry["step"], entry, state.log_history[:place])
+    on_train_begin = on_evaluate  # of a run that is resumed
 
-    def judge(
-        self,
-        args: Arguments,
-        state: TrainerState,
-        step: int,
-        metrics: Mapping[str, float],
-        history: Sequence[Mapping[str, float]],
-    ) -> None:
-        """Looks at an evaluation after `step`, before which `history` was logged."""
-        held_out = metrics.get("eval_loss")
-        if held_out is None or self.warnings:
-            return
-        logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-        losses, text = [loss for _, loss in logged], ""
-        if held_out > (1 + RISE) * self.lowest:
+
+def find_warning(
+    history: Sequence[Mapping[str, float]], initial: float | None, max_steps: int, weighted: bool
+) -> list[str]:
+    """A line on the first evaluation in the history of logs that shows that training goes wrong; else none.
+
+    A held-out loss above its lowest value, that before training (`initial`) included, means overfitting where the
+    training loss fell meanwhile, else a rate that is too high. Where half of all steps have moved neither loss, the
+    model learns nothing.
+    """
+    lowest, lowest_step = math.inf if initial is None else initial, 0
+    logged: list[tuple[int, float]] = []
+    for entry in history:
+        if "loss" in entry:
+            logged.append((entry["step"], entry["loss"]))
+        if (held_out := entry.get("eval_loss")) is None:
+            continue
+        step, losses = entry["step"], [loss for _, loss in logged]
+        if held_out > (1 + RISE) * lowest:
             # a weighted loss can rise while the model learns: -p log p grows up to p = 1 / e
-            comparable = logged if getattr(args, "loss_type", "nll") == "nll" else []
-            text = describe_rise(held_out, self.lowest, self.lowest_step, comparable)
-        elif (
-            self.initial
-            and abs(held_out / self.initial - 1) < FLAT
-            and 2 * step >= state.max_steps
-            and len(losses) > 1
-            and not has_moved(losses)
-        ):
-            text = (
-                f"held-out loss is {held_out:.3f} and was {self.initial:.3f} before training; the training loss has "
-                "not moved either, so the model learns nothing. Try a higher trainer.learning_rate or more steps."
-            )
-        if text:
-            self.warnings.append(f"In step {step} the {text}")
-            log.warning(self.warnings[0])
-        if held_out < self.lowest:
-            self.lowest, self.lowest_step = held_out, step
+            return [f"In step {step} the {describe_rise(held_out, lowest, lowest_step, [] if weighted else logged)}"]
+        flat = initial and abs(held_out / initial - 1) < FLAT and 2 * step >= max_steps
+        if flat and len(losses) > 1 and not has_moved(losses):
+            return [
+                f"In step {step} the held-out loss is {held_out:.3f} and was {initial:.3f} before training; the "
+                "training loss has not moved either, so the model learns nothing. Try a higher trainer.learning_rate "
+                "or more steps."
+            ]
+        if held_out < lowest:
+            lowest, lowest_step = held_out, step
+    return []
 
 
 def describe_rise(held_out: float, lowest: float, lowest_step: int, logged: Sequence[tuple[int, float]]) -> str:
@@ -193,16 +179,7 @@ class QuietProgressBar(ProgressCallback):
 
 
 class LossLogger(TrainerCallback):
-    """Logs the losses and, after the first twentieth of the steps, how long the rest will take."""
-
-    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.start = time.monotonic()
-
-    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        first = min(20, max(2, state.max_steps // 20))
-        if state.global_step == first < state.max_steps:
-            left = (time.monotonic() - self.start) / first * (state.max_steps - first)
-            log.info("%d of %d steps done; about %s left.", first, state.max_steps, format_duration(left))
+    """Logs the losses in a line, which the run's log file keeps; the progress bar says what is left."""
 
     def on_log(
         self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
@@ -211,18 +188,6 @@ class LossLogger(TrainerCallback):
         parts = [f"{key} {float(logs[key]):{form}}" for key, form in formats.items() if key in (logs or {})]
         if parts and state.is_world_process_zero:
             log.info("step %d of %d: %s", state.global_step, state.max_steps, ", ".join(parts))
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds.
-
-    >>> format_duration(75), format_duration(7300)
-    ('1 min 15 s', '2 h 1 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def load_callbacks(listed: Sequence[str | dict[str, Any]]) -> list[TrainerCallback]:
