@@ -7,11 +7,10 @@ for padded and for packed rows; flash attention makes no such mask and takes les
 
 import copy
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import DEFAULT, patch
 
 import torch
 from peft import get_peft_model
@@ -149,18 +148,12 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self.sizes.pop(key, 0)
 
 
-@contextmanager
-def lm_head_of_device(gpu: bool, vocabulary: int) -> Iterator[None]:
+def lm_head_of_device(gpu: bool, vocabulary: int) -> AbstractContextManager:
     """TRL's LM head with the memory that it takes: on a GPU a kernel computes a tile of logits in place.
 
     On a CPU ops copy the tile. Memory is taken there when it is written to, so a tile that is wider than the vocabulary
     takes a part of its size.
     """
-    where = "trl.kernels.chunked_logprob"
     if gpu:
-        with patch(f"{where}._forward_tile"), patch(f"{where}._backward_tile"):
-            yield
-    else:
-        width = min(utils._CHUNKED_LOGPROB_CHUNK_SIZE, vocabulary)
-        with patch.object(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", width):
-            yield
+        return patch.multiple("trl.kernels.chunked_logprob", _forward_tile=DEFAULT, _backward_tile=DEFAULT)
+    return patch.object(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", min(utils._CHUNKED_LOGPROB_CHUNK_SIZE, vocabulary))

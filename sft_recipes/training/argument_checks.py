@@ -40,7 +40,7 @@ def check_libraries(arguments: SFTConfig) -> None:
         if (value := getattr(arguments, name)) not in choices:
             raise ConfigError(f"trainer.{name} cannot be {value!r}.{did_you_mean(value, choices)}")
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
-    if arguments.world_size == 1 and not arguments.deepspeed:  # of several processes each would have to take part
+    if not arguments.deepspeed:
         rehearse_step(arguments)
 
 

@@ -5,11 +5,11 @@ saving the model takes is not counted. `benchmarks/memory.py` compares the estim
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from transformers import PretrainedConfig
 from trl import SFTConfig
@@ -74,41 +74,32 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
     """The peak of a run on one device."""
     with torch.device("meta"):
         model = build_meta_model(step)
-    weights = sum(stored_bytes(model, step.adapter.quantization or {}).values())
+    weights, dequantized = weight_bytes(model, step.adapter.quantization or {})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = 4 * sum(parameter.numel() for parameter in trained)
     optimizer = sum(optimizer_state_bytes(step.optimizer, parameter) for parameter in trained)
     try:
-        activations = max(peak_bytes(step) - gradients, 0) + dequantized_bytes(model, step.adapter.quantization)
+        activations = max(peak_bytes(step) - gradients, 0) + dequantized
     except (RuntimeError, NotImplementedError):  # mixtures of experts route by values, which fake tensors lack
         activations = None
     parts = (part // step.shards for part in (weights, gradients, optimizer))
-    return MemoryEstimate(count_parameters(model), sum(p.numel() for p in trained), *parts, activations)
+    numbers = (sum(weight.numel() for weight in some) for some in (model.parameters(), trained))
+    return MemoryEstimate(*numbers, *parts, activations)
 
 
-def stored_bytes(model: torch.nn.Module, quantization: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of every parameter as it is stored: quantized linear layers in 4 or 8 bits, tied parameters once."""
-    packed = quantization.get("load_in_4bit") or quantization.get("load_in_8bit")
+def weight_bytes(model: torch.nn.Module, quantization: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of all parameters as they are stored, and of the largest quantized layer in bf16, in which it computes.
+
+    bitsandbytes quantizes all linear layers except the LM head and the adapter's own. Tied parameters count once.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and quantization)
+    layers = [layer for layer in linear if layer is not base.get_output_embeddings() and not layer.weight.requires_grad]
     each = 1.0 if quantization.get("load_in_8bit") else 0.5
     each += 0.0159 if quantization.get("bnb_4bit_use_double_quant") else 0.0625  # scales of blocks of 64 weights
-    linear = {id(layer.weight) for layer in frozen_linear_layers(model)} if packed else set()
-    return {
-        name: int(parameter.numel() * (each if id(parameter) in linear else parameter.element_size()))
-        for name, parameter in model.named_parameters()
-    }
-
-
-def frozen_linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """The layers that bitsandbytes would quantize: all linear ones except the LM head and the adapter's own."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = base.get_output_embeddings()
-    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
-    return [layer for layer in linear if not layer.weight.requires_grad]
-
-
-def dequantized_bytes(model: torch.nn.Module, quantization: Mapping[str, Any] | None) -> int:
-    """Bytes of the largest quantized layer in bf16, to which it is converted to be multiplied."""
-    return 2 * max((layer.weight.numel() for layer in frozen_linear_layers(model)), default=0) if quantization else 0
+    quantized = {id(layer.weight): layer.weight.numel() for layer in layers}
+    rest = sum(weight.numel() * weight.element_size() for weight in model.parameters() if id(weight) not in quantized)
+    return rest + int(each * sum(quantized.values())), 2 * max(quantized.values(), default=0)
 
 
 def optimizer_state_bytes(name: str, parameter: torch.Tensor) -> int:
@@ -123,20 +114,11 @@ def optimizer_state_bytes(name: str, parameter: torch.Tensor) -> int:
     return parameter.numel() * OPTIMIZER_BYTES.get(name, 2 if "8bit" in name else 8)
 
 
-def count_parameters(model: torch.nn.Module) -> int:
-    """The number of parameters, including an adapter's."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def available_memory() -> int:
     """Bytes that a run can use here: of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory - CUDA_CONTEXT_BYTES
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().available
 
 
 def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate | None:
@@ -165,36 +147,35 @@ def describe_out_of_memory(step: StepShape, doing: str) -> str:
         estimate = f"it was estimated at {format_bytes(estimate_memory(step).total)}"
     except Exception:
         estimate = "it could not be estimated"
-    half = max(1, step.rows // 2)
-    batch = (
-        f"trainer.per_device_train_batch_size={half} with trainer.gradient_accumulation_steps="
-        f"{step.accumulation_steps * step.rows // half}, the same step in smaller parts"
-    )
-    advice = [] if step.rows == 1 else [batch]
-    advice += [] if step.activation_checkpointing else ["trainer.activation_checkpointing=true"]
-    advice += [f"trainer.max_length={max(1, step.length // 2)}"]
-    advice += [] if step.adapter.quantization else ["adapter=lora" if step.adapter.type == "none" else "adapter=qlora"]
-    listed = "; ".join(f"{place}. {what}" for place, what in enumerate(advice[:3], start=1))
+    listed = "; ".join(f"{place}. {what}" for place, (what, _) in enumerate(smaller_steps(step)[:3], start=1))
     return f"Out of memory {doing}: {estimate}. What helps, in this order: {listed}."
 
 
 def memory_advice(step: StepShape, memory: int) -> str:
-    """What to write for the first of a few changes with which the run would fit."""
+    """What to write for the first of a few changes with which the run would fit: one alone, else several."""
+    changes = smaller_steps(step)
+    for some in [*([one] for one in changes), *(changes[:number] for number in range(2, len(changes) + 1))]:
+        written = {tuple(change): what for what, change in some}  # QLoRA in LoRA's place
+        fields = {key: value for _, change in some for key, value in change.items()}
+        if estimate_memory(replace(step, **fields)).total <= memory:
+            return f"Write {' '.join(written.values())}."
+    return "Take a smaller model or a shorter trainer.max_length, or shard the model over devices with trainer.fsdp."
+
+
+def smaller_steps(step: StepShape) -> list[tuple[str, dict[str, Any]]]:
+    """What makes a step take less memory, the cheapest first: what to write, and the fields that it changes."""
     lora = AdapterOptions("lora", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
     qlora = replace(lora, quantization={"load_in_4bit": True, "bnb_4bit_use_double_quant": True})
-    batch = ("trainer.per_device_train_batch_size=1", {"rows": 1})
-    recomputed = ("trainer.activation_checkpointing=true", {"activation_checkpointing": True})
-    changes = [change for change in (batch, recomputed) if replace(step, **change[1]) != step]
-    tries = [[change] for change in changes] + [changes] * (len(changes) > 1)
-    if step.adapter.type == "none":
-        tries += [[*some, ("adapter=lora", {"adapter": lora})] for some in ([], changes)]
-    if not step.adapter.quantization:
-        tries += [[*some, ("adapter=qlora", {"adapter": qlora})] for some in ([], changes)]
-    for some in tries:
-        tried = replace(step, **{key: value for _, change in some for key, value in change.items()})
-        if estimate_memory(tried).total <= memory:
-            return f"Write {' '.join(what for what, _ in some)}."
-    return "Take a smaller model or a shorter trainer.max_length, or shard the model over devices with trainer.fsdp."
+    accumulated, half = step.accumulation_steps * step.rows, max(1, step.length // 2)
+    same_step = f"trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps={accumulated}"
+    changes = [
+        (same_step, {"rows": 1, "accumulation_steps": accumulated}),
+        ("trainer.activation_checkpointing=true", {"activation_checkpointing": True}),
+        ("adapter=lora", {"adapter": lora if step.adapter.type == "none" else step.adapter}),
+        ("adapter=qlora", {"adapter": step.adapter if step.adapter.quantization else qlora}),
+        (f"trainer.max_length={half}", {"length": half}),
+    ]
+    return [(what, change) for what, change in changes if replace(step, **change) != step]
 
 
 def describe_memory(estimate: MemoryEstimate, memory: int | None = None) -> str:
