@@ -25,7 +25,7 @@ from sft_recipes.modeling.workarounds import ensure_lm_head_bias
 from sft_recipes.reporting.run_folder import write_json, write_jsonl
 from sft_recipes.reporting.run_report import write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
-from sft_recipes.training.run_metadata import count_parity_rows, describe_environment
+from sft_recipes.training.run_metadata import describe_environment
 from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ def evaluate(config: Config, folder: str | Path | None = None) -> Run:
     compared, answers = compare_measurements(*measure_base_and_tuned(tuned, setup), inputs)
     metrics = {"name": config.name, "mode": "evaluate", "command": config.command, "started": started}
     metrics |= {"environment": describe_environment(), "warnings": warnings} | compared
-    audit = audit_record(setup.data.audit, {}, config.composed) | {"parity": count_parity_rows(setup.data.audit)}
+    audit = audit_record(setup.data.audit, {}, config.composed) | {
+        "parity": sum(part["parity"] for part in setup.data.audit.values())
+    }
     if setup.arguments.process_index == 0:  # of several processes the first one writes
         if options.judge and answers:
             metrics["judge"] = run_judge(answers, options.judge)

@@ -13,6 +13,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
+from sft_recipes.config.run_folder import own_folder
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import audit_record, digest_rows
 from sft_recipes.errors import ConfigError
@@ -34,21 +35,18 @@ from sft_recipes.training.checkpoints import (
     check_unfinished,
     describe_run,
     find_resumable,
-    lacks_report,
+    is_finished,
     last_checkpoint_line,
 )
 from sft_recipes.training.disk_space import check_disk_space, explained_write_errors
-from sft_recipes.training.interruption import own_folder
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step
 from sft_recipes.training.run_metadata import (
-    count_parity_rows,
     describe_environment,
     measure_padding,
     smoke_result,
     training_cost,
     training_summary,
-    was_evaluated_last,
 )
 from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
 from sft_recipes.training.trainer import (
@@ -75,7 +73,7 @@ def main(config: Config, folder: Path) -> float:
         setup = set_up_run(config, folder)
         write_audit(setup, folder, collect_audit(setup))
         return run_lr_range_test(start_trainer(setup), config.lr_find, folder)
-    if lacks_report(folder, config):
+    if is_finished(folder, config) and not (folder / "report.html").is_file():  # the last that is written
         with own_folder(folder):
             print(write_report(folder))
         metrics = read_json(folder / "metrics.json")
@@ -132,7 +130,8 @@ def run_training(config: Config, folder: Path) -> Run:
             "Measuring base and tuned took %s, training %s. Fewer evaluate.rows or evaluate.max_new_tokens take less."
         )
         log.info(line, format_duration(measuring), format_duration(seconds))
-    if "held_out" in after and (arguments.load_best_model_at_end or not was_evaluated_last(trainer)):
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    if "held_out" in after and (arguments.load_best_model_at_end or evaluated[-1:] != [result.global_step]):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
     compared, answers = compare_measurements(before, after, inputs)
     metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
@@ -175,7 +174,8 @@ def collect_audit(setup: RunSetup) -> dict[str, Any]:
     """What the data checks found, the digest of every token, the padding, and how many rows are served as trained."""
     audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
     audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
-    counted = {"parity": count_parity_rows(setup.data.audit), "curation": setup.data.curation}
+    parity = sum(part["parity"] for part in setup.data.audit.values())  # rows compared; a difference ends the run
+    counted = {"parity": parity, "curation": setup.data.curation}
     return audit | setup.template_date | counted
 
 
@@ -205,8 +205,8 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
         log.info(ADVICE_ON_NEW_TOKENS, len(new_token_ids))
     measure = partial(measure_held_out, setup.encoder, setup.eval_inputs, arguments.metric_for_best_model)
     trainer = build_trainer(
-        model, arguments, setup.rows, setup.data.held_out, tokenizer, peft, setup.callbacks, measure,
-        config.adapter.loraplus_lr_ratio, run,
+        model, arguments, setup.data.held_out, train_dataset=setup.rows, processing_class=tokenizer, peft_config=peft,
+        callbacks=setup.callbacks, measure=measure, loraplus_lr_ratio=config.adapter.loraplus_lr_ratio, run=run,
     )  # fmt: skip
     if arguments.packing:
         select_packed_attention(trainer, config.model.attn_implementation)

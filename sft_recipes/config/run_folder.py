@@ -4,7 +4,9 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,9 @@ def check_run_folder(folder: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ConfigError(f"{folder} holds a run already. Write another folder, or overwrite=true to replace the run.")
-    check_not_in_use(folder)
-    for path in written(folder, RESULTS + BESIDE):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with own_folder(folder):
+        for path in written(folder, RESULTS + BESIDE):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def holds_run(folder: Path) -> bool:
@@ -60,15 +62,33 @@ def holds_run(folder: Path) -> bool:
     return any(written(folder, RESULTS))
 
 
-def check_not_in_use(folder: Path) -> None:
-    """Raises ConfigError where a run is still writing; the lock that it holds on a file ends with its process."""
-    if (folder / ".lock").is_file():
-        with (folder / ".lock").open() as file:
-            try:
-                # a lock and not a file with a process id: a killed run leaves the file, and its id may be another's
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(f"{folder} is in use by {file.read().strip()}. Write another folder.") from error
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Holds the run's folder against a second run; the system lets go of it when the process ends, however it ends.
+
+    A lock and not a file with a process id: a killed run leaves the file, and its id may be another's.
+
+    Raises ConfigError, with the process and machine of the first run.
+    """
+    if int(os.environ.get("RANK", 0)):  # of the processes of one run the first holds it
+        yield
+        return
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is in use by {file.read().strip() or 'another run'}. Wait for it, or name another folder "
+                "with hydra.run.dir=DIR."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def written(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:

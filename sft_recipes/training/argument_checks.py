@@ -10,6 +10,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_utils import check_target_module_exists
 from transformers.utils import is_liger_kernel_available
@@ -39,8 +40,13 @@ def check_libraries(arguments: SFTConfig) -> None:
     for name, choices in known.items():
         if (value := getattr(arguments, name)) not in choices:
             raise ConfigError(f"trainer.{name} cannot be {value!r}.{did_you_mean(value, choices)}")
+    try:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (RuntimeError, ValueError) as error:  # it is not installed, or is none
+        raise ConfigError(f"trainer.report_to: {one_line(error)}") from error
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
-    if not arguments.deepspeed:
+    if not (arguments.fsdp or arguments.deepspeed):  # which leave the model where it is until training starts
         rehearse_step(arguments)
 
 
@@ -99,8 +105,9 @@ def check_optimizer_targets(arguments: SFTConfig, model: torch.nn.Module) -> Non
 def rehearse_step(arguments: SFTConfig) -> None:
     """Takes a step with a model of 100,000 numbers, in 0.05 s; raises ConfigError for whatever anything refuses in it.
 
-    bitsandbytes packs the state of 4,096 numbers and more, and pages that of 100,000. What depends on the run's own
-    model is left out: compiling it, the layers that an optimizer is to work on, its experts.
+    Under torchrun every process takes it, since its loss counts the tokens of all. bitsandbytes packs the state of
+    4,096 numbers and more, and pages that of 100,000. What depends on the run's own model is left out: compiling it,
+    the layers that an optimizer is to work on, its experts.
     """
     arguments = copy.copy(arguments)
     arguments.report_to, arguments.router_aux_loss_coef, arguments.use_liger_kernel = [], None, False

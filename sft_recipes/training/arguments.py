@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
@@ -45,7 +44,6 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     # a loss that is not finite should be seen, and the filter looks at every micro-batch, which waits for the GPU
     values.setdefault("logging_nan_inf_filter", False)
     values.setdefault("run_name", f"{config.name} {folder.name}")  # in a tracker
-    check_trackers(values.get("report_to"))
     if config.streamed:
         values |= streaming_arguments(values)
     resume = values.pop("resume_from_checkpoint", None)  # true or a path, transformers' hint has text only
@@ -97,14 +95,6 @@ def streaming_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("dataloader_num_workers"):
         raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, whose rows are counted as read.")
     return {"train_sampling_strategy": "random"}  # the stream shuffles, and its lengths are not known
-
-
-def check_trackers(wanted: str | list[str] | None) -> None:
-    """Raises ConfigError for a tracker that is not installed; transformers would raise after the model is loaded."""
-    known = get_available_reporting_integrations()
-    for name in [wanted] if isinstance(wanted, str) else wanted or []:
-        if name not in ("none", "all", *known):
-            raise ConfigError(f"trainer.report_to={name} is not installed here. Try pip install {name}, or write none.")
 
 
 def resolve_objective(name: str | None, measured: list[str]) -> str | None:

@@ -16,14 +16,11 @@ from transformers import TrainingArguments as Arguments
 from sft_recipes.config.validation import import_function
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.packed_attention import check_no_cross_document_attention
+from sft_recipes.training.checkpoints import last_checkpoint_line
 
 log = logging.getLogger(__name__)
 RISE = 0.01  # a held-out loss has risen when it is above its lowest value by more than this share
 FLAT = 0.01  # a loss has not moved when it changed by less than this share
-
-
-class NonFiniteLossError(ConfigError):
-    """The loss became NaN or infinite: the learning rate is too high, or the checkpoint broken."""
 
 
 class FiniteLossCheck(TrainerCallback):
@@ -43,9 +40,10 @@ class FiniteLossCheck(TrainerCallback):
     def on_pre_optimizer_step(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step_loss, self.step_loss = float(self.step_loss), 0.0
         if not math.isfinite(step_loss):
-            raise NonFiniteLossError(
+            raise ConfigError(
                 f"The loss is {step_loss} in step {state.global_step + 1}; no model is saved. Try a lower "
                 "trainer.learning_rate, and check the base model with evaluate.raw_text."
+                f"{last_checkpoint_line(Path(args.output_dir))}"
             )
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,8 @@ ROWS_GROUPS = {"data", "formatter", "data_checks"}  # all of it shows in the row
 
 def describe_run(config: Config, digest: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """What has to be the same when a run is resumed: its config, the digest of its rows, the number of processes."""
-    return {
-        "config": config.composed,
-        "rows": digest.get("sha256"),
-        "processes": processes,
-        "streamed": config.streamed,
-    }
+    read = {"rows": digest.get("sha256"), "processes": processes, "streamed": config.streamed}
+    return {"config": config.composed} | read
 
 
 def run_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -73,15 +69,10 @@ def is_finished(folder: Path, config: Config) -> bool:
     metrics = read_json(folder / "metrics.json")
     if not metrics or "stopped_at" in metrics or not config.trainer.fields.get("resume_from_checkpoint"):
         return False
-    newest = next(newest_first(folder), folder)  # supervision.json may be of a resume that was refused
+    newest = [*newest_first(folder), folder][0]  # supervision.json may be of a resume that was refused
     saved = read_json(newest / MANIFEST).get("run") or read_json(folder / "supervision.json")
     before, now = (values.get("trainer", {}) for values in (saved.get("config", {}), config.composed))
     return all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs"))
-
-
-def lacks_report(folder: Path, config: Config) -> bool:
-    """Whether the run to resume is finished but for its report, the last that is written."""
-    return is_finished(folder, config) and not (folder / "report.html").is_file()
 
 
 def check_unfinished(folder: Path, config: Config) -> None:
@@ -101,13 +92,13 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
     """
     if not wanted:
         return None
-    if wanted is True:
-        checkpoint = next((path for path in newest_first(folder) if not warn_if_damaged(path)), None)
-    else:
-        checkpoint = Path(wanted)
-        if fault := find_damage(checkpoint):
+    for checkpoint in newest_first(folder) if wanted is True else [Path(wanted)]:
+        if not (fault := find_damage(checkpoint)):
+            break
+        if wanted is not True:
             raise ConfigError(f"trainer.resume_from_checkpoint={wanted} cannot be resumed: {fault}.")
-    if checkpoint is None:
+        log.warning("%s is passed over: %s.", checkpoint, fault)
+    else:
         log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
         return None
     manifest = read_json(checkpoint / MANIFEST)
@@ -129,31 +120,22 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
 
 def last_checkpoint_line(folder: Path) -> str:
     """A sentence on the newest checkpoint, for a run that has failed; empty where there is none."""
-    newest = next(newest_first(folder), None)
-    return f" {newest} is of before it and is kept." if newest else ""
+    return "".join(f" {newest} is of before it and is kept." for newest in newest_first(folder)[:1])
 
 
-def newest_first(folder: Path) -> Iterator[Path]:
+def newest_first(folder: Path) -> list[Path]:
     """The run's checkpoints, by their steps."""
-    yield from map(Path, reversed(sort_checkpoints(str(folder))))
-
-
-def warn_if_damaged(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, which is also logged; None for a whole one."""
-    fault = find_damage(checkpoint)
-    if fault:
-        log.warning("%s is passed over: %s.", checkpoint, fault)
-    return fault
+    return [Path(path) for path in reversed(sort_checkpoints(str(folder)))]
 
 
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint: a file that is missing, of another size or of another content; else None."""
-    if not (checkpoint / MANIFEST).is_file():
-        return (
-            f"it has no {MANIFEST}, so it was not written whole" if checkpoint.is_dir() else "there is no such folder"
-        )
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     try:
         manifest = read_json(checkpoint / MANIFEST)
+        if not manifest:
+            return f"it has no {MANIFEST}, so it was not written whole"
         files, run = manifest["files"], manifest["run"]
         _ = manifest["versions"].items(), run["config"].items(), run["rows"], run["processes"]  # what a resume reads
         for name, known in files.items():
@@ -178,8 +160,8 @@ def publish_checkpoint(staged: Path, folder: Path, run: Mapping[str, Any]) -> Pa
     write_json(staged / MANIFEST, {"files": listed, "run": run, "versions": stack_versions()})
     for path in (*files, staged / MANIFEST, *(path for path in staged.rglob("*") if path.is_dir()), staged):
         flush_to_disk(path)
-    for path in list(newest_first(folder)):
-        if checkpoint_step(path) >= checkpoint_step(staged):
+    for path in newest_first(folder):
+        if int(path.name.partition("-")[2]) >= int(staged.name.partition("-")[2]):
             shutil.rmtree(path)
     published = staged.rename(folder / staged.name)
     flush_to_disk(folder)
@@ -199,15 +181,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint, by its name.
-
-    >>> checkpoint_step(Path("run/checkpoint-12"))
-    12
-    """
-    return int(path.name.rpartition("-")[2])
 
 
 def best_checkpoint(folder: Path, state: TrainerState) -> str | None:

@@ -25,7 +25,7 @@ def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig)
     weights, checkpoint = checkpoint_bytes(model, arguments)
     number = 0
     if arguments.save_strategy != SaveStrategy.NO:
-        number = (arguments.save_total_limit or 1) + 1 - len(list(newest_first(folder)))
+        number = (arguments.save_total_limit or 1) + 1 - len(newest_first(folder))
     need, free = weights + max(number, 0) * checkpoint, shutil.disk_usage(folder).free
     if need > free:
         raise ConfigError(
@@ -47,8 +47,10 @@ def explained_write_errors(folder: Path, what: str) -> Iterator[None]:
     """What goes wrong while something is written to the run's folder as a ConfigError: a full disk, lost rights."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-        if isinstance(error, RuntimeError) and not is_write_error(error):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save tells that it failed at the file only in the text of a RuntimeError
+        of_torch = ("PytorchStreamWriter", "No space left", "unexpected pos")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in of_torch):
             raise
         free, why = shutil.disk_usage(folder).free, getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -56,11 +58,6 @@ def explained_write_errors(folder: Path, what: str) -> Iterator[None]:
             f"Earlier checkpoints are as they were. Make room, then go on with: python -m sft_recipes resume "
             f"{quote(str(folder))}"
         ) from error
-
-
-def is_write_error(error: RuntimeError) -> bool:
-    """Whether torch.save failed at the file, which it tells in the text of a RuntimeError only."""
-    return any(words in str(error) for words in ("PytorchStreamWriter", "No space left", "unexpected pos"))
 
 
 def checkpoint_bytes(model: torch.nn.Module, arguments: SFTConfig) -> tuple[int, int]:

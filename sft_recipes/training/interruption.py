@@ -1,52 +1,21 @@
-"""What happens to a run from outside: a signal that ends it with a checkpoint, a second run in its folder."""
+"""A signal ends a run with a checkpoint, from which it can go on."""
 
-import fcntl
 import logging
-import os
 import shlex
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
-from sft_recipes.errors import ConfigError, RunInterrupted
+from sft_recipes.errors import RunInterrupted
 
 log = logging.getLogger(__name__)
-LOCK, SIGNALS = ".lock", (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-
-@contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
-    """Holds the run's folder against a second run; the system lets go of it when the process ends, however it ends.
-
-    Raises ConfigError, with the process and machine of the first run.
-    """
-    if int(os.environ.get("RANK", 0)):  # of the processes of one run the first holds it
-        yield
-        return
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ConfigError(
-                f"{folder} is in use by {file.read().strip() or 'another run'}. Wait for it, or name another folder "
-                "with hydra.run.dir=DIR."
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class StopOnSignal(TrainerCallback):

@@ -1,6 +1,5 @@
 """A learning rate to start from, found in a hundred steps: `python -m sft_recipes +recipe=lima +sweep=lr_find`."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from trl import SFTTrainer
 
 from sft_recipes.config.options import LRRange
 from sft_recipes.errors import ConfigError
-from sft_recipes.reporting.document import Picture, render_html, save_pictures
-from sft_recipes.reporting.figures import COLOURS, draw_legend, styled_subplots
-from sft_recipes.reporting.sweep_table import tidy_value
+from sft_recipes.reporting.figures import COLOURS, draw_legend, save_figure, styled_subplots
+from sft_recipes.reporting.run_folder import write_json
 from sft_recipes.training.callbacks import FiniteLossCheck, LossLogger
 
 if TYPE_CHECKING:
@@ -37,24 +35,14 @@ class LRSuggestion:
 
     def lines(self) -> list[str]:
         """The suggestion in sentences."""
-        far = "It does not diverge in this range. Raise lr_find.end to see where it does."
-        why = "where the loss falls fastest"
-        if self.diverges is not None:
-            far = f"It diverges at {format_rate(self.diverges)}, a tenth of which is {format_rate(self.diverges / 10)}."
-            why = f"{why if self.rate == self.steepest else 'a tenth of where it diverges'}, the lower of the two"
-        lines = [f"The smoothed loss falls fastest at a learning rate of {format_rate(self.steepest)}.", far]
+        lines = [f"The smoothed loss falls fastest at a learning rate of {self.steepest:.2g}."]
+        if self.diverges is None:
+            lines.append("It does not diverge in this range. Raise lr_find.end to see where it does.")
+        else:
+            lines.append(f"It diverges at {self.diverges:.2g}, a tenth of which is {self.diverges / 10:.2g}.")
         if not self.clear:
             lines.append("It hardly falls, so this is a guess. Use more trainer.max_steps or larger batches.")
-        return [*lines, f"Try trainer.learning_rate={format_rate(self.rate)} ({why}), and half and twice of it."]
-
-
-def format_rate(value: float) -> str:
-    """A learning rate in two digits.
-
-    >>> format_rate(0.0025432), format_rate(1e-5)
-    ('2.5e-3', '1e-5')
-    """
-    return tidy_value(f"{value:.1e}")
+        return [*lines, f"Try trainer.learning_rate={self.rate:.2g}, the lower of these, and half and twice of it."]
 
 
 class StopAtDivergence(TrainerCallback):
@@ -73,7 +61,7 @@ class StopAtDivergence(TrainerCallback):
 def run_lr_range_test(trainer: SFTTrainer, limits: LRRange, folder: Path) -> float:
     """The rate to try, from a short training whose rate grows by one factor every step (Smith, arXiv 1506.01186).
 
-    Writes lr_find.json, lr_find.png and lr_find.html. The model is trained by it and should not be used any further.
+    Writes lr_find.json and lr_find.png. The model is trained by it and should not be used any further.
     """
     if trainer.args.max_steps < 10:
         raise ConfigError(f"trainer.max_steps={trainer.args.max_steps} is too short for a range test. Write 100.")
@@ -129,14 +117,9 @@ def write_suggestion(folder: Path, rates: Sequence[float], losses: Sequence[floa
     """Writes the losses, the plot and the suggestion to the run's folder, and prints the suggestion."""
     values = {"learning_rate": list(rates), "loss": list(losses), "steepest": suggestion.steepest}
     values |= {"diverges": suggestion.diverges, "suggested": suggestion.rate}
-    (folder / "lr_find.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    figure = plot_range_test(rates, losses, suggestion)
-    picture = Picture(figure, "lr_find.png", "The loss over a growing learning rate.")
-    save_pictures(folder, [picture])
-    title = f"Learning rate: {folder.parent.name} · {folder.name}"
-    page = render_html("lr_find.jinja", title, lines=suggestion.lines(), picture=picture)
-    (folder / "lr_find.html").write_text(page, encoding="utf-8")
-    print("\n".join([*suggestion.lines(), f"The plot: {folder}/lr_find.html"]))
+    write_json(folder / "lr_find.json", values)
+    save_figure(plot_range_test(rates, losses, suggestion), folder / "lr_find.png")
+    print("\n".join([*suggestion.lines(), f"The plot: {folder}/lr_find.png"]))
 
 
 def plot_range_test(rates: Sequence[float], losses: Sequence[float], suggestion: LRSuggestion) -> "Figure":
@@ -145,19 +128,12 @@ def plot_range_test(rates: Sequence[float], losses: Sequence[float], suggestion:
     loss = smooth_losses(losses)
     axes.plot(rates, losses, ".", color=COLOURS["faint"], label="a step's loss")
     axes.plot(rates[: len(loss)], loss, color=COLOURS["blue"], label="smoothed")
-    axes.axvline(
-        suggestion.steepest,
-        color=COLOURS["green"],
-        linestyle="--",
-        label=f"falls fastest, {format_rate(suggestion.steepest)}",
-    )
+    marks = [(suggestion.steepest, "green", "falls fastest")]
     if suggestion.diverges:
-        axes.axvline(
-            suggestion.diverges, color=COLOURS["orange"], label=f"diverges, {format_rate(suggestion.diverges)}"
-        )
-        tenth = suggestion.diverges / 10
-        axes.axvline(tenth, color=COLOURS["orange"], linestyle="--", label=f"a tenth of that, {format_rate(tenth)}")
-    axes.set_xscale("log")
-    axes.set(xlabel="learning rate", ylabel="training loss (nats a token)")
+        marks += [(suggestion.diverges, "orange", "diverges"), (suggestion.diverges / 10, "orange", "a tenth of that")]
+    for rate, colour, what in marks:
+        style = "-" if what == "diverges" else "--"
+        axes.axvline(rate, color=COLOURS[colour], linestyle=style, label=f"{what}, {rate:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats a token)")
     draw_legend(axes, fontsize=8)
     return figure

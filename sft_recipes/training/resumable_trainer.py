@@ -15,8 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import SFTTrainer
 
-from sft_recipes.training.callbacks import NonFiniteLossError
-from sft_recipes.training.checkpoints import STAGING, best_checkpoint, last_checkpoint_line, publish_checkpoint
+from sft_recipes.training.checkpoints import STAGING, best_checkpoint, publish_checkpoint
 from sft_recipes.training.disk_space import check_room_for_checkpoint, explained_write_errors
 from sft_recipes.training.interruption import StopOnSignal
 
@@ -43,11 +42,8 @@ class ResumableTrainer(SFTTrainer):
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             shutil.rmtree(Path(self.args.output_dir, STAGING), ignore_errors=True)  # of a run that was killed
-        try:
-            with self.stop_on_signal.listening():
-                return super().train(resume_from_checkpoint, **options)
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error}{last_checkpoint_line(Path(self.args.output_dir))}") from error
+        with self.stop_on_signal.listening():
+            return super().train(resume_from_checkpoint, **options)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         """transformers' sampler; where it groups by length, in an order of its own for each epoch.

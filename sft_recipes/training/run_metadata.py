@@ -76,17 +76,6 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def count_parity_rows(audit: dict[str, dict]) -> int:
-    """The number of rows whose training and inference prompts were compared; a difference ends the run."""
-    return sum(part["parity"] for part in audit.values())
-
-
-def was_evaluated_last(trainer: SFTTrainer) -> bool:
-    """Whether the last step ended with an evaluation."""
-    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    return steps[-1:] == [trainer.state.global_step]
-
-
 def measure_padding(rows: Dataset, arguments: SFTConfig) -> float:
     """The share of padding among the tokens that the model will read; 0 with packing."""
     if arguments.packing:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
@@ -144,34 +144,15 @@ class SupervisedTrainer(ResumableTrainer):
         """Writes none: TRL's names neither base nor data, and the report writes the run's own, in model/."""
 
 
-def build_trainer(
-    model: PreTrainedModel,
-    arguments: SFTConfig,
-    rows: Dataset | IterableDataset,
-    held_out: Dataset,
-    tokenizer: PreTrainedTokenizerFast,
-    peft: PeftConfig | None,
-    callbacks: list[TrainerCallback],
-    measure: Callable[[PreTrainedModel, Dataset], Mapping[str, float]] | None = None,
-    loraplus_lr_ratio: float | None = None,
-    run: Mapping[str, Any] | None = None,
-) -> SupervisedTrainer:
-    """The trainer of a run, with the model on its device; raises ConfigError for what TRL or PEFT refuse."""
+def build_trainer(model: PreTrainedModel, arguments: SFTConfig, held_out: Dataset, **options: Any) -> SupervisedTrainer:
+    """The trainer of a run, with the model on its device, and the options that SupervisedTrainer has.
+
+    Raises ConfigError for what TRL or PEFT refuse.
+    """
     if not len(held_out):
         arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
     try:
-        return SupervisedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=held_out if len(held_out) else None,
-            processing_class=tokenizer,
-            peft_config=peft,
-            callbacks=callbacks,
-            measure=measure,
-            loraplus_lr_ratio=loraplus_lr_ratio,
-            run=run,
-        )
+        return SupervisedTrainer(model, arguments, eval_dataset=held_out if len(held_out) else None, **options)
     except (ValueError, TypeError) as error:  # PEFT computes with fields that are missing
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
 

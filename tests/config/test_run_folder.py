@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sft_recipes import compose
-from sft_recipes.training.interruption import own_folder
+from sft_recipes.config.run_folder import own_folder
 from sft_recipes.training.setup import open_run_folder
 from support.configs import error_of
 
@@ -57,7 +57,7 @@ def test_with_overwrite_what_the_run_wrote_is_removed_and_nothing_else(command, 
 def test_a_run_that_is_still_writing_is_not_overwritten(command, old_run):
     with own_folder(old_run):
         code, _, said = command("hydra.run.dir=run", "overwrite=true")
-    assert code == 2 and re.fullmatch(r"run is in use by process \d+ on \S+\. Write another folder\.\n", said)
+    assert code == 2 and re.fullmatch(r"run is in use by process \d+ on \S+\. Wait for it, or name .*\n", said)
     assert (old_run / "metrics.json").read_text() == "old"
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from sft_recipes.errors import ConfigError
 from sft_recipes.training.callbacks import (
     FiniteLossCheck,
     LossLogger,
     LossMonitor,
-    NonFiniteLossError,
     SampleAnswers,
     find_warning,
     load_callbacks,
@@ -106,12 +106,12 @@ def test_metrics_without_a_held_out_loss_are_ignored():
 
 
 @pytest.mark.parametrize("losses", [[1.0, float("nan")], [float("inf"), 1.0], [float("inf"), float("-inf")]])
-def test_a_step_with_one_loss_that_is_not_finite_ends_training_and_is_named(losses):
+def test_a_step_with_one_loss_that_is_not_finite_ends_training_and_is_named(losses, tmp_path):
     check = FiniteLossCheck()
     for loss in losses:
         check.add(torch.tensor(loss))
-    with pytest.raises(NonFiniteLossError, match="in step 8; no model is saved"):
-        check.on_pre_optimizer_step(None, TrainerState(global_step=7), TrainerControl())
+    with pytest.raises(ConfigError, match="in step 8; no model is saved"):
+        check.on_pre_optimizer_step(SimpleNamespace(output_dir=tmp_path), TrainerState(global_step=7), TrainerControl())
 
 
 def test_finite_losses_are_looked_at_once_a_step(monkeypatch):

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import SFTConfig
 
+from sft_recipes.config.run_folder import own_folder
 from sft_recipes.errors import ConfigError
 from sft_recipes.training import disk_space
 from sft_recipes.training.checkpoints import find_resumable, publish_checkpoint, run_differences
 from sft_recipes.training.disk_space import check_disk_space
-from sft_recipes.training.interruption import own_folder
 from sft_recipes.training.resumable_trainer import EpochSeededSampler
 from support.configs import error_of
 

@@ -10,12 +10,10 @@ from trl import SFTConfig
 
 from sft_recipes.errors import ConfigError
 from sft_recipes.training.run_metadata import (
-    count_parity_rows,
     measure_padding,
     peak_memory_gib,
     smoke_result,
     training_cost,
-    was_evaluated_last,
 )
 
 
@@ -57,16 +55,6 @@ def test_padding_is_its_share_of_what_the_model_reads(tmp_path, batch, packing, 
         output_dir=str(tmp_path), per_device_train_batch_size=batch, packing=packing, use_cpu=True, bf16=False
     )
     assert measure_padding(rows, arguments) == pytest.approx(share)
-
-
-def test_the_last_step_was_evaluated_or_it_was_not():
-    assert was_evaluated_last(finished({"step": 10, "eval_loss": 1.0}, {"step": 20, "eval_loss": 1.0}))
-    assert not was_evaluated_last(finished({"step": 10, "eval_loss": 1.0}, {"step": 20, "loss": 1.0}))
-    assert not was_evaluated_last(finished({"step": 20, "loss": 1.0}))
-
-
-def test_compared_prompts_are_counted_over_all_sources():
-    assert count_parity_rows({"one": {"parity": 30}, "two": {"parity": 4}}) == 34
 
 
 @pytest.mark.parametrize(
