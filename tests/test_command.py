@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.offline import hub_is_reachable, needs_hub

@@ -22,12 +22,9 @@ PLUGINS = {  # by group and name, in the place of Hydra's own of that name
     ("hydra/sweeper", "optuna"): {
         "_target_": f"{OURS}.OptunaSweeper",
         "sampler": {"name": "TPESampler", "seed": None},
-        "direction": "minimize",
         "n_trials": 20,
         "n_jobs": 2,
-        "max_failure_rate": 0.0,
         "storage": None,
-        "study_name": None,
         "params": None,
     },
     ("hydra/sweeper", "halving"): {
@@ -107,7 +104,6 @@ def register_with_hydra() -> None:
         ConfigStore.instance().store(group=group, name=name, node=node, provider="sft_recipes")
     # replace: a process that runs several commands, as tests and joblib's workers do, comes here each time
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
-    OmegaConf.register_new_resolver("direction", objective_direction, replace=True)
     OmegaConf.register_new_resolver("source_values", read_source_values, replace=True)
     OmegaConf.register_new_resolver("package", lambda path: str(Path(__file__).parents[1] / path), replace=True)
 

@@ -71,6 +71,5 @@ def is_code(path: str, value: Any) -> bool:
     >>> is_code("hydra.sweeper.n_trials", 8), is_code("hydra.callbacks.mine._target_", "os.remove")
     (False, True)
     """
-    indirect = "${" in str(value) and "${direction:" not in str(value)
-    of_hydra = path.partition(".")[0] == "hydra" and (indirect or not HARMLESS.fullmatch(path))
+    of_hydra = path.partition(".")[0] == "hydra" and ("${" in str(value) or not HARMLESS.fullmatch(path))
     return of_hydra or "_target_" in f"{path} {value}"

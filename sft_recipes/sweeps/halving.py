@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from statistics import fmean
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
@@ -24,13 +23,12 @@ class HalvingSweeper(GridSweeper):
     """
 
     def __init__(self, rungs: Sequence[float], percentile: float, params: DictConfig | None = None):
-        super().__init__(max_batch_size=None, params=params or {})
+        super().__init__(None, params)
         self.rungs, self.percentile = sorted(rungs), percentile
 
     def sweep(self, arguments: list[str]) -> None:
         import_optuna()  # whether it is there is known before the first job
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (grid,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+        (grid,) = self.split_arguments(self.parse_overrides(arguments), None)
         folder = self.launcher.folder
         going = {self.launcher.find_folder(job, number)[0]: job for number, job in enumerate(grid)}
         stopped = {}
@@ -89,8 +87,5 @@ def print_rung(groups: Sequence[Group], survivors: Sequence[Group], objective: s
     verdicts = ["then", *("goes on" if group in survivors else "stops" for group in groups)]
     rows = [[verdict, *row] for verdict, row in zip(verdicts, rows, strict=True)]
     table = fit_to_width(rows, objective, shutil.get_terminal_size().columns)
-    print(
-        "\n".join(
-            [f"\nAfter {share:.0%} of the steps {len(survivors)} of {len(groups)} settings go on:", "", *table, ""]
-        )
-    )
+    print(f"\nAfter {share:.0%} of the steps {len(survivors)} of {len(groups)} settings go on:\n")
+    print("\n".join(table), end="\n\n")

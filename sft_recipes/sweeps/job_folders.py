@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -81,6 +83,11 @@ class GridSweeper(BasicSweeper):
     def setup(self, *, hydra_context: HydraContext, config: DictConfig, **rest: Any) -> None:
         super().setup(hydra_context=hydra_context, config=config, **rest)
         self.launcher = ResumingLauncher(self.launcher, hydra_context, config)
+
+    def parse_overrides(self, arguments: Sequence[str]) -> list[Override]:
+        """The sweep's own overrides and those that are typed, which come last."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return parser.parse_overrides([*self._parse_config(), *arguments])
 
 
 def job_identity(composed: DictConfig) -> str:

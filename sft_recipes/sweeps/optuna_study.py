@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Transformer
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.errors import ConfigError
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE
-from sft_recipes.sweeps.job_folders import ResumingLauncher
+from sft_recipes.sweeps.job_folders import GridSweeper
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(GridSweeper):
     """Optuna chooses the values of `n_trials` jobs, `n_jobs` of them at a time, by the syntax of Hydra's own plugin.
 
     With a `storage` (`sqlite:///sweep.db`) the study outlives the process: `n_trials` counts those of every start, and
@@ -34,40 +31,20 @@ class OptunaSweeper(Sweeper):
     """
 
     def __init__(
-        self,
-        sampler: Mapping[str, Any],
-        direction: str,
-        n_trials: int,
-        n_jobs: int,
-        max_failure_rate: float,
-        storage: str | None = None,
-        study_name: str | None = None,
-        params: DictConfig | None = None,
+        self, sampler: Mapping[str, Any], n_trials: int, n_jobs: int, storage: str | None, params: DictConfig = None
     ):
-        self.sampler, self.direction, self.n_trials, self.n_jobs = sampler, direction, n_trials, n_jobs
-        self.max_failure_rate, self.storage, self.study_name = max_failure_rate, storage, study_name
-        self.params = params or {}
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context = hydra_context
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-        self.launcher = ResumingLauncher(launcher, hydra_context, config)
+        super().__init__(None, params)
+        self.sampler, self.n_trials, self.n_jobs, self.storage = sampler, n_trials, n_jobs, storage
 
     def sweep(self, arguments: list[str]) -> None:
         optuna = import_optuna()
-        typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(typed)
-        overrides = {override.get_key_element(): override for override in parsed}  # what is typed comes last
+        overrides = {override.get_key_element(): override for override in self.parse_overrides(arguments)}
         fixed = [
             f"{key}={one.get_value_element_as_str()}" for key, one in overrides.items() if not one.is_sweep_override()
         ]
         space = [override for override in overrides.values() if override.is_sweep_override()]
-        name = self.study_name or (self.storage and "sft_recipes")
-        study = optuna.create_study(
-            storage=self.storage, study_name=name, direction=self.direction, load_if_exists=True
-        )
+        name, direction = self.storage and "sft_recipes", objective_direction(self.config.objective)
+        study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, load_if_exists=True)
         before = len(study.trials)
         options = dict(self.sampler)
         if options.get("seed") is not None:
@@ -75,7 +52,7 @@ class OptunaSweeper(Sweeper):
         study.sampler = getattr(optuna.samplers, options.pop("name"))(**options)
         open_trials = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         log.info("Optuna looks for the best of %d trials, to %s the objective; %d of them are done.",
-                 self.n_trials, self.direction, before - len(open_trials))  # fmt: skip
+                 self.n_trials, direction, before - len(open_trials))  # fmt: skip
         if before:
             self.launcher.jobs = read_json(self.launcher.folder / SWEEP_FILE).get("jobs", [])
         while open_trials or len(study.trials) < self.n_trials:
@@ -87,11 +64,9 @@ class OptunaSweeper(Sweeper):
                 batch.append(trial)
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch]
             results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
-            values = [objective_of(result) for result in results]
-            for trial, value in zip(batch, values, strict=True):
+            for trial, result in zip(batch, results, strict=True):
+                value = objective_of(result)  # a job that failed is reported, and the others are run
                 study.tell(trial.number, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
-            if values.count(None) / len(values) > self.max_failure_rate:
-                raise next(result._return_value for result, value in zip(results, values, strict=True) if value is None)
 
 
 def suggest_value(trial: "Trial", override: Override) -> None:
