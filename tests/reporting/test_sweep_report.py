@@ -226,9 +226,9 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
 
     before, build = Encoder.encode_batches, build_trainer
 
-    def watched(*rest):
+    def watched(*rest, **options):
         alive.append(sum(model() is not None for model in models))
-        trainer = build(*rest)
+        trainer = build(*rest, **options)
         models.append(weakref.ref(trainer.model))
         return trainer
 
