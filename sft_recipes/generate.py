@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -53,31 +54,39 @@ def generate(config: Config, folder: str | Path | None = None) -> dict[str, Any]
     Adds each row to `config.generate.out` as it is made, after those of earlier calls. What is left out stands with
     its reason in rejected.jsonl of `folder`, else outputs/NAME/DATE_TIME. Raises ConfigError and DataError.
     """
-    options = config.generate
-    folder = open_run_folder(config, folder)
-    rows = MadeRows(options, folder / "rejected.jsonl")
-    model = EndpointModel(options.endpoint, options) if options.endpoint else LocalModel(config)
+    options, folder = config.generate, open_run_folder(config, folder)
+    rows = MadeRows(options, folder)
+    rows.model = EndpointModel(options.endpoint, options) if options.endpoint else LocalModel(config)
     make = {"self_instruct": make_tasks, "answers": make_answers, "replay": make_replay}[options.what]
     try:
-        make(model, rows, options, config.seed)
+        make(rows, options, config.seed)
     finally:  # also after Ctrl-C
-        rows.close(folder / "generate.json")
+        rows.close()
+    if not rows.rows:
+        often = "".join(f" ({reason})" for reason, _ in rows.reasons.most_common(1))
+        raise ConfigError(
+            f"generate.what={options.what}: no reply of {rows.model.name} could be used{often}, see {rows.rejected}. "
+            "Ask a model that follows instructions: generate.endpoint='{url: https://…/v1, model: NAME}', or model=NAME."
+        )
     return rows.record
 
 
 class MadeRows:
-    """The file that rows are added to, and the account of this call."""
+    """The file that rows are added to, the model that makes them, and the account of this call."""
 
-    def __init__(self, options: GenerateOptions, rejected: Path):
-        self.options, self.path, self.rejected = options, Path(options.out), rejected
+    model: Model  # loaded once it is known that the file can go on
+
+    def __init__(self, options: GenerateOptions, folder: Path):
+        self.options, self.path, self.folder = options, Path(options.out), folder
+        self.rejected, self.reasons = folder / "rejected.jsonl", Counter()
         self.rows = read_made_rows(self.path, COLUMNS[options.what])
-        self.before, self.replies, self.reasons = len(self.rows), [], Counter()
+        self.before, self.replies = len(self.rows), []
         self.record: dict[str, Any] = {}
         self.bar: tqdm | None = None
 
-    def ask(self, model: Model, prompts: list[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
+    def ask(self, prompts: list[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
         """Those of the model's replies that are whole; the others are left out with their reason."""
-        for number, reply in model.ask(prompts, seed):
+        for number, reply in self.model.ask(prompts, seed):
             self.replies.append(reply)
             if reply.error or (reply.cut and not isinstance(prompts[number], str)):
                 why = f"the request failed: {reply.error}" if reply.error else "the reply is cut off"
@@ -87,19 +96,22 @@ class MadeRows:
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes one row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        append_line(self.path, row)
         self.rows.append(row)
-        drawn = self.bar is not None and self.bar.update()  # not for every row, since all replies are added up
-        if drawn and self.options.endpoint:
-            cost = total_cost(self.replies, self.options.endpoint)["cost"]
+        if self.bar is not None and self.bar.update():  # not for every row, since all replies are added up
+            cost = self.total_cost()["cost"]
             self.bar.set_postfix_str("" if cost is None else f"cost {cost:g}")
 
     def reject(self, reason: str, row: dict[str, Any]) -> None:
         """Writes what is left out, and why."""
         self.reasons[reason.partition(":")[0]] += 1
-        with self.rejected.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"reason": reason} | row, ensure_ascii=False) + "\n")
+        append_line(self.rejected, {"reason": reason} | row)
+
+    def total_cost(self) -> dict[str, Any]:
+        """Tokens and cost of all replies so far, None where no endpoint counts them."""
+        endpoint = self.options.endpoint
+        nothing = {"input_tokens": None, "output_tokens": None, "cost": None}
+        return total_cost(self.replies, endpoint) if endpoint else nothing
 
     def start(self, wanted: int) -> None:
         """Shows progress towards so many rows."""
@@ -113,20 +125,23 @@ class MadeRows:
             before = len(self.rows)
             yield seed + before + 1000 * idle
             idle = 0 if len(self.rows) > before else idle + 1
-        if len(self.rows) < wanted:
+        if 0 < len(self.rows) < wanted:
             log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(self.rows), wanted)
 
-    def close(self, path: Path) -> None:
+    def close(self) -> None:
         """Writes the account."""
         if self.bar is not None:
             self.bar.close()
-        cost = {"input_tokens": None, "output_tokens": None, "cost": None}
-        if self.options.endpoint:
-            cost = total_cost(self.replies, self.options.endpoint)
         self.record = {"what": self.options.what, "out": str(self.path), "rows": len(self.rows)}
         self.record |= {"made": len(self.rows) - self.before, "requests": len(self.replies)}
-        self.record |= {"rejected": dict(self.reasons.most_common())} | cost
-        write_json(path, self.record)
+        self.record |= {"rejected": dict(self.reasons.most_common())} | self.total_cost()
+        write_json(self.folder / "generate.json", self.record)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to a .jsonl."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_made_rows(path: Path, column: str) -> list[dict[str, Any]]:
@@ -152,19 +167,16 @@ def read_made_rows(path: Path, column: str) -> list[dict[str, Any]]:
     raise ConfigError(f"generate.out={path} holds other rows than these. Write another file.")
 
 
-def make_tasks(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+def make_tasks(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
     """Self-Instruct: instructions from examples, whether each is a classification, then its examples."""
-    wanted = options.rows or 100
+    wanted, fill = options.rows or 100, partial(fill_prompt, options.prompts)
     own = list(dict.fromkeys(row["instruction"] for row in rows.rows))
     pool = TaskPool(read_seed_tasks(options.source), own, options.rouge)
     for number in rows.rounds(wanted, seed):
-        draw = Random(number)
-        asked = [
-            fill_prompt(options.prompts, "instructions.txt", examples=pool.draw_examples(draw))
-            for _ in range(min(model.at_once, wanted - len(rows.rows)))
-        ]
-        new = []
-        for _, reply in rows.ask(model, asked, number):
+        draw, new = Random(number), []
+        lists = range(min(rows.model.at_once, wanted - len(rows.rows)))
+        asked = [fill("instructions.txt", examples=pool.draw_examples(draw)) for _ in lists]
+        for _, reply in rows.ask(asked, number):
             found = parse_list(reply.text)
             if not found:
                 rows.reject("no list can be read in the reply", {"reply": reply.text})
@@ -174,59 +186,56 @@ def make_tasks(model: Model, rows: MadeRows, options: GenerateOptions, seed: int
                 else:
                     new.append(text)
         kinds = {}
-        asked = [fill_prompt(options.prompts, "is_classification.txt", instruction=text) for text in new]
-        for place, reply in rows.ask(model, asked, number):
-            yes = reply.text.lower().lstrip(" *\n").startswith("yes")
-            kinds[new[place]] = "classification" if yes else "generation"
-        files = {"classification": "labelled_instance.txt", "generation": "instance.txt"}
+        for place, reply in rows.ask([fill("is_classification.txt", instruction=text) for text in new], number):
+            kinds[new[place]] = reply.text.lower().lstrip(" *\n").startswith("yes")
         new = list(kinds)
-        asked = [fill_prompt(options.prompts, files[kinds[text]], instruction=text) for text in new]
-        for place, reply in rows.ask(model, asked, number):
-            add_instances(rows, new[place], kinds[new[place]], parse_instances(reply.text), model.name, wanted)
+        files = ["labelled_instance.txt" if kinds[text] else "instance.txt" for text in new]
+        asked = [fill(file, instruction=text) for file, text in zip(files, new, strict=True)]
+        for place, reply in rows.ask(asked, number):
+            kind = "classification" if kinds[new[place]] else "generation"
+            add_instances(rows, {"instruction": new[place], "category": kind}, reply.text, wanted)
 
 
-def add_instances(
-    rows: MadeRows, instruction: str, kind: str, found: list[tuple[str, str]], name: str, wanted: int
-) -> None:
-    """Writes the examples of one task that pass."""
+def add_instances(rows: MadeRows, task: dict[str, str], text: str, wanted: int) -> None:
+    """Writes the examples of one task that a reply gives and that pass."""
+    found, answers = parse_instances(text), {}
     if not found:
-        rows.reject("no example can be read in the reply", {"instruction": instruction})
-    answers: dict[str, str] = {}
+        rows.reject("no example can be read in the reply", {"instruction": task["instruction"]})
     for given, answer in found:
-        row = {"instruction": instruction, "input": given, "output": answer, "category": kind, "model": name}
-        if reason := refuse_instance(instruction, given, answer, answers):
+        row = task | {"input": given, "output": answer, "model": rows.model.name}
+        if reason := refuse_instance(task["instruction"], given, answer, answers):
             rows.reject(f"the example: {reason}", row)
         elif len(rows.rows) < wanted:
             answers[given] = answer
             rows.add(row)
 
 
-def make_answers(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+def make_answers(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
     """An answer to each of the user's instructions; those that have one from an earlier call are not asked again."""
     asked = islice(read_questions(f"generate.source={options.source}", options.source), options.rows)
-    questions = [question["messages"] for question in asked]
-    for row in rows.rows:
-        if row.get("id", -1) >= len(questions) or row["messages"][:-1] != questions[row["id"]]:
-            raise ConfigError(f"generate.out={options.out} holds answers to other instructions. Write another file.")
-    done = {row["id"] for row in rows.rows}
-    left = [place for place in range(len(questions)) if place not in done]
+    questions = dict(enumerate(question["messages"] for question in asked))
     rows.start(len(questions))
-    for number, reply in rows.ask(model, [questions[place] for place in left], seed):
-        if not reply.text.strip():
-            rows.reject("the answer is empty", {"id": left[number]})
-            continue
-        messages = [*questions[left[number]], {"role": "assistant", "content": reply.text.strip()}]
-        rows.add({"id": left[number], "messages": messages, "model": model.name})
+    for row in rows.rows:
+        if questions.pop(row.get("id"), None) != row["messages"][:-1]:
+            raise ConfigError(f"generate.out={options.out} holds answers to other instructions. Write another file.")
+    left = list(questions.items())
+    for number, reply in rows.ask([question for _, question in left], seed):
+        (place, question), answer = left[number], reply.text.strip()
+        if answer:
+            messages = [*question, {"role": "assistant", "content": answer}]
+            rows.add({"id": place, "messages": messages, "model": rows.model.name})
+        else:
+            rows.reject("the answer is empty", {"id": place})
 
 
-def make_replay(model: Model, rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+def make_replay(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
     """Raw text that the model writes when given nothing: replay where its pretraining text is not at hand."""
     wanted, known = options.rows or 100, {row["text"] for row in rows.rows}
     for number in rows.rounds(wanted, seed):
-        for _, reply in rows.ask(model, [""] * min(model.at_once, wanted - len(rows.rows)), number):
+        for _, reply in rows.ask([""] * min(rows.model.at_once, wanted - len(rows.rows)), number):
             text = reply.text.strip()
-            if not text or text in known:
+            if text and text not in known:
+                known.add(text)
+                rows.add({"text": text, "model": rows.model.name})
+            else:
                 rows.reject("the text is there already" if text else "the text is empty", {"text": text})
-                continue
-            known.add(text)
-            rows.add({"text": text, "model": model.name})

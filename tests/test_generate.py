@@ -159,6 +159,16 @@ def test_self_instruct_makes_tasks_classifies_them_and_filters_both(teacher, tmp
     assert "the instruction: its ROUGE-L to another one is 1.00" in reasons  # the second round says the same once more
 
 
+def test_a_model_whose_replies_are_all_without_use_ends_the_call_in_one_line_that_names_another(teacher, tmp_path):
+    teacher.reply = lambda asked: "I would rather not."
+    line = error_of(make, tmp_path, teacher, "generate.rows=20")
+    assert line.startswith(
+        "generate.what=self_instruct: no reply of fake could be used (no list can be read in the reply), see "
+    )
+    assert line.endswith("follows instructions: generate.endpoint='{url: https://…/v1, model: NAME}', or model=NAME.")
+    assert json.loads((tmp_path / "run0" / "generate.json").read_text())["requests"] == 20  # five rounds of four
+
+
 def test_six_examples_are_seed_tasks_and_two_are_made_ones():
     seeds = read_seed_tasks(None)
     pool = TaskPool(seeds, ["mine 1", "mine 2", "mine 3"], 0.7)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Protocol
 
 import torch
 
@@ -18,16 +17,6 @@ from sft_recipes.modeling.inference import bf16_autocast, eval_mode
 from sft_recipes.modeling.loading import load_model, load_tokenizer
 
 
-class Model(Protocol):
-    """What is asked: `name` goes into every row, and so many prompts are asked at once."""
-
-    name: str
-    at_once: int
-
-    def ask(self, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
-        """The number of each prompt and its reply, in the order in which they come."""
-
-
 class EndpointModel:
     """A model at any OpenAI-compatible endpoint."""
 
@@ -37,7 +26,10 @@ class EndpointModel:
         self.failed = 0  # requests in a row
 
     def ask(self, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
-        """As `Model`; raises ConfigError once as many requests in a row as are made at once have failed, at least 3."""
+        """The number of each prompt and its reply, in the order in which they come.
+
+        Raises ConfigError once as many requests in a row as are made at once have failed, at least 3.
+        """
         pool = ThreadPoolExecutor(self.at_once)
         try:
             numbers = {pool.submit(self.endpoint.ask, prompt): number for number, prompt in enumerate(prompts)}
@@ -67,25 +59,15 @@ class LocalModel:
         self.name, self.at_once, self.options = config.model.id, config.generate.batch_size, config.generate
 
     def ask(self, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
-        """As `Model`, batch by batch."""
+        """As that of `EndpointModel`, batch by batch."""
         if prompts and isinstance(prompts[0], str):
             yield from enumerate(self.continue_texts(len(prompts), seed))
             return
-        sampling = {"temperature": self.options.temperature} if self.options.temperature else {}
-        for start in range(0, len(prompts), self.at_once):
-            batch = [
-                {"messages": [*prompt, {"role": "assistant", "content": "…"}]}
-                for prompt in prompts[start : start + self.at_once]
-            ]
-            said = generate_answers(
-                self.model,
-                self.tokenizer,
-                batch,
-                self.at_once,
-                self.options.max_new_tokens,
-                seed=seed + start,
-                **sampling,
-            )
+        asked = [{"messages": [*prompt, {"role": "assistant", "content": "…"}]} for prompt in prompts]
+        size, how = self.at_once, {"temperature": self.options.temperature} if self.options.temperature else {}
+        for start in range(0, len(asked), size):
+            batch, how["seed"] = asked[start : start + size], seed + start
+            said = generate_answers(self.model, self.tokenizer, batch, size, self.options.max_new_tokens, **how)
             for number, answer in enumerate(said, start):
                 yield number, Reply(answer["text"], None, None, cut=not answer["stops"])
 
@@ -107,3 +89,6 @@ class LocalModel:
         texts = ([*ids, ends[-1]] for ids in made)
         ended = [ids[: next(place for place, token in enumerate(ids) if token in ends)] for ids in texts]
         return [Reply(self.tokenizer.decode(ids, skip_special_tokens=True), None, None) for ids in ended]
+
+
+Model = EndpointModel | LocalModel  # whose `name` goes into every row, and which is asked so many prompts `at_once`
