@@ -61,14 +61,14 @@ def generate(config: Config, folder: str | Path | None = None) -> dict[str, Any]
     try:
         make(rows, options, config.seed)
     finally:  # also after Ctrl-C
-        rows.close()
+        record = rows.close()
     if not rows.rows:
         often = "".join(f" ({reason})" for reason, _ in rows.reasons.most_common(1))
         raise ConfigError(
             f"generate.what={options.what}: no reply of {rows.model.name} could be used{often}, see {rows.rejected}. "
-            "Ask a model that follows instructions: generate.endpoint='{url: https://…/v1, model: NAME}', or model=NAME."
+            "Ask a model that follows instructions: generate.endpoint='{url: https://…/v1, model: M}', or model=NAME."
         )
-    return rows.record
+    return record
 
 
 class MadeRows:
@@ -81,7 +81,6 @@ class MadeRows:
         self.rejected, self.reasons = folder / "rejected.jsonl", Counter()
         self.rows = read_made_rows(self.path, COLUMNS[options.what])
         self.before, self.replies = len(self.rows), []
-        self.record: dict[str, Any] = {}
         self.bar: tqdm | None = None
 
     def ask(self, prompts: list[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
@@ -128,14 +127,15 @@ class MadeRows:
         if 0 < len(self.rows) < wanted:
             log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(self.rows), wanted)
 
-    def close(self) -> None:
-        """Writes the account."""
+    def close(self) -> dict[str, Any]:
+        """The account, which is also written."""
         if self.bar is not None:
             self.bar.close()
-        self.record = {"what": self.options.what, "out": str(self.path), "rows": len(self.rows)}
-        self.record |= {"made": len(self.rows) - self.before, "requests": len(self.replies)}
-        self.record |= {"rejected": dict(self.reasons.most_common())} | self.total_cost()
-        write_json(self.folder / "generate.json", self.record)
+        record = {"what": self.options.what, "out": str(self.path), "rows": len(self.rows)}
+        record |= {"made": len(self.rows) - self.before, "requests": len(self.replies)}
+        record |= {"rejected": dict(self.reasons.most_common())} | self.total_cost()
+        write_json(self.folder / "generate.json", record)
+        return record
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

@@ -165,7 +165,7 @@ def test_a_model_whose_replies_are_all_without_use_ends_the_call_in_one_line_tha
     assert line.startswith(
         "generate.what=self_instruct: no reply of fake could be used (no list can be read in the reply), see "
     )
-    assert line.endswith("follows instructions: generate.endpoint='{url: https://…/v1, model: NAME}', or model=NAME.")
+    assert line.endswith("follows instructions: generate.endpoint='{url: https://…/v1, model: M}', or model=NAME.")
     assert json.loads((tmp_path / "run0" / "generate.json").read_text())["requests"] == 20  # five rounds of four
 
 

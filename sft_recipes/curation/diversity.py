@@ -55,7 +55,7 @@ def describe_diversity(
     found = {
         "rows": len(conversations),
         "tasks": dict(tasks.most_common()),
-        "task_entropy": measure_entropy(tasks),
+        "task_entropy": sum(n / tasks.total() * log(tasks.total() / n, 2) for n in tasks.values()),  # in bits
         "verbs": dict(verbs.most_common(20)),
         "objects": {verb: objects[verb] for verb, _ in verbs.most_common(20)},  # the first five of each
         **{name: find_quantiles(values) for name, values in lengths.items()},
@@ -65,16 +65,6 @@ def describe_diversity(
         "refusals": sum(refusal(c) is not None for c in conversations),
     }
     return found | {"warnings": warn_of_narrow_data(found, len(verbs))}
-
-
-def measure_entropy(counts: Mapping[str, int]) -> float:
-    """In bits.
-
-    >>> measure_entropy({"code": 2, "maths": 2})
-    1.0
-    """
-    total = sum(counts.values())
-    return -sum(number / total * log(number / total, 2) for number in counts.values() if number) + 0.0
 
 
 def find_quantiles(values: Sequence[int]) -> dict[str, int]:

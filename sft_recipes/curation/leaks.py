@@ -60,10 +60,9 @@ def hold_out_groups(
     stays in training as a whole, so that they may become fewer, and none where all rows belong together. `read_texts`
     gives the rows of these places as words: all are read once, and again for each further link of a chain of twins.
     """
-    drawn = list(map(int, drawn))
-    group: dict[int, int] = {place: place for place in drawn}  # the drawn row through which a place was reached
+    group = {int(place): {int(place)} for place in drawn}  # of each place that was reached, one set a group
     template = find_template(list(read_texts(range(0, rows, max(1, rows // TEMPLATE_SAMPLE)))))
-    new = set(drawn)
+    new = set(group)
     while new:
         names = sorted(new)
         index = TwinIndex(threshold, rows=[drop_template(list(words), template) for words in read_texts(names)])
@@ -72,26 +71,14 @@ def hold_out_groups(
             for twin in index.find_twins(drop_template(list(words), template)):
                 if place not in group:
                     new.add(place)
-                join_groups(group, names[twin], place)
-    members: dict[int, list[int]] = defaultdict(list)
-    for place in group:
-        members[find_group(group, place)].append(place)
+                mine, its = group.setdefault(place, {place}), group[names[twin]]
+                if mine is not its:
+                    its |= mine
+                    group |= dict.fromkeys(mine, its)
     taken: list[int] = []
-    for place in drawn:
-        some = members.pop(find_group(group, place), [])
-        if len(taken) + len(some) <= len(drawn):
-            taken += some
+    seen: set[int] = set()
+    for place in map(int, drawn):
+        if place not in seen and len(taken) + len(group[place]) <= len(drawn):
+            taken += group[place]
+        seen |= group[place]
     return np.sort(np.array(taken, dtype=np.int64))
-
-
-def find_group(group: dict[int, int], place: int) -> int:
-    """The place that stands for this one's group."""
-    while group[place] != place:
-        group[place] = place = group[group[place]]
-    return place
-
-
-def join_groups(group: dict[int, int], first: int, second: int) -> None:
-    """Makes one group of those of two places."""
-    group.setdefault(second, second)
-    group[find_group(group, second)] = find_group(group, first)

@@ -27,7 +27,10 @@ def drop_near_duplicates(
     index, kept, twins = TwinIndex(threshold, shingle), [], {}
     prepared = index.count_words(rows)
     if len(prepared) > EXACT_ROWS:
-        index = choose_sketches(index)
+        try:
+            index = SketchIndex(threshold)
+        except ImportError:
+            log.warning("%s rows and more are faster with pip install 'sft-recipes[curate]'.", f"{EXACT_ROWS:,}")
     for place in sorted(range(len(prepared)), key=lambda place: (-scores[place], place)):
         twin = next(index.find_prepared(*prepared[place]), None)
         if twin is not None:
@@ -83,32 +86,27 @@ class TwinIndex:
         self.rows.append(ranks)
 
     def find_prepared(self, ranks: array, numbers: int) -> Iterator[int]:
-        """As `find_twins`."""
-        size, own, met, ratio = len(ranks), None, set(), self.threshold / (1 + self.threshold)
+        """As `find_twins`: the candidates that are alike, word by word."""
+        own = set(ranks)
+        for row, needed in self.find_candidates(ranks, numbers):
+            if len(own.intersection(self.rows[row])) >= needed:
+                yield row
+
+    def find_candidates(self, ranks: array, numbers: int) -> Iterator[tuple[int, int]]:
+        """Rows that can be alike, and how many words they would have to share."""
+        size, met, ratio = len(ranks), set(), self.threshold / (1 + self.threshold)
         for place, rank in enumerate(ranks[: self.prefix_length(size)]):
             for row, other in self.postings.get((rank, numbers), ()):
-                if row in met:
-                    continue
-                met.add(row)
-                length = len(self.rows[row])
-                needed = ceil(ratio * (size + length) - 1e-9)
-                if size - place >= needed <= length - other:
-                    own = own or set(ranks)
-                    if len(own.intersection(self.rows[row])) >= needed:
-                        yield row
+                if row not in met:
+                    met.add(row)
+                    length = len(self.rows[row])
+                    needed = ceil(ratio * (size + length) - 1e-9)
+                    if size - place >= needed <= length - other:
+                        yield row, needed
 
     def prefix_length(self, size: int) -> int:
         """How many words of so many are looked up."""
         return size - ceil(self.threshold * size - 1e-9) + 1
-
-
-def choose_sketches(index: TwinIndex) -> TwinIndex:
-    """An index by sketches, where rensa is installed."""
-    try:
-        return SketchIndex(index.threshold)
-    except ImportError:
-        log.warning("%s rows and more are faster with pip install 'sft-recipes[curate]'.", f"{EXACT_ROWS:,}")
-        return index
 
 
 class SketchIndex(TwinIndex):
@@ -122,7 +120,7 @@ class SketchIndex(TwinIndex):
         from rensa import RMinHash, RMinHashLSH
 
         super().__init__(threshold)
-        # Of the rows that are added, find_prepared has asked for the sketch just before
+        # Of the rows that are added, find_candidates has asked for the sketch just before
         self.sketch = lru_cache(1)(lambda ranks: RMinHash.from_token_sets([ranks], num_perm=128, seed=0)[0])
         self.lsh = RMinHashLSH(threshold, 128, 16 if threshold >= 0.9 else 32)
         self.numbers: list[int] = []
@@ -133,13 +131,12 @@ class SketchIndex(TwinIndex):
         self.rows.append(ranks)
         self.numbers.append(numbers)
 
-    def find_prepared(self, ranks: array, numbers: int) -> Iterator[int]:
-        """As `find_twins`, each candidate compared word by word."""
-        own, ratio = set(ranks), self.threshold / (1 + self.threshold)
+    def find_candidates(self, ranks: array, numbers: int) -> Iterator[tuple[int, int]]:
+        """As `TwinIndex`."""
+        ratio = self.threshold / (1 + self.threshold)
         for row in sorted(self.lsh.query(self.sketch(tuple(map(str, ranks))))) if ranks else ():
-            needed = ceil(ratio * (len(ranks) + len(self.rows[row])) - 1e-9)
-            if self.numbers[row] == numbers and len(own.intersection(self.rows[row])) >= needed:
-                yield row
+            if self.numbers[row] == numbers:
+                yield row, ceil(ratio * (len(ranks) + len(self.rows[row])) - 1e-9)
 
 
 def make_shingles(words: Sequence[str], size: int) -> list[str]:

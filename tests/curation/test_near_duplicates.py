@@ -84,6 +84,6 @@ def test_above_200_000_rows_sketches_find_what_the_exact_join_finds_and_nothing_
     exact = drop_near_duplicates(rows, [0.0] * len(rows), threshold)
     monkeypatch.setattr("sft_recipes.curation.near_duplicates.EXACT_ROWS", 0)
     monkeypatch.setattr(
-        "sft_recipes.curation.near_duplicates.TwinIndex.find_prepared", None
+        "sft_recipes.curation.near_duplicates.TwinIndex.find_candidates", None
     )  # which sketches do not use
     assert drop_near_duplicates(rows, [0.0] * len(rows), threshold) == exact == {300 + n: n for n in range(100)}
