@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
+from sft_recipes.reporting.document import Picture, save_pictures, write_pages
 from sft_recipes.reporting.figures import styled_subplots
-from sft_recipes.reporting.result_tables import Rows, with_body
-from sft_recipes.reporting.run_folder import replace_file
+from sft_recipes.reporting.text import Rows, compact_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +32,7 @@ def curation_tables(record: Mapping[str, Any]) -> list[Rows]:
         verbs.append([verb, f"{number:,}", objects])
     languages = [["language of the answers", "rows"]]
     languages += [[name, f"{number:,}"] for name, number in (found["languages"] or {}).items()]
-    return [table for table in map(with_body, (findings, tasks, lengths, verbs, languages)) if table]
+    return list(filter(None, map(compact_table, (findings, tasks, lengths, verbs, languages))))
 
 
 def draw_lengths(counts: Mapping[str, Mapping[int, int]]) -> "Figure":
@@ -51,7 +50,6 @@ def draw_lengths(counts: Mapping[str, Mapping[int, int]]) -> "Figure":
 def write_curation_report(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Writes `report.md`, `report.html` and `lengths.png`."""
     lengths = Picture(draw_lengths(record["diversity"]["length_counts"]), "lengths.png", "Rows by their lengths")
-    values = {"title": f"{name}: curation", "record": record, "tables": curation_tables(record), "lengths": lengths}
     save_pictures(folder, [lengths])
-    replace_file(folder / "report.md", render_markdown("curation.jinja", **values))
-    replace_file(folder / "report.html", render_html("curation.jinja", **values))
+    values = {"record": record, "tables": curation_tables(record), "lengths": lengths}
+    write_pages(folder, "curation.jinja", f"{name}: curation", **values)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from sft_recipes.config.nested_values import get_number, get_path
 from sft_recipes.errors import mask_secrets, printable
 from sft_recipes.reporting.figures import save_figure, to_svg
-from sft_recipes.reporting.text import escape_markdown, fit_cell, format_value, render_table
+from sft_recipes.reporting.run_folder import replace_file
+from sft_recipes.reporting.text import escape_markdown, fit_cell, format_value, render_table, shorten_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +36,12 @@ class Picture:
     label: str
 
 
+def write_pages(folder: Path, template: str, title: str, **values: Any) -> None:
+    """Writes the template as report.md, to which `save_pictures` adds, and as report.html, the last file of a run."""
+    replace_file(folder / "report.md", render_markdown(template, title=title, **values))
+    replace_file(folder / "report.html", render_html(template, title, **values))
+
+
 def save_pictures(folder: Path, pictures: Sequence[Picture]) -> None:
     """Writes the figures that the Markdown in this folder shows."""
     for picture in pictures:
@@ -48,6 +56,11 @@ def render_markdown(template: str, **values: Any) -> str:
 def render_html(template: str, title: str, **values: Any) -> str:
     """The template as one HTML file without scripts or anything to load; all values are escaped."""
     return wrap_html(title, Markup(render_template(template, "html.jinja", {"title": title, **values})))
+
+
+def render_lines(template: str, **values: Any) -> list[str]:
+    """The lines of a template without blocks, for a terminal and for both kinds of page."""
+    return [line for line in render_template(template, "markdown.jinja", values).split("\n") if line]
 
 
 def wrap_html(title: str, body: Markup) -> str:
@@ -76,7 +89,8 @@ def load_environment(escaping: bool) -> Environment:
         # escaping leaves control characters and changes of direction, which show one text as another
         finalize=show_controls if escaping else None,
     )
-    texts = (format_value, escape_markdown, markdown_text, html_text, fence, cell_start)
+    environment.globals |= {"get_path": get_path, "get_number": get_number}
+    texts = (format_value, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
     environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
     return environment
 

@@ -26,7 +26,10 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
 
     if get_path(run.config, "evaluate.answers_in_card") is not True:
         run = replace(run, answers=[], samples=[])
-    values = {**values, "run": run, "card": True, "usage": usage_snippet(run), "advice": client_advice(run)}
+    question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
+    values = {**values, "run": run, "title": run.name, "card": True, "adapter": is_adapter(run)}
+    values["question"] = json.dumps(question[:200], ensure_ascii=False)
+    values["training_template"] = TRAINING_TEMPLATE if (folder / TRAINING_TEMPLATE).is_file() else None
     # The card is what gets published: a command that names a folder here is left out of it
     values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))
     page = shorten_paths(render_markdown("report.jinja", **values))
@@ -104,66 +107,6 @@ def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
     return results
 
 
-def usage_snippet(run: RunFiles) -> str:
-    """The lines that load the model as it was trained and ask it a question.
-
-    An adapter's base has neither the template nor, often, the stop token, and its files may say another dtype.
-    """
-    question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
-    ask = [
-        f'messages = [{{"role": "user", "content": {json.dumps(question[:200], ensure_ascii=False)}}}]',
-        'print(chat(messages)[0]["generated_text"][-1]["content"])',
-    ]
-    if not is_adapter(run):
-        load = 'chat = pipeline("text-generation", "path/to/this/folder", max_new_tokens=256)'
-        return "\n".join(["from transformers import pipeline", "", load, *ask])
-    dtype, quantized = get_path(run.metrics, "loading.dtype"), bool(get_path(run.config, "adapter.quantization"))
-    options = [f"dtype={json.dumps(dtype)}"] * bool(dtype) + ["quantization_config=quantization"] * quantized
-    read = 'quantization = BitsAndBytesConfig.from_dict(json.load(open(f"{folder}/quantization_config.json")))'
-    lines = [
-        *["import json", ""] * quantized,
-        "from peft import AutoPeftModelForCausalLM",
-        f"from transformers import {'BitsAndBytesConfig, ' * quantized}GenerationConfig, pipeline",
-        "",
-        'folder = "path/to/this/folder"',
-        *[read] * quantized,
-        f"model = AutoPeftModelForCausalLM.from_pretrained({', '.join(['folder', *options])})",
-        "model.generation_config = GenerationConfig.from_pretrained(folder, max_new_tokens=256)  # not the base's",
-        'chat = pipeline("text-generation", model, tokenizer=folder)',
-    ]
-    return "\n".join([*lines, *ask])
-
-
 def is_adapter(run: RunFiles) -> bool:
     """Whether the run's `model/` is an adapter, which needs its base."""
     return get_path(run.config, "adapter.type") not in (None, "none")
-
-
-def client_advice(run: RunFiles) -> list[str]:
-    """What other tools make of the folder, and what to use instead; measured by tests/modeling/test_clients.py."""
-    loading, lines = as_mapping(run.metrics.get("loading")), []
-    stop = str(loading.get("stop")).replace("`", "")
-    if loading.get("base_stops") is False:
-        lines.append(
-            f"The base's generation config does not stop at `{stop}`, and PEFT and `pipeline(folder)` use "
-            "it: they run on past the answer unless they are given the folder's, as above. A template whose answers "
-            "end with the base's own end of text (`model.chat_template=tulu`, `zephyr`) stops everywhere."
-        )
-    if rows := get_number(loading, "rows"):
-        lines.append(
-            "The tokenizer has more tokens than the base has embedding rows. `AutoPeftModelForCausalLM` adds them, "
-            "`pipeline(folder)` fails, and `PeftModel.from_pretrained(base, folder)` needs "
-            f"`base.resize_token_embeddings({rows})` first."
-        )
-    if is_adapter(run):
-        fails = " (fails in `tie_weights` where rows of tokens were trained)" if loading.get("trained_rows") else ""
-        lines.append(
-            f"`DPOTrainer(folder)` takes no adapter. lm-eval takes `peft=folder,tokenizer=folder`{fails}. Both, "
-            "and all servers, take what `python -m sft_recipes.merge RUN --out merged` writes."
-        )
-    if (run.folder / "model" / TRAINING_TEMPLATE).is_file():
-        lines.append(
-            "TRL's `assistant_only_loss=True` needs the template with markers: "
-            f'`SFTConfig(chat_template_path="path/to/this/folder/{TRAINING_TEMPLATE}", …)`.'
-        )
-    return lines

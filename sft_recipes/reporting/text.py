@@ -3,8 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from sft_recipes.errors import printable
+
+Rows = list[list[str]]  # of a table, its head first; empty where there is nothing to show
 
 
 def format_value(value: float | None, form: str, sentence: str = "{}") -> str:
@@ -29,6 +33,15 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def shorten_path(path: Any) -> str:
+    """A name on the hub as it is; of an absolute path the last two parts.
+
+    >>> shorten_path("Qwen/Qwen3-0.6B-Base"), shorten_path("/home/me/models/tiny/model")
+    ('Qwen/Qwen3-0.6B-Base', '…/tiny/model')
+    """
+    return "/".join(("…", *Path(path).parts[-2:])) if Path(str(path)).is_absolute() else str(path)
+
+
 def escape_markdown(text: str) -> str:
     """The text with every character escaped that is Markdown syntax, `|` for tables included.
 
@@ -47,6 +60,8 @@ def render_table(rows: Sequence[Sequence[str]]) -> list[str]:
     | ----------- | ---- |
     | exact match | 1 %  |
     """
+    if not rows:
+        return []
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| "
@@ -55,6 +70,20 @@ def render_table(rows: Sequence[Sequence[str]]) -> list[str]:
         for row in rows
     ]
     return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def compact_table(rows: Rows) -> Rows:
+    """The table without rows that hold nothing but their label, and without columns that hold nothing but their head.
+
+    Empty where no row is left.
+
+    >>> compact_table([["", "base", "tuned"], ["exact match", "", "1 %"], ["chrF", "", ""]])
+    [['', 'tuned'], ['exact match', '1 %']]
+    """
+    head, *body = rows
+    body = [row for row in body if any(row[1:])]
+    used = [place for place, column in enumerate(zip(*body, strict=True)) if place == 0 or any(column)]
+    return [[row[place] for place in used] for row in (head, *body)] if body else []
 
 
 def fit_cell(text: str, width: int) -> str:
