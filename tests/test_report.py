@@ -447,6 +447,25 @@ def test_paper_and_run_are_not_compared_where_the_recipe_is_ours(run):
     assert "Paper and this run" not in markdown(folder)
 
 
+@pytest.mark.parametrize("name", ["report.md", "report.html", "loss.png", "model/README.md", "model/loss.png"])
+def test_a_report_is_written_through_no_link_in_the_folder(run, tmp_path, name):
+    folder = full(run("a"))
+    (tmp_path / "mine.txt").write_text("mine")
+    (folder / name).symlink_to(tmp_path / "mine.txt")
+    write_report(folder)
+    assert (tmp_path / "mine.txt").read_text() == "mine" and not (folder / name).is_symlink()
+
+
+def test_a_model_s_folder_that_is_a_link_gets_no_card(run, tmp_path):
+    folder = full(run("a"))
+    (folder / "model").rmdir()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    (folder / "model").symlink_to(tmp_path / "project")
+    write_report(folder)
+    assert (tmp_path / "project" / "README.md").read_text() == "mine"
+
+
 def test_a_run_shorter_than_logging_steps_has_no_chart(run):
     folder = run("a")
     change(folder, "metrics.json", "history", [{"step": 7, "eval_loss": 0.25}, {"step": 7, "train_runtime": 3.0}])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import escape
 
+from sft_recipes.reporting.run_folder import replace_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -76,7 +78,9 @@ def to_svg(figure: "Figure", label: str = "") -> str:
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """Writes the figure as a picture on white, in the format of the path's suffix."""
-    figure.savefig(path, dpi=150, facecolor="white")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=150, facecolor="white")
+    replace_file(path, drawn.getvalue())
 
 
 def has_curve(history: Sequence[Mapping[str, float]]) -> bool:

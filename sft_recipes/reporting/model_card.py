@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from sft_recipes.config.metrics import metrics_on
 from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.document import Picture, render_markdown
-from sft_recipes.reporting.run_folder import RunFiles
+from sft_recipes.reporting.run_folder import RunFiles, replace_file
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<\\…])(?:/[^\s/`'\"|<>,\[\]{}]+){2,}")
 TRAINING_TEMPLATE = "additional_chat_templates/training.jinja"
@@ -20,10 +19,8 @@ TRAINING_TEMPLATE = "additional_chat_templates/training.jinja"
 def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
     """Writes the card from the report's values, and copies its pictures, into the run's `model/`, if there is one."""
     folder = run.folder / "model"
-    if not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():  # a link leads out of a folder that others may have made
         return
-    from huggingface_hub import ModelCard
-
     if get_path(run.config, "evaluate.answers_in_card") is not True:
         run = replace(run, answers=[], samples=[])
     question = str(run.answers[0].get("prompt", "Hi!")) if run.answers else "Hi!"
@@ -33,9 +30,9 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
     # The card is what gets published: a command that names a folder here is left out of it
     values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))
     page = shorten_paths(render_markdown("report.jinja", **values))
-    ModelCard(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}").save(folder / "README.md")
+    replace_file(folder / "README.md", f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}")
     for picture in pictures:
-        shutil.copyfile(run.folder / picture.file, folder / picture.file)
+        replace_file(folder / picture.file, (run.folder / picture.file).read_bytes())
 
 
 def shorten_paths(text: str) -> str:
