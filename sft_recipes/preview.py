@@ -37,9 +37,8 @@ from sft_recipes.training.memory import (
     format_bytes,
     memory_advice,
 )
-from sft_recipes.training.run_metadata import measure_padding
+from sft_recipes.training.run_metadata import describe_time, measure_padding
 from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
-from sft_recipes.training.training_time import describe_time
 
 
 @dataclass(frozen=True)

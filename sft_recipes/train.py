@@ -28,17 +28,17 @@ from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.reporting.text import format_duration
-from sft_recipes.training.argument_checks import check_optimizer_targets
-from sft_recipes.training.arguments import check_objective, resolve_objective
+from sft_recipes.training.arguments import check_objective, check_optimizer_targets, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare
 from sft_recipes.training.checkpoints import (
+    check_disk_space,
     check_unfinished,
     describe_run,
+    explained_write_errors,
     find_resumable,
     is_finished,
     last_checkpoint_line,
 )
-from sft_recipes.training.disk_space import check_disk_space, explained_write_errors
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step
 from sft_recipes.training.run_metadata import (

@@ -19,8 +19,7 @@ from sft_recipes.modeling.packed_attention import check_no_cross_document_attent
 from sft_recipes.training.checkpoints import last_checkpoint_line
 
 log = logging.getLogger(__name__)
-RISE = 0.01  # a held-out loss has risen when it is above its lowest value by more than this share
-FLAT = 0.01  # a loss has not moved when it changed by less than this share
+SMALL = 0.01  # a loss has not risen, or moved, when it changed by less than this share
 
 
 class FiniteLossCheck(TrainerCallback):
@@ -103,10 +102,10 @@ def find_warning(
         if (held_out := entry.get("eval_loss")) is None:
             continue
         step, losses = entry["step"], [loss for _, loss in logged]
-        if held_out > (1 + RISE) * lowest:
+        if held_out > (1 + SMALL) * lowest:
             # a weighted loss can rise while the model learns: -p log p grows up to p = 1 / e
             return [f"In step {step} the {describe_rise(held_out, lowest, lowest_step, [] if weighted else logged)}"]
-        flat = initial and abs(held_out / initial - 1) < FLAT and 2 * step >= max_steps
+        flat = initial and abs(held_out / initial - 1) < SMALL and 2 * step >= max_steps
         if flat and len(losses) > 1 and not has_moved(losses):
             return [
                 f"In step {step} the held-out loss is {held_out:.3f} and was {initial:.3f} before training; the "
@@ -133,7 +132,7 @@ def describe_rise(held_out: float, lowest: float, lowest_step: int, logged: Sequ
 
 
 def has_moved(losses: Sequence[float]) -> bool:
-    """Whether the means of two halves of the losses differ, by more than the share FLAT and by two standard errors.
+    """Whether the means of two halves of the losses differ, by more than the share SMALL and by two standard errors.
 
     >>> has_moved([2.0, 2.1, 1.9, 2.1, 2.0, 1.9]), has_moved([2.0, 1.9, 1.7, 1.5, 1.4, 1.3])
     (False, True)
@@ -141,7 +140,7 @@ def has_moved(losses: Sequence[float]) -> bool:
     half = len(losses) // 2
     first, last = losses[:half], losses[-half:]
     error = math.sqrt((pvariance(first) + pvariance(last)) / half)
-    return abs(fmean(first) - fmean(last)) > max(2 * error, FLAT * fmean(first))
+    return abs(fmean(first) - fmean(last)) > max(2 * error, SMALL * fmean(first))
 
 
 class SampleAnswers(TrainerCallback):

@@ -1,23 +1,30 @@
-"""Checkpoints that are whole or not there: each with a manifest of its files, and of the run that it belongs to."""
+"""Checkpoints that are whole or not there: each with a manifest of its files and run, and with room on the disk."""
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import SaveStrategy, sort_checkpoints
+from trl import SFTConfig
 
 from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import stack_versions
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.reporting.run_folder import read_json, write_json
+from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
 
 log = logging.getLogger(__name__)
 MANIFEST, STAGING = "manifest.json", ".checkpoint_in_the_making"
@@ -187,3 +194,55 @@ def best_checkpoint(folder: Path, state: TrainerState) -> str | None:
     """The folder of the best step's checkpoint, where there is one: a run may have been moved since."""
     best = folder / f"checkpoint-{state.best_global_step}"
     return str(best) if state.best_global_step and best.is_dir() else None
+
+
+def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig) -> None:
+    """Raises ConfigError where checkpoints and the model would not fit on the disk, before training starts.
+
+    One checkpoint more than are kept is there at once, since an old one goes when the new one is whole.
+    """
+    weights, checkpoint = checkpoint_bytes(model, arguments)
+    number = 0
+    if arguments.save_strategy != SaveStrategy.NO:
+        number = (arguments.save_total_limit or 1) + 1 - len(newest_first(folder))
+    need, free = weights + max(number, 0) * checkpoint, shutil.disk_usage(folder).free
+    if need > free:
+        raise ConfigError(
+            f"{folder} has {format_bytes(free)} free, and this run will write {format_bytes(need)}: the model, and "
+            f"{max(number, 0)} checkpoints of {format_bytes(checkpoint)} at once. Make room, or write "
+            "trainer.save_total_limit=1, trainer.save_strategy=no or hydra.run.dir=DIR on another disk."
+        )
+
+
+def check_room_for_checkpoint(folder: Path, model: torch.nn.Module, arguments: SFTConfig) -> None:
+    """Raises OSError where the disk has no room for one more checkpoint, before any of it is written."""
+    _, need = checkpoint_bytes(model, arguments)
+    if shutil.disk_usage(folder).free < need:
+        raise OSError(errno.ENOSPC, f"it takes about {format_bytes(need)}")
+
+
+@contextmanager
+def explained_write_errors(folder: Path, what: str) -> Iterator[None]:
+    """What goes wrong while something is written to the run's folder as a ConfigError: a full disk, lost rights."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save tells that it failed at the file only in the text of a RuntimeError
+        of_torch = ("PytorchStreamWriter", "No space left", "unexpected pos")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in of_torch):
+            raise
+        free, why = shutil.disk_usage(folder).free, getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{what} could not be written to {folder}, which has {format_bytes(free)} free: {one_line(why)}. "
+            f"Earlier checkpoints are as they were. Make room, then go on with: python -m sft_recipes resume "
+            f"{quote(str(folder))}"
+        ) from error
+
+
+def checkpoint_bytes(model: torch.nn.Module, arguments: SFTConfig) -> tuple[int, int]:
+    """Bytes that saving the model takes, and a checkpoint: all weights, or an adapter's, with the optimizer's state."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else list(model.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
+    state = sum(optimizer_state_bytes(arguments.optim.value, parameter) for parameter in trained)
+    return weights, weights + (0 if arguments.save_only_model else state)

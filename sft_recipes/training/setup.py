@@ -28,8 +28,7 @@ from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prep
 from sft_recipes.modeling.save_load import check_push
 from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
-from sft_recipes.training.argument_checks import check_steps
-from sft_recipes.training.arguments import build_arguments
+from sft_recipes.training.arguments import build_arguments, check_steps
 
 log = logging.getLogger(__name__)
 SENTENCEPIECE_ROWS = 200  # whose tokens are compared with SentencePiece's, where the tokenizer has nothing else

@@ -45,14 +45,15 @@ SAMPLE_QUESTIONS = 3  # held-out questions that are asked while training goes on
 class SupervisedTrainer(ResumableTrainer):
     """`trl.SFTTrainer`, resumable, with documented hooks of `transformers.Trainer` overridden.
 
-    `measure` gives the metrics of the model on a dataset, by names without a prefix; None leaves evaluation to TRL.
+    `measure` gives the loss of the model on a dataset (`evaluation.token_loss`) and other metrics, by names without a
+    prefix; None leaves evaluation to TRL.
     `loraplus_lr_ratio` is the learning rate of LoRA's B matrices over that of its A matrices.
     """
 
     def __init__(
         self,
         *arguments: Any,
-        measure: Callable[[PreTrainedModel, Dataset], Mapping[str, float]] | None = None,
+        measure: Callable[[PreTrainedModel, Dataset], tuple[dict[str, Any], dict[str, float]]] | None = None,
         loraplus_lr_ratio: float | None = None,
         **options: Any,
     ):
@@ -97,10 +98,10 @@ class SupervisedTrainer(ResumableTrainer):
         if self.measure is None or not isinstance(rows, Dataset):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # which takes a dict one by one
         start = time.monotonic()
-        measured = dict(self.measure(self.model, rows))
-        if held_out := measured.pop("held_out", None):
+        held_out, scores = self.measure(self.model, rows)
+        if rows is self.eval_dataset:
             self.last_held_out = self.state.global_step, held_out
-        return self.report_evaluation(measured, metric_key_prefix, start)
+        return self.report_evaluation(flatten_loss(held_out) | scores, metric_key_prefix, start)
 
     def held_out_now(self) -> dict[str, Any] | None:
         """What the last evaluation measured of the held-out rows, if the weights are still the same."""
@@ -174,19 +175,15 @@ def select_packed_attention(trainer: SFTTrainer, chosen: str | None) -> None:
 
 def measure_held_out(
     encoder: Encoder, questions: EvalInputs, best_metric: str | None, model: PreTrainedModel, rows: Dataset
-) -> dict[str, float]:
-    """The loss on `rows` and its parts; on the held-out rows also the answers' scores where `best_metric` is one."""
-    held_out = evaluate_held_out(model, encoder, questions, rows)
-    measured: dict[str, Any] = flatten_loss(held_out)
-    if rows is questions.data.held_out:
-        measured["held_out"] = held_out  # for `SupervisedTrainer.held_out_now`
-    custom = load_custom_metric(best_metric)
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The loss on `rows` with its parts, and on the held-out rows the answers' scores where `best_metric` is one."""
+    held_out, custom = evaluate_held_out(model, encoder, questions, rows), load_custom_metric(best_metric)
     is_score = custom or (best_metric or "").removeprefix("eval_") in SCORES
-    if is_score and rows is questions.data.held_out:
-        answers = generate_eval_answers(model, encoder, questions)
-        measured |= {key: value for key, value in score_answers(answers).items() if key in SCORES}
-        measured |= {best_metric: custom(answers)} if custom else {}
-    return measured
+    if not is_score or rows is not questions.data.held_out:
+        return held_out, {}
+    answers = generate_eval_answers(model, encoder, questions)
+    scores = {key: value for key, value in score_answers(answers).items() if key in SCORES}
+    return held_out, scores | ({best_metric: custom(answers)} if custom else {})
 
 
 def add_sample_answers(trainer: SFTTrainer, encoder: Encoder, questions: EvalInputs, path: Path) -> None:

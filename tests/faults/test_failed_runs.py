@@ -9,8 +9,8 @@ import torch
 
 from sft_recipes import train as train_module
 from sft_recipes.modeling import save_load
-from sft_recipes.training import disk_space
-from sft_recipes.training.interruption import StopOnSignal
+from sft_recipes.training import checkpoints
+from sft_recipes.training.resumable_trainer import StopOnSignal
 from sft_recipes.training.trainer import SupervisedTrainer
 from support.commands import read_metrics
 from support.stopped_runs import STEPS, write_rows
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint_and_names_it(r
 def test_a_disk_without_room_for_the_next_checkpoint_stops_before_it_is_written(run, command, monkeypatch):
     with monkeypatch.context() as patched:
         room = SimpleNamespace(free=2**30)
-        patched.setattr(disk_space.shutil, "disk_usage", lambda _: room)
+        patched.setattr(checkpoints.shutil, "disk_usage", lambda _: room)
         real = SupervisedTrainer.training_step
 
         def step(self, *arguments, **options):

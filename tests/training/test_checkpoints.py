@@ -14,9 +14,8 @@ from trl import SFTConfig
 
 from sft_recipes.config.run_folder import own_folder
 from sft_recipes.errors import ConfigError
-from sft_recipes.training import disk_space
-from sft_recipes.training.checkpoints import find_resumable, publish_checkpoint, run_differences
-from sft_recipes.training.disk_space import check_disk_space
+from sft_recipes.training import checkpoints
+from sft_recipes.training.checkpoints import check_disk_space, find_resumable, publish_checkpoint, run_differences
 from sft_recipes.training.resumable_trainer import EpochSeededSampler
 from support.configs import error_of
 
@@ -152,7 +151,7 @@ def test_the_disk_has_to_have_room_for_the_model_and_one_checkpoint_more_than_ar
     model = torch.nn.Linear(1024, 1024, bias=False)  # 4 MiB, and AdamW's two moments 8
     arguments = SFTConfig(output_dir=str(tmp_path), save_strategy="epoch", save_total_limit=2, use_cpu=True, bf16=False)
     free = {"free": 40 * 2**20}
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(**free))
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(**free))
     check_disk_space(tmp_path, model, arguments)
     free["free"] -= 1
     line = error_of(check_disk_space, tmp_path, model, arguments)

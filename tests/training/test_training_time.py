@@ -4,7 +4,7 @@ import time
 
 from sft_recipes.config.options import PreviewOptions
 from sft_recipes.training.memory import MemoryEstimate
-from sft_recipes.training.training_time import describe_time, measure_rate, training_operations
+from sft_recipes.training.run_metadata import describe_time, measure_rate, training_operations
 
 
 def estimate(parameters: float, trainable: float) -> MemoryEstimate:
