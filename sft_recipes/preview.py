@@ -26,7 +26,7 @@ from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.prepare import TrainingData, with_settings
 from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
-from sft_recipes.encoding.encoder import IGNORE_INDEX, UNMARKED, Encoder
+from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -135,7 +135,7 @@ def describe_rows(
         if "messages" in conversation:
             context = encoder.contexts(conversation, source.train_on, source.unroll)[-1 - row["piece"]]
             conversation = context.conversation
-            text = "".join(text for _, text, _ in context.pieces).translate(UNMARKED)
+            text = "".join(text for _, text, _ in context.pieces)
         else:  # which may be a piece of a longer one
             whole = row["piece"] == 0 and ids[-1] == encoder.tokenizer.eos_token_id
             text = conversation["text"] if whole else encoder.tokenizer.decode(ids)

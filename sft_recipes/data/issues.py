@@ -12,8 +12,7 @@ import numpy as np
 from sft_recipes.config.options import CheckPolicy
 from sft_recipes.data.fields import RowFields, Said
 from sft_recipes.data.formatters import Conversation, chatml
-from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
-from sft_recipes.encoding.served_contexts import Context
+from sft_recipes.encoding.encoder import IGNORE_INDEX, Context, Encoder
 
 ISSUES = [field.name for field in fields(CheckPolicy)]
 # What is done with what rendering shows, beside the issues that have a policy

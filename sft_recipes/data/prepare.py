@@ -34,8 +34,7 @@ from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
 from sft_recipes.data.token_rows import TrainingData, flat_values, take_rows, to_dataset
-from sft_recipes.encoding.encoder import Encoder, iterate_strings
-from sft_recipes.encoding.served_contexts import Piece
+from sft_recipes.encoding.encoder import Encoder, Piece, iterate_strings
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,9 @@
 """What a chat template writes around an answer, seen by rendering a few: its stop tokens, thoughts, empty thoughts."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from sft_recipes.encoding.rendering import render_template, special_tokens
 from sft_recipes.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any]]
 SAID, THOUGHT = "\u00a7", "\u00b6"  # characters that no template writes by itself
 QUESTION = {"role": "user", "content": "?"}
@@ -34,22 +36,18 @@ class AnswerFormat:
     """What stands around answers: learned from a plain one, one with a thought, a call, and one after a call."""
 
     stops: tuple[str, ...]  # special tokens that end an answer, that of a plain one first
-    endings: tuple[tuple[str, str], ...]  # each with what follows it at the end of a row, longest first
-    openings: tuple[str, ...] = ()  # what is written before an answer without thoughts, and no row says
-    empty_thoughts: tuple[str, ...] = ()  # those of the openings that are a thought without a text
-    # What an answer needs, by whether it thinks
-    switches: Mapping[bool, Mapping[str, Any]] = field(default_factory=dict)
-    next_turn: tuple[str, str] | None = None  # for answers without a stop token: what follows, and what follows a call
-    thinks: bool = False  # whether there is a place for thoughts
+    ending: re.Pattern  # a stop token at the end of a row, with what may follow it
+    openings: tuple[str, ...]  # what is written before an answer without thoughts, and no row says
+    empty_thought: str  # the opening that is a thought without a text, its whitespace taken out
+    switches: Mapping[bool, Mapping[str, Any]]  # the settings that an answer needs, by whether it thinks
+    next_turn: tuple[str, str]  # the stop where none is written: what another turn begins with, and a call's result
 
-    def find_end(self, text: str, answer: Mapping[str, Any]) -> tuple[str, int]:
-        """The text of a row that ends with this answer, and where in it the answer ends, its stop token included."""
-        if self.next_turn:
-            text += self.next_turn[bool(answer.get("tool_calls"))]
-        for stop, rest in self.endings:
-            if text.endswith(stop + rest):
-                return text, len(text) - len(rest)
-        return text, len(text)  # without a stop token, which the checks of the rows find
+    def find_end(self, text: str, answer: Mapping[str, Any], start: int = 0) -> tuple[str, int]:
+        """The text of a row that ends with this answer, which begins at `start`, and where the answer ends, its stop
+        token included."""
+        text += self.next_turn[bool(answer.get("tool_calls"))]
+        found = self.ending.search(text, start)
+        return text, found.end(1) if found else len(text)  # without a stop token, which the checks of the rows find
 
     def settings_for(self, answer: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings with the switch that the answer needs, by whether it has thoughts, where none is set."""
@@ -60,7 +58,7 @@ class AnswerFormat:
         found = next(filter(answer.startswith, self.openings), "")
         if not found and (empty := EMPTY_THOUGHT.match(answer)):  # one that the row itself spells out
             return empty[0], True
-        return found, found in self.empty_thoughts
+        return found, bool(found) and "".join(found.split()) == self.empty_thought
 
 
 def has_thoughts(answer: Mapping[str, Any]) -> bool:
@@ -70,103 +68,76 @@ def has_thoughts(answer: Mapping[str, Any]) -> bool:
     return "</think>" in answer["content"] and not EMPTY_THOUGHT.match(answer["content"])
 
 
-def describe_answers(tokenizer: PreTrainedTokenizerFast, template: str, anywhere: bool = True) -> AnswerFormat:
-    """The format of a template's answers; raises ConfigError where they cannot be told from the prompt or do not stop.
+def describe_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> AnswerFormat:
+    """How a template writes answers; raises ConfigError where they cannot be told from the prompt or do not stop."""
 
-    With markers the stop token stands within them, or right behind them if it may stand `anywhere`.
-    """
-    marked = "endgeneration" in template
+    def render(*messages: Mapping[str, Any], tools: Any = None, prompt: bool = False, **settings: Any) -> str:
+        return render_template(tokenizer, template, messages, tools, settings, prompt)[0]
 
-    def answer(message: Mapping[str, Any], history: Messages = (QUESTION,), **settings: Any) -> str | None:
-        """What follows the prompt of serving, or with markers the first of them; None where that cannot be said."""
-        tools = TOOLS if any("tool_calls" in each for each in (*history, message)) else None
+    def what_follows(*messages: Mapping[str, Any], prompt: bool = True, **settings: Any) -> str:
+        """What the last message adds to the others, or to what serving shows of them; '' where it changes those."""
+        settings |= {"tools": TOOLS} if CALL in messages else {}
         try:
-            text, spans = render_template(tokenizer, template, [*history, message], tools, settings)
-            if marked:
-                return text[spans[-1][0] :] if spans else None
-            prompt, _ = render_template(tokenizer, template, history, tools, settings, prompt=True)
+            before, text = render(*messages[:-1], prompt=prompt, **settings), render(*messages, **settings)
         except DataError:
-            return None
-        return text[len(prompt) :] if text.startswith(prompt) else None
+            return ""
+        return text.removeprefix(before) if text.startswith(before) else ""
 
-    switches, texts = {}, {}
+    switches, texts = {}, {False: "", True: ""}
     for thinks, message in ((False, PLAIN), (True, THINKING)):
         for settings in ({}, *({name: thinks} for name in SWITCHES)):
-            if text := answer(message, **settings):
+            if text := what_follows(QUESTION, message, **settings):
                 switches[thinks], texts[thinks] = settings, text
                 break
-    if SAID not in texts.get(False, ""):
-        raise ConfigError(explain_refusal(tokenizer, template, marked))
-    calls = answer(CALL, **switches[False])
-    opening, _, ending = texts[False].partition(SAID)
-    special = f"(?:{'|'.join(map(re.escape, special_tokens(tokenizer))) or '(?!)'})"
-    if marked and not anywhere:
-        text, spans = render_template(tokenizer, template, [QUESTION, PLAIN])
-        ending = text[slice(*spans[-1])].rpartition(SAID)[2]
-    endings, next_turn = read_ending(special, ending), None
-    if not endings and not marked and not ending.strip():
-        after = (answer_and_next(tokenizer, template, *turns) for turns in ((PLAIN, QUESTION), (CALL, RESULT)))
-        next_turn = tuple(found[0] if (found := re.match(special, text)) else "" for text in after)
-        endings = [(token, "") for token in dict.fromkeys(next_turn) if token] if next_turn[0] else []
-        next_turn = (next_turn[0], next_turn[1] or next_turn[0])
-    if not endings:
-        way_out = "Write the stop token inside the {% generation %} block." if marked else WAY_OUT
+    opening, said, ending = texts[False].partition(SAID)
+    if not said:
+        raise ConfigError(explain_refusal(render))
+    special = "|".join(map(re.escape, special_tokens(tokenizer))) or "(?!)"
+    stops, next_turn = re.match(rf"\s*((?:{special})*)", ending)[1], ("", "")
+    stops = re.findall(special, stops)[-1:]  # the last of those side by side
+    if not ending.strip():
+        later = (what_follows(QUESTION, *turns, prompt=False) for turns in ((PLAIN, QUESTION), (CALL, RESULT)))
+        plain, call = (re.match(rf"\s*({special}|)", text)[1] for text in later)
+        stops, next_turn = [token for token in (plain, call) if plain and token], (plain, call or plain)
+    if not stops:
         raise ConfigError(
             f"model.chat_template ends an answer with {ending.strip()!r}, which is not one special token of the "
-            f"tokenizer, so the model would not learn to stop. {way_out}"
+            f"tokenizer, so the model would not learn to stop. {WAY_OUT}"
         )
-    if calls and not next_turn and not any(calls.endswith(stop + rest) for stop, rest in endings):
-        endings += read_ending(special, calls, r"(?s:.*)")
-    openings, empty = [], ()
-    with_thoughts, _, _ = texts.get(True, "").partition(SAID)
-    thinks = THOUGHT in with_thoughts
-    if thinks and not marked:
-        after_call = answer(PLAIN, (QUESTION, CALL, RESULT), **switches[False]) or ""
-        found = {opening, after_call.partition(SAID)[0] if SAID in after_call else ""}
-        openings = sorted(filter(str.strip, found), key=len, reverse=True)
-        bare = "".join(with_thoughts.replace(THOUGHT, "").split())
-        empty = tuple(each for each in openings if "".join(each.split()) == bare)
-    elif opening.strip() and not marked:
+    calls = what_follows(QUESTION, CALL, **switches[False])
+    if not next_turn[0] and not re.search(end_pattern(stops, special), calls):
+        stops += re.findall(special, calls)[-1:]
+    thought, said, _ = texts[True].partition(SAID)
+    openings = set()
+    if THOUGHT in thought:
+        after_call = what_follows(QUESTION, CALL, RESULT, PLAIN, **switches[False]).partition(SAID)
+        openings = {opening, after_call[0] if after_call[1] else ""}
+    elif opening.strip():
         raise ConfigError(
             f"model.chat_template does not write {opening!r} before an answer when it is served, although it stands "
             "before every answer of a row. Write it where the template has add_generation_prompt, or take one of ours."
         )
     return AnswerFormat(
-        tuple(dict.fromkeys(stop for stop, _ in endings)), tuple(sorted(endings, key=lambda each: -len(each[1]))),
-        tuple(openings), empty, switches, next_turn, thinks,
-    )  # fmt: skip
+        stops=tuple(dict.fromkeys(stops)),
+        ending=re.compile(end_pattern(stops, special)),
+        openings=tuple(sorted(filter(str.strip, openings), key=len, reverse=True)),
+        empty_thought="".join(thought.replace(THOUGHT, "").split()),
+        switches=switches,
+        next_turn=next_turn,
+    )
 
 
-def read_ending(special: str, text: str, before: str = "") -> list[tuple[str, str]]:
-    """The stop token of a text that ends an answer, the last of those side by side, and what follows it.
-
-    >>> read_ending("<end>|<turn>", "<end><turn>\\n")
-    [('<turn>', '\\n')]
-    """
-    found = re.match(rf"{before}\s*((?:{special})+)(.*)", text, re.DOTALL)
-    return [(re.findall(special, found[1])[-1], found[2])] if found else []
+def end_pattern(stops: Sequence[str], special: str) -> str:
+    """A stop token, and after it up to the end only whitespace and other `special` tokens (Phi 3 writes eos there)."""
+    return rf"({'|'.join(map(re.escape, stops))})(?:\s|{special})*\Z"
 
 
-def answer_and_next(tokenizer: PreTrainedTokenizerFast, template: str, answer: Mapping, following: Mapping) -> str:
-    """What a template writes behind an answer when another turn follows; '' where it refuses that."""
-    tools = TOOLS if "tool_calls" in answer else None
-    try:
-        first, _ = render_template(tokenizer, template, [QUESTION, answer], tools)
-        both, _ = render_template(tokenizer, template, [QUESTION, answer, following], tools)
-    except DataError:
-        return ""
-    return both[len(first) :].lstrip() if both.startswith(first) else ""
-
-
-def explain_refusal(tokenizer: PreTrainedTokenizerFast, template: str, marked: bool) -> str:
+def explain_refusal(render: Callable[..., str]) -> str:
     """Why a plain answer cannot be told from its prompt, and what to write."""
     try:
-        text, spans = render_template(tokenizer, template, [QUESTION, PLAIN])
-        prompt, _ = render_template(tokenizer, template, [QUESTION], prompt=True)
+        text, prompt = render(QUESTION, PLAIN), render(QUESTION, prompt=True)
     except DataError as error:
         return f"model.chat_template cannot write a question and its answer: {error}. {WAY_OUT}"
-    if marked and not spans:
-        return "model.chat_template marks nothing in a question and its answer with {% generation %}."
     if SAID not in text:
         return f"model.chat_template leaves out what the assistant says. {WAY_OUT}"
     return (
@@ -175,16 +146,29 @@ def explain_refusal(tokenizer: PreTrainedTokenizerFast, template: str, marked: b
     )
 
 
-def is_stable(tokenizer: PreTrainedTokenizerFast, template: str, answers: AnswerFormat) -> bool:
-    """Whether the history of a conversation renders as the turns did when they were new, as far as a few show."""
+def do_markers_suffice(tokenizer: PreTrainedTokenizerFast, template: str, answers: AnswerFormat) -> bool:
+    """Whether a template's markers alone tell where answers stand, which renders a conversation once: they begin where
+    the prompt of serving ends, and history renders as the turns did when they were new, as far as a few show.
+
+    Says so in the log where markers begin elsewhere.
+    """
+    if "endgeneration" not in template:
+        return False
+    stable = True
     for first, *rest in ((PLAIN, QUESTION, PLAIN), (THINKING, QUESTION, THINKING), (CALL, RESULT, PLAIN)):
-        tools = TOOLS if "tool_calls" in first else None
+        tools, settings = TOOLS if "tool_calls" in first else None, answers.settings_for(first, {})
         try:
-            early, _ = render_template(tokenizer, template, [QUESTION, first], tools)
-            whole, _ = render_template(tokenizer, template, [QUESTION, first, *rest], tools)
+            prompt, _ = render_template(tokenizer, template, [QUESTION], tools, settings, prompt=True)
+            early, spans = render_template(tokenizer, template, [QUESTION, first], tools, settings)
+            whole, _ = render_template(tokenizer, template, [QUESTION, first, *rest], tools, settings)
         except DataError:  # no place for calls, or for thoughts
             continue
         early, end = answers.find_end(early, first)
-        if not whole.startswith(early[:end]):
+        stable &= whole.startswith(early[:end])
+        if [start for start, _ in spans] != [len(prompt)]:
+            log.warning(
+                "The {%% generation %%} markers of model.chat_template do not begin where serving's prompt ends (…%r); "
+                "answers are trained from there on.", prompt[-24:],
+            )  # fmt: skip
             return False
-    return True
+    return stable

@@ -50,7 +50,15 @@ def prepare_tokenizer(
     check_settings("model.chat_template_kwargs", settings or {}, template)
     template = set_defaults(template, settings or {})
     day = date.fromisoformat(day) if day else date.today()
-    describe_answers(tokenizer, fix_date(template, day), any_stop)
+    answers = describe_answers(tokenizer, fix_date(template, day))
+    text, spans = render_template(
+        tokenizer, fix_date(template, day), [QUESTION, PLAIN], settings=answers.switches[False]
+    )
+    if spans and not any_stop and not text[: spans[-1][1]].endswith(answers.stops):
+        raise ConfigError(
+            f"model.chat_template has its stop token {answers.stops[0]} behind the {{% generation %}} block, so the "
+            "model would not learn to stop. Write it inside."
+        )
     template = prepend_bos(tokenizer, template, bos)
     tokenizer.chat_template = remove_markers(template)
     if tokenizer.pad_token is None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -10,17 +11,30 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from sft_recipes.encoding.answer_spans import describe_answers, has_thoughts, is_stable
+from sft_recipes.encoding.answer_spans import describe_answers, do_markers_suffice, has_thoughts
 from sft_recipes.encoding.rendering import render_template, special_tokens
-from sft_recipes.encoding.served_contexts import Context, Piece, Rendered, cut_answers, render_rows
+from sft_recipes.encoding.served_contexts import Row, choose_answers, cut_row, render_rows
 from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
-from sft_recipes.encoding.trained_spans import choose_answers
 from sft_recipes.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
 TOKEN_START, TOKEN_END = mark_control_tokens("x", re.compile("x")).split("x")  # the marks around a control token
 UNMARKED = str.maketrans("", "", TOKEN_START + TOKEN_END)
+TYPED = re.compile(f"{TOKEN_START}([^{TOKEN_START}{TOKEN_END}]*){TOKEN_END}|[{TOKEN_START}{TOKEN_END}]")
 TRAIN_ON = ("assistant", "last", "all")
+Piece = tuple[str, str, bool]  # the place it is encoded for, its text, whether the loss is taken on it
+
+
+@dataclass(frozen=True)
+class Context:
+    """One row to train on: a conversation, or its beginning up to an answer, as it is served before each answer."""
+
+    conversation: Mapping[str, Any]  # with the settings that its thoughts need
+    pieces: list[Piece]
+    answers: list[int]  # the pieces with which the trained answers begin; what stands before one is its prompt
+    text: str  # all that is shown of the conversation in any context, for the checks of what a template leaves out
+    notes: frozenset[str] = frozenset()  # issues that rendering shows, see data/issues.py
+    thinks: bool = False  # whether a trained answer has thoughts
 
 
 class Encoder:
@@ -41,8 +55,7 @@ class Encoder:
         self.chat_template = chat_template
         self.train_empty_thoughts = train_empty_thoughts
         self.answers = describe_answers(tokenizer, chat_template)
-        self.has_markers = "endgeneration" in chat_template
-        self.markers_suffice = self.has_markers and is_stable(tokenizer, chat_template, self.answers)
+        self.markers_suffice = do_markers_suffice(tokenizer, chat_template, self.answers)
         self.stop, self.stop_ids = self.answers.stops[0], tokenizer.convert_tokens_to_ids(list(self.answers.stops))
         self.special = special_tokens(tokenizer)
         self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
@@ -78,10 +91,8 @@ class Encoder:
     def tokenized(self, rows: list[list[Piece]]) -> dict[str, list]:
         """The pieces as columns of token ids, labels, texts, and whether special tokens are typed in them."""
         columns = join_pieces(rows, self.ids([piece for row in rows for piece in row]))
-        typed = [any(how.startswith("marked") for how, _, _ in row) for row in rows]
-        texts = ["".join(text for _, text, _ in row) for row in rows]
-        texts = [text.translate(UNMARKED) if is_typed else text for text, is_typed in zip(texts, typed, strict=True)]
-        return columns | {"text": texts, "typed": typed}
+        typed = [any(place == "typed" for place, _, _ in row) for row in rows]
+        return columns | {"text": ["".join(text for _, text, _ in row) for row in rows], "typed": typed}
 
     def contexts(
         self, conversation: Mapping[str, Any], train_on: str = "assistant", unroll: str = "auto"
@@ -93,52 +104,69 @@ class Encoder:
         """
         if train_on not in TRAIN_ON:
             raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
-        row = conversation.get("train") is not False
+        is_trained = conversation.get("train") is not False
         if "text" in conversation:
             check_unicode(conversation["text"])
-            return [Context(conversation, [("raw", conversation["text"], row)], [], conversation["text"])]
+            return [Context(conversation, [("raw", conversation["text"], is_trained)], [], conversation["text"])]
         given = [conversation["messages"], conversation.get("tools"), conversation.get("chat_template_kwargs") or {}]
-        marked = any(map(self.has_typed_token, iterate_strings(given)))
-        if marked:
+        if any(map(self.has_typed_token, iterate_strings(given))):
             if any("train_detail" in message for message in given[0]):
                 raise DataError("it spells out a special token, and an answer is trained in part: one has to go")
             given = mark_control_tokens(given, self.typed)
-        if not row:
-            train_on, given[0] = "assistant", [message | {"train": False} for message in given[0]]
-        if self.markers_suffice or (self.has_markers and unroll == "keep"):
-            rows = [Rendered(given[0], *self.render(*given), given[2])]
-            whole = rows[0].text
-        else:
-            rows, whole = render_rows(self.render, self.answers, *given, train_on, unroll)
+        train_on = train_on if is_trained else "assistant"
+        wanted = choose_answers(given[0], train_on)
+        wanted = wanted if is_trained else dict.fromkeys(wanted, False)
+        rows = None
+        if self.markers_suffice:
+            text, spans = self.render(*given)
+            if len(spans) == len(wanted):
+                chosen = zip(wanted, spans, strict=True)
+                spans = {index: span for index, span in chosen if wanted[index] or train_on == "all"}
+                rows, whole = [Row(len(given[0]), text, given[2], spans)], text
+        if rows is None:
+            rows, whole = render_rows(self.render, self.answers, given, wanted, train_on, unroll)
         check_unicode(whole)
-        whole = whole.translate(UNMARKED) if marked else whole
         return [
-            self.to_context(conversation, each, train_on, marked, whole, unrolled=each is not rows[-1]) for each in rows
+            self.to_context(conversation, row, given[0], wanted, train_on, whole, unrolled=row is not rows[-1])
+            for row in rows
         ]
 
     def to_context(
-        self, conversation: Mapping[str, Any], row: Rendered, train_on: str, marked: bool, whole: str, unrolled: bool
+        self,
+        conversation: Mapping[str, Any],
+        row: Row,
+        messages: Sequence[Mapping[str, Any]],
+        wanted: Mapping[int, bool],
+        train_on: str,
+        whole: str,
+        unrolled: bool,
     ) -> Context:
         """One rendered row of a conversation, whose rows are `whole` together."""
-        parts, answers, notes = cut_answers(row, self.answers, train_on, self.train_empty_thoughts)
-        befores = ["", *(part for part, _ in parts)]
-        pieces = [
-            (self.method(before, marked), part, loss) for before, (part, loss) in zip(befores, parts, strict=False)
-        ]
-        notes |= row.notes | {"unrolled"} if unrolled else row.notes
+        pieces, answers, notes, before = [], [], {*row.notes, *["unrolled"] * unrolled}, ""
+        for text, loss, what in cut_row(row, self.answers, messages, wanted, train_on, self.train_empty_thoughts):
+            if what:
+                answers.append(len(pieces))
+                notes.add(what)
+            if text:
+                pieces += self.to_pieces(text, loss, before)
+                before = text
         given = conversation.get("chat_template_kwargs") or {}
-        if len(row.messages) < len(conversation["messages"]) or row.settings.keys() != given.keys():
-            messages = conversation["messages"][: len(row.messages)]
-            conversation = {**conversation, "messages": messages, "chat_template_kwargs": {**row.settings, **given}}
-        chosen = choose_answers(row.messages, train_on)
-        thinks = any(has_thoughts(row.messages[index]) for index, trained in chosen.items() if trained)
-        return Context(conversation, pieces, answers, whole, frozenset(notes), thinks)
+        if row.length < len(messages) or row.settings.keys() != given.keys():
+            shown = conversation["messages"][: row.length]
+            conversation = {**conversation, "messages": shown, "chat_template_kwargs": {**row.settings, **given}}
+        thinks = any(wanted[index] and has_thoughts(messages[index]) for index in row.spans)
+        return Context(conversation, pieces, answers, whole.translate(UNMARKED), frozenset(notes - {"answer"}), thinks)
 
-    def method(self, before: str, marked: bool) -> str:
-        """How a piece is encoded: at the `start` of a text, `inside` it, `after` a special token, with typed ones."""
+    def to_pieces(self, text: str, loss: bool, before: str) -> Iterator[Piece]:
+        """A part of a row as pieces, for the `start` of a text, `inside` it or `after` a special token; special tokens
+        that the row spells out, around which transformers' marks stand, are pieces of their own. A template that splits
+        a text may leave one of two marks, which is dropped."""
         anchor = self.stop if before.endswith(self.stop) else next(filter(before.endswith, self.special), "")
         place = "start" if not before else f"after {anchor}" if anchor else "inside"
-        return f"marked {place}" if marked else place
+        for number, part in enumerate(TYPED.split(text)):
+            if part:
+                yield "typed" if number % 2 else place, part, loss
+                place = "inside"
 
     def render(
         self,
@@ -156,26 +184,26 @@ class Encoder:
 
     def ids(self, pieces: list[Piece]) -> list[list[int]]:
         """The token ids of each piece; equal pieces are encoded once."""
-        wanted = list(dict.fromkeys((how, text) for how, text, _ in pieces))
-        found = {}
-        for method in {how for how, _ in wanted}:
-            texts = [text for how, text in wanted if how == method]
-            found.update(zip(((method, text) for text in texts), self.encode_as(method, texts), strict=True))
-        return [found[how, text] for how, text, _ in pieces]
+        wanted, found = dict.fromkeys((place, text) for place, text, _ in pieces), {}
+        for place in {place for place, _ in wanted}:
+            texts = [text for each, text in wanted if each == place]
+            found.update(zip(((place, text) for text in texts), self.encode_as(place, texts), strict=True))
+        return [found[place, text] for place, text, _ in pieces]
 
-    def encode_as(self, method: str, texts: list[str]) -> list[list[int]]:
+    def encode_as(self, place: str, texts: list[str]) -> list[list[int]]:
         """The ids of texts that stand in one kind of place."""
-        tokenizer, (method, _, anchor) = self.tokenizer, method.partition(" ")
-        if method == "inside":
+        backend, (place, _, anchor) = self.tokenizer.backend_tokenizer, place.partition(" ")
+        if place == "inside":
             return self.encode_inside(texts)
-        if method == "after":  # as serving does, which encodes a special token and what follows it together
-            return [ids[1:] for ids in encode_batch(tokenizer.backend_tokenizer, [anchor + text for text in texts])]
-        if method == "marked":
-            return [self.with_typed_tokens(text, place=anchor) for text in texts]
-        if method == "raw":
-            rows = encode_batch(tokenizer.backend_tokenizer, texts, add_special_tokens=True, encode_special_tokens=True)
-            return [ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id] for ids in rows]
-        return encode_batch(tokenizer.backend_tokenizer, texts)
+        if place == "after":  # as serving does, which encodes a special token and what follows it together
+            return [ids[1:] for ids in encode_batch(backend, [anchor + text for text in texts])]
+        if place == "typed":
+            return encode_batch(self.inner, texts, encode_special_tokens=True)
+        if place == "raw":
+            eos = self.tokenizer.eos_token_id
+            rows = encode_batch(backend, texts, add_special_tokens=True, encode_special_tokens=True)
+            return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in rows]
+        return encode_batch(backend, texts)
 
     def encode_inside(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts from the middle of a longer one, in front of which a dummy prefix has no place.
@@ -189,17 +217,6 @@ class Encoder:
         heads = encode_batch(self.inner, [text[:cut] for text, cut in zip(texts, cuts, strict=True)])
         tails = encode_batch(backend, [text[cut:] for text, cut in zip(texts, cuts, strict=True)])
         return [head + tail for head, tail in zip(heads, tails, strict=True)]
-
-    def with_typed_tokens(self, text: str, place: str) -> list[int]:
-        """The ids of a text in which special tokens that a row spells out stand between transformers' markers."""
-        ids: list[int] = []
-        for number, part in enumerate(re.split(f"{TOKEN_START}(.*?){TOKEN_END}", text)):
-            if part and number % 2:
-                ids += encode_batch(self.inner, [part], encode_special_tokens=True)[0]
-            elif part:
-                ids += self.encode_as(place, [part])[0]
-            place = "inside" if part else place
-        return ids
 
 
 def check_unicode(text: str) -> None:

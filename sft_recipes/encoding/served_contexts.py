@@ -1,113 +1,96 @@
-"""A conversation as one row to train on, or as several where a template shows history otherwise than new turns."""
+"""A conversation as one row to train on, or as several where a template shows history otherwise than new turns; and the
+parts of a row that carry loss: its answers, without what it marks as untrained."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sft_recipes.encoding.answer_spans import AnswerFormat, has_thoughts
-from sft_recipes.encoding.trained_spans import choose_answers, select_trained_spans
 from sft_recipes.errors import DataError
 
 UNROLL = ("auto", "last", "keep")
-Piece = tuple[str, str, bool]  # how it is encoded, its text, whether the loss is taken on it
 Messages = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Context:
-    """One row to train on: a conversation, or its beginning up to an answer, as it is served before each answer."""
+@dataclass
+class Row:
+    """The text of a conversation, or of its beginning up to an answer."""
 
-    conversation: Mapping[str, Any]  # with the settings that its thoughts need
-    pieces: list[Piece]
-    answers: list[int]  # the pieces with which the trained answers begin; what stands before one is its prompt
-    text: str  # all that is shown of the conversation in any context, for the checks of what a template leaves out
-    notes: frozenset[str] = frozenset()  # issues that rendering shows, see data/issues.py
-    thinks: bool = False  # whether a trained answer has thoughts
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The messages of one row, its text, where each of the answers stands in it, and how it was rendered."""
-
-    messages: Messages  # those that are not trained here have train: False
+    length: int  # the number of messages
     text: str
-    spans: list[tuple[int, int]]
-    settings: Mapping[str, Any]
-    notes: frozenset[str] = frozenset()
+    settings: Mapping[str, Any]  # with which it is rendered
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)  # of answers, by the numbers of their messages
+    notes: frozenset[str] = frozenset()  # issues that rendering shows, see data/issues.py
+
+
+def choose_answers(messages: Messages, train_on: str) -> dict[int, bool]:
+    """The numbers of the assistant's messages, and whether each is trained; raises DataError for an untrained question
+    where everything is trained."""
+    if train_on == "all" and any(
+        message["role"] != "assistant" and (message.get("train") is False or "train_detail" in message)
+        for message in messages
+    ):
+        raise DataError("train_on=all cannot leave out a question that is marked as untrained; train_on=assistant can")
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    chosen = answers[-1:] if train_on == "last" else answers
+    return {index: index in chosen and messages[index].get("train") is not False for index in answers}
 
 
 def render_rows(
     render: Callable,
     answers: AnswerFormat,
-    messages: Messages,
-    tools: Any,
-    settings: Mapping[str, Any],
+    given: tuple[Messages, Any, Mapping[str, Any]],
+    wanted: Mapping[int, bool],
     train_on: str,
     unroll: str,
-) -> tuple[list[Rendered], str]:
+) -> tuple[list[Row], str]:
     """The rows of one conversation, shortest first, each with the answers that it shows as serving would; and all that
     the template shows of it, also where no row is made of it: thoughts that history drops are not lost by mistake.
 
-    An answer's span is what rendering it adds to the prompt of serving. Answers that the whole conversation shows in
-    another context stand in a row that ends with one of them (`auto`), are not trained (`last`), or are trained in the
-    whole one (`keep`). Raises DataError where an answer does not follow its prompt.
+    `given` are its messages, tools and settings, `wanted` is from `choose_answers`. An answer's span is what rendering
+    it adds to the prompt of serving. Answers that the whole conversation shows in another context stand in a row that
+    ends with one of them (`auto`), are not trained (`last`), or are trained in the whole one (`keep`). Raises DataError
+    where an answer does not follow its prompt.
     """
-    wanted = choose_answers(messages, train_on)
+    messages, tools, settings = given
     settings_of = {index: answers.settings_for(messages[index], settings) for index in wanted}
     last = settings_of[max(wanted)] if wanted else settings
-    whole, end = render(messages, tools, last)[0], 0
-    if messages[-1]["role"] == "assistant":
-        whole, end = answers.find_end(whole, messages[-1])
-    rows, starts, untrained = [(messages, whole, {}, last)], {}, ""
+    whole, starts, untrained = render(messages, tools, last)[0], {}, ""
+    rows = [Row(len(messages), whole, last)]
     for index in sorted(wanted, reverse=True):
         if not wanted[index] and train_on != "all":
             if has_thoughts(messages[index]):
                 untrained += render(messages[: index + 1], tools, settings_of[index])[0]
             continue
+        is_last = index + 1 == len(messages)
         prompt = render(messages[:index], tools, settings_of[index], prompt=True)[0]
-        text, stop = whole, end
-        if index + 1 < len(messages):
-            text = render(messages[: index + 1], tools, settings_of[index])[0]
-            text, stop = answers.find_end(text, messages[index])
+        text = whole if is_last else render(messages[: index + 1], tools, settings_of[index])[0]
         if not text.startswith(prompt):
             raise DataError(
                 f"the chat template shows …{prompt[-32:]!r} before messages[{index}] when it is served, and not in the "
                 "row, so that it cannot be trained as an answer; train: false leaves it out"
             )
+        text, stop = answers.find_end(text, messages[index], len(prompt))
+        rows[0].text = text if is_last else rows[0].text
         starts[index] = len(prompt) if whole.startswith(prompt) else len(whole)
-        fitting = next((spans for _, shown, spans, _ in rows if shown.startswith(text[:stop])), None)
-        if fitting is None and train_on != "all":
-            rows.append((messages[: index + 1], text, fitting := {}, settings_of[index]))
-        elif fitting is None and not wanted[index]:
-            raise DataError(f"the chat template shows messages[{index}] otherwise later, so it cannot be left out")
-        if fitting is not None:
-            fitting[index] = (len(prompt), stop)
-    notes, elsewhere = frozenset(), [index for _, _, spans, _ in rows[1:] for index in spans]
-    if elsewhere and unroll == "keep":
-        notes = frozenset({"history_differs"})
-        rows[0][2].update({index: find_in_history(answers, whole, index, starts) for index in elsewhere})
-    shown = "".join(text for _, text, _, _ in rows) + untrained
+        row = next((row for row in rows if row.text.startswith(text[:stop])), None)
+        if row is None and train_on == "all":
+            if not wanted[index]:
+                raise DataError(f"the chat template shows messages[{index}] otherwise later, so it cannot be left out")
+            continue
+        if row is None:
+            rows.append(row := Row(index + 1, text, settings_of[index]))
+        row.spans[index] = (len(prompt), stop)
+    shown = "".join(row.text for row in rows) + untrained
+    elsewhere = [index for row in rows[1:] for index in row.spans]
     if unroll != "auto":
         rows = rows[:1]
-    elif len(rows) > 1 and not rows[0][2]:  # the whole one trains nothing
+    elif elsewhere and not rows[0].spans:  # the whole one trains nothing
         rows = rows[1:]
-    return [
-        Rendered(row if train_on == "all" else mark_untrained(row, spans), text, place_spans(row, spans), given, notes)
-        for row, text, spans, given in reversed(rows)
-    ], shown
-
-
-def mark_untrained(messages: Messages, kept: Container[int]) -> list[Mapping[str, Any]]:
-    """The messages with `train: False` on every answer that is not among the `kept` numbers."""
-    return [
-        message | {"train": False} if message["role"] == "assistant" and index not in kept else message
-        for index, message in enumerate(messages)
-    ]
-
-
-def place_spans(messages: Messages, spans: Mapping[int, tuple[int, int]]) -> list[tuple[int, int]]:
-    """The span of every answer, an empty one where none is known."""
-    return [spans.get(index, (0, 0)) for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if elsewhere and unroll == "keep":
+        rows[0].spans |= {index: find_in_history(answers, rows[0].text, index, starts) for index in elsewhere}
+        rows[0].notes = frozenset({"history_differs"})
+    return rows[::-1], shown
 
 
 def find_in_history(answers: AnswerFormat, whole: str, index: int, starts: Mapping[int, int]) -> tuple[int, int]:
@@ -119,28 +102,51 @@ def find_in_history(answers: AnswerFormat, whole: str, index: int, starts: Mappi
     return start, min(ends)
 
 
-def cut_answers(
-    row: Rendered, answers: AnswerFormat, train_on: str, train_empty_thoughts: bool
-) -> tuple[list[tuple[str, bool]], list[int], set[str]]:
-    """The row's text cut at its answers, with what carries loss; the numbers of the parts that begin an answer; notes.
+def cut_row(
+    row: Row,
+    answers: AnswerFormat,
+    messages: Messages,
+    wanted: Mapping[int, bool],
+    train_on: str,
+    train_empty_thoughts: bool,
+) -> Iterator[tuple[str, bool, str]]:
+    """The parts of a row's text, whether each carries loss, and what it is where an answer begins: `answer`, or what
+    the template begins it with and its row does not say, `template_inserted` or an `empty_thought`. Parts may be empty.
 
-    What an answer begins with and its row does not say is cut off, without loss.
+    Each part is encoded by itself, as the borders of prompt and answer are, so that no token spans two of them.
     """
-    text, parts, begins, notes, end = row.text, [], [], set(), 0
-    for start, stop, trained in select_trained_spans(text, row.spans, row.messages, train_on):
+    end = 0
+    for index, (start, stop) in sorted(row.spans.items()):
         if start >= stop:
             continue
-        if start > end:
-            parts.append((text[end:start], train_on == "all"))
-        opening, empty = answers.opening(text[start:stop]) if trained else ("", False)
-        if trained:
-            begins.append(len(parts))
-        if opening:
-            notes.add("empty_thought" if empty else "template_inserted")
-            parts.append((opening, empty and train_empty_thoughts))
-        if start + len(opening) < stop:
-            parts.append((text[start + len(opening) : stop], trained))
+        yield row.text[end:start], train_on == "all", ""
         end = stop
-    if text[end:]:
-        parts.append((text[end:], train_on == "all"))
-    return parts, begins, notes
+        if not wanted[index]:
+            yield row.text[start:stop], False, ""
+            continue
+        for number, (part, trained) in enumerate(split_answer(row.text[start:stop], messages[index])):
+            opening, empty = answers.opening(part) if trained and not number else ("", False)
+            if opening:
+                yield opening, empty and train_empty_thoughts, "empty_thought" if empty else "template_inserted"
+            yield part[len(opening) :], trained, "" if number or opening else "answer"
+    yield row.text[end:], train_on == "all", ""
+
+
+def split_answer(text: str, message: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """A rendered answer, cut where the message's `train_detail` begins and ends a part without loss."""
+    start = 0
+    if "train_detail" in message:
+        content = message["content"]
+        kept = content if content in text else content.strip()  # some templates trim
+        if text.count(kept) != 1:
+            raise DataError("an answer is trained in part, and the chat template changes it, so no part can be chosen")
+        first = text.index(kept)
+        begin, end = first - content.index(kept), first + len(kept)
+        for part in message["train_detail"]:
+            cuts = [begin + part["begin_offset"], begin + part["end_offset"] + 1]
+            opening, closing = (min(max(cut, first), end) for cut in cuts)
+            if not part["train"] and opening < closing:
+                yield text[start:opening], True
+                yield text[opening:closing], False
+                start = closing
+    yield text[start:], True

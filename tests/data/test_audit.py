@@ -83,7 +83,7 @@ DROPS_SYSTEM = (
     "eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-STOPS_SOMETIMES = DROPS_SYSTEM.replace("{{ m.content + eos_token }}", "{{ m.content }}{{ eos_token if loop.last }}")
+STOP_BEHIND = DROPS_SYSTEM.replace("+ eos_token }}{% endgeneration %}", "}}{% endgeneration %}{{ eos_token }}")
 TWO_ENDS = DROPS_SYSTEM.replace("{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
 
 
@@ -91,7 +91,7 @@ TWO_ENDS = DROPS_SYSTEM.replace("{% endgeneration %}", "{% endgeneration %}{{ eo
     "template, messages, expected",
     [
         (DROPS_SYSTEM, [say("system", "Be brief."), *GOOD["messages"]], {"content_missing"}),
-        (STOPS_SOMETIMES, GOOD["messages"] * 2, {"stop_not_supervised"}),
+        (STOP_BEHIND, GOOD["messages"] * 2, {"stop_not_supervised"}),
         (TWO_ENDS, GOOD["messages"], {"double_bos_or_eos"}),
     ],
 )
@@ -154,8 +154,8 @@ def test_rows_that_are_cut_to_nothing_are_counted(encoder, tmp_path):
 
 def test_a_template_that_serves_another_prompt_than_it_trains_is_refused(encoder, tmp_path):
     other = DROPS_SYSTEM.replace("assistant: {% endif %}", "bot: {% endif %}")
-    with pytest.raises(ConfigError, match="serving …'.*bot: '"):
-        check_train_serve_parity(encoder_with_template(encoder, tmp_path / "mine.jinja", other), [GOOD])
+    with pytest.raises(ConfigError, match="shows …'.*bot: ' when it is served"):
+        encoder_with_template(encoder, tmp_path / "mine.jinja", other)
 
 
 def test_a_conversation_that_the_assistant_opens_is_trained(encoder, tmp_path):

@@ -162,7 +162,7 @@ UNFIT = {
     "{% for m in messages %}{{ m.content }}{% endfor %}": "ends an answer with ''",
     "{{ messages.content.name }}": "cannot write a question and its answer: the chat template refuses it",
     "{{ strftime_now(day) + messages[-1].content + eos_token }}": "in a format that it computes",
-    "{% generation %}{{ messages[-1].content }}{% endgeneration %}{{ eos_token }}": "ends an answer with ''",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}": "behind the {% generation %} block",
     "<|user|>{% generation %}{{ messages[-1].content }}{{ eos_token }}{% endgeneration %}": "Name those to be added",
 }
 

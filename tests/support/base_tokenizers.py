@@ -121,4 +121,4 @@ def encoder_with_template(encoder: Encoder, path: Path, template: str) -> Encode
     """An encoder with another template, which is written to `path`, and a tokenizer of its own that serves with it."""
     tokenizer = AutoTokenizer.from_pretrained(encoder.tokenizer.name_or_path)
     path.write_text(template)
-    return Encoder(tokenizer, prepare_tokenizer(tokenizer, str(path))[0])
+    return Encoder(tokenizer, prepare_tokenizer(tokenizer, str(path), any_stop=True)[0])  # as a run does
