@@ -139,18 +139,17 @@ def to_train_detail(trained: Iterable[bool]) -> list[dict[str, Any]]:
 
 def read_tool_calls(calls: Any, field: str) -> list[Message]:
     """A call, a list of them, or their JSON text, as OpenAI's `tool_calls` with the arguments parsed."""
-    calls = read_json(calls, field) if calls else []
-    return [_tool_call(call, field) for call in (calls if isinstance(calls, list) else [calls])]
-
-
-def _tool_call(call: Any, field: str) -> Message:
-    match call.get("function", call) if isinstance(call, Mapping) else None:
-        case {"name": str(name), "arguments": given} | {"name": str(name), "parameters": given}:
-            arguments = {} if given in (None, "") else read_json(given, f"{field}: arguments")
-            if isinstance(arguments, dict):
-                number = {"id": call["id"]} if call.get("id") is not None else {}
-                return number | {"type": "function", "function": {"name": name, "arguments": arguments}}
-    raise DataError(f'{field}: a call is {{"name": "…", "arguments": {{…}}}}, not {short(call)}.')
+    calls, found = read_json(calls, field) if calls else [], []
+    for call in calls if isinstance(calls, list) else [calls]:
+        arguments = None
+        match call.get("function", call) if isinstance(call, Mapping) else None:
+            case {"name": str(name), "arguments": given} | {"name": str(name), "parameters": given}:
+                arguments = {} if given in (None, "") else read_json(given, f"{field}: arguments")
+        if not isinstance(arguments, dict):
+            raise DataError(f'{field}: a call is {{"name": "…", "arguments": {{…}}}}, not {short(call)}.')
+        number = {"id": call["id"]} if call.get("id") is not None else {}
+        found.append(number | {"type": "function", "function": {"name": name, "arguments": arguments}})
+    return found
 
 
 def is_trained(values: Mapping[str, Any], field: str = "") -> bool:

@@ -18,10 +18,6 @@ BATCH_ROWS = 1000  # that are taken out of Arrow at once
 Record = tuple[int, Row, str]  # the row's number, the row or its fault, and its file and line
 
 
-class ArrowRow(UserDict):
-    """A row of a Dataset, and no dict: Arrow has filled it with nulls for every key that another row has."""
-
-
 class FileRows:
     """The rows of local files in a random order that costs no memory; a number is a row's place in its split."""
 
@@ -60,7 +56,7 @@ class FileRows:
 
 
 class ArrowRows:
-    """The rows of a Dataset."""
+    """The rows of a Dataset, each a mapping and no dict: Arrow has filled it with nulls for every key of other rows."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.columns = dataset, dataset.column_names
@@ -74,4 +70,4 @@ class ArrowRows:
         while batch := list(islice(numbers, BATCH_ROWS)):
             columns = self.dataset.select(batch)[:]
             for number, values in zip(batch, zip(*columns.values(), strict=True), strict=True):
-                yield number, ArrowRow(zip(columns, values, strict=True)), ""
+                yield number, UserDict(zip(columns, values, strict=True)), ""
