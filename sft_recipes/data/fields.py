@@ -63,9 +63,10 @@ class RowFields:
     """
 
     def __init__(self, formatter: Callable[..., Any]):
-        defaults = {name: each.default for name, each in inspect.signature(formatter).parameters.items()}
-        given = {name: default for name, default in defaults.items() if isinstance(default, str)}
-        self.own, self.tree = getattr(formatter, "own", None), given.get("tree")
+        self.own = getattr(formatter, "own", None)
+        parameters = {} if self.own else inspect.signature(formatter).parameters
+        given = {name: each.default for name, each in parameters.items() if isinstance(each.default, str)}
+        self.tree = given.get("tree")
         self.said = [given[name] for name in IN_ORDER if name in given]
         self.parsed = [given[name] for name in ("history", "conversations", "messages") if name in given]
         self.system, self.tools = (

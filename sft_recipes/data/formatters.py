@@ -158,8 +158,8 @@ def _conversation(row: Row, messages: list[Message], system: str, tools: str, *c
 
 
 def _history(row: Row, column: str) -> list[Message]:
-    messages = []
-    for index, pair in enumerate(read_json(_optional(row, column) or [], column)):
+    messages, pairs = [], read_json(_optional(row, column) or [], column)
+    for index, pair in enumerate(pairs if isinstance(pairs, list) else [pairs]):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError(f"{column}[{index}] should be a question and its answer, not {short(pair)}.")
         messages.append({"role": "user", "content": read_text(pair[0], f"{column}[{index}][0]")})
@@ -193,7 +193,9 @@ def _tools(row: Row, column: str) -> Conversation:
         return {}
     # an empty list, not nothing: `Dataset.map` would keep the row's own text, and a column of both is an error
     tools = read_json(_optional(row, source) or [], source)
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list) or not all(
+        isinstance(tool, dict) and isinstance(tool.get("function", tool), dict) for tool in tools
+    ):
         raise DataError(f"{source} should be a list of tools, not {short(tools)}.")
     return {"tools": [{"type": "function", "function": tool} for tool in tools] if legacy else tools}
 

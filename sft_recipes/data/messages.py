@@ -1,11 +1,11 @@
 """One message, whichever tool wrote it: its role, content, calls, thoughts, and the flags that keep it untrained."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from reprlib import repr as short
 from typing import Any
 
+from sft_recipes.data.json_document import DECODER
 from sft_recipes.errors import DataError
 
 Message = dict[str, Any]
@@ -213,6 +213,6 @@ def read_text(value: Any, field: str) -> str:
 def read_json(value: Any, field: str) -> Any:
     """The value that a JSON text holds; nulls written there are the author's and stay."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+        return DECODER.decode(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{field} is not JSON ({error}): {short(value)}.") from None

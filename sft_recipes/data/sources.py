@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from datasets import ReadInstruction, load_dataset, load_dataset_builder
@@ -165,41 +166,44 @@ def find_formatter(
             raise DataError(f"data.{name}: {error}") from error
         log.info("data.%s: formatter %s, by its columns %s", name, describe_choice(chosen), ", ".join(columns))
         label = chosen.pop("name")
-    if "." in label:
-        return wrap_custom_formatter(where, label, chosen, columns or ())
-    if label not in (*FORMATTERS, "auto"):
+    own = "." in label
+    function = import_function(where, label) if own else FORMATTERS.get(label)
+    if function is None and label != "auto":
         raise ConfigError(f"{where}={label} is no formatter.{did_you_mean(label, [*FORMATTERS, 'auto'])}")
-    if label != "auto":
-        validate_kwargs(FORMATTERS[label], chosen, where)
+    if function:
+        row = {next(iter(inspect.signature(function).parameters), "row"): {}} if own else {}
+        validate_kwargs(function, row | chosen, where)
     if not columns:
         return None
-    if missing := [column for column in chosen.values() if column not in columns]:
+    if missing := [column for column in chosen.values() if column not in columns and not own]:
         raise DataError(f"{where}: {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
-    return BoundFormatter(FORMATTERS[label], **chosen)
+    formatter = SourceFormatter(function, **chosen)
+    formatter.label, formatter.nulls = label, dict.fromkeys(columns if own else chosen.values())
+    formatter.own = partial(function, **chosen) if own else None  # for RowFields, to see what it reads
+    return formatter
 
 
-class BoundFormatter(partial):
-    """A formatter with the names of its columns; where a row lacks one that another row has, it is null."""
+class SourceFormatter(partial):
+    """A formatter with the names of its columns; of a row that lacks one of them, it is null.
+
+    What a user's own `module.function` returns is checked as if it were a row of messages or text. Whatever goes wrong
+    with a row becomes a DataError.
+    """
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
-        return super().__call__(dict.fromkeys(self.keywords.values()) | row if self.keywords else row)
-
-
-def wrap_custom_formatter(
-    where: str, label: str, chosen: Mapping[str, Any], columns: Collection[str]
-) -> Callable[[Mapping[str, Any]], Conversation]:
-    """A user's `module.function`; what it returns is checked as if it were a row of messages or text."""
-    own, nulls = import_function(where, label), dict.fromkeys(columns)  # a row need not have all of its source's
-    validate_kwargs(own, {next(iter(inspect.signature(own).parameters), "row"): {}, **chosen}, where)
-
-    def formatter(row: Mapping[str, Any]) -> Conversation:
-        conversation = own(nulls | row, **chosen)
-        if not isinstance(conversation, Mapping) or not {"messages", "text"} & set(conversation):
-            raise DataError(f"{label} should return messages or text, not {conversation!r:.80}.")
-        return FORMATTERS["chatml" if "messages" in conversation else "text"](conversation)
-
-    formatter.own = partial(own, **chosen)  # for RowFields, to see what it reads
-    return formatter
+        try:
+            conversation = super().__call__(self.nulls | row if self.nulls else row)
+            if not self.own:
+                return conversation
+            if not isinstance(conversation, Mapping) or not {"messages", "text"} & set(conversation):
+                raise DataError(f"{self.label} should return messages or text, not {conversation!r:.80}.")
+            return FORMATTERS["chatml" if "messages" in conversation else "text"](conversation)
+        except DataError:
+            raise
+        except Exception as error:  # of a row that nobody thought of, or of a user's own code
+            place = extract_tb(error.__traceback__)[-1]
+            fault = f"{type(error).__name__}: {one_line(error)} ({Path(place.filename).name}, line {place.lineno})"
+            raise DataError(f"{self.label} cannot read it: {fault}.") from error
 
 
 def source_fingerprint(where: str, source: Source, rows: FileRows | ArrowRows | None) -> str:

@@ -228,6 +228,40 @@ def test_what_a_formatter_of_ones_own_leaves_of_a_turn_or_a_part_is_named(talk, 
     assert RowFields(formatter).unread(TURNS) == unread
 
 
+def test_what_goes_wrong_in_a_formatter_is_a_fault_of_its_row(encoder, tmp_path, monkeypatch):
+    (tmp_path / "own_rows.py").write_text("def talk(row):\n    return {'text': row['a'] + 'b'}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_rows", raising=False)
+    line = r"row 1 \(.*rows.jsonl, line 2\): own_rows.talk cannot read it: TypeError: .* \(own_rows.py, line 2\)"
+    with pytest.raises(DataError, match=line):
+        read_rows(encoder, tmp_path, {"a": "Hi"}, {"a": 1}, formatter="own_rows.talk")
+    assert (
+        len(read_rows(encoder, tmp_path, {"a": "Hi"}, {"a": 1}, formatter="own_rows.talk", on_error="drop").train) == 1
+    )
+
+
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": DEEP}, "messages is not JSON .maximum recursion depth"),
+        ({"messages": ask("Hi", "Yo"), "tools": [{"function": "f"}]}, "tools should be a list of tools, not"),
+        (
+            {"messages": ask("Hi", "", tool_calls=[{"name": "f", "arguments": '{"a": 1, "a": 2}'}])},
+            "key 'a' stands twice",
+        ),
+        ({"messages": ask("Hi", "", tool_calls=[{"name": "f", "arguments": '{"a": 1e999}'}])}, "1e999 is too large"),
+        ({"instruction": "Hi", "output": "Yo", "history": 5}, "should be a question and its answer, not 5"),
+        ({"prompt": TREE | {"replies": ["Yo"]}, "message_tree_id": "1"}, "oasst cannot read it: AttributeError"),
+    ],
+)
+def test_a_row_of_a_shape_that_no_formatter_knows_is_one_line(encoder, tmp_path, row, expected):
+    with pytest.raises(DataError, match=f"data.file row 0 .*{expected}"):
+        read_rows(encoder, tmp_path, row)
+
+
 def unread_of(name: str, row: dict) -> list[str]:
     fields = RowFields(FORMATTERS[name])
     return fields.unread(fields.parse(row))
