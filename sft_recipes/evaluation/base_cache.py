@@ -56,16 +56,17 @@ def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs
 
 
 def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, config: Config) -> str:
-    """A hash of all that the measurements depend on: weights, adapter, tokenizer, questions, options, versions."""
+    """A hash of all that the measurements depend on: weights, device, tokenizer, questions, options, versions."""
     options, tokenizer = questions.options, encoder.tokenizer
     asked = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in NOT_MEASURED}
     local = [Path(name) for name in (config.model.id, *options.lm_eval) if Path(name).exists()]
     parts = [
         config.composed["model"], config.composed["adapter"], path_times(local),
-        getattr(model.config, "_commit_hash", None), str(model.dtype), str(model.device),
+        getattr(model.config, "_commit_hash", None), str(model.dtype),
+        torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
         tokenizer.backend_tokenizer.to_str(), encoder.chat_template, encoder.stop, asked, questions.seed,
         questions.asked, questions.prompted, questions.texts, questions.names,
         digest_rows(questions.data.held_out), stack_versions(),
-        version("lm-eval") if options.lm_eval else None,
+        version("bitsandbytes"), version("lm-eval") if options.lm_eval else None,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

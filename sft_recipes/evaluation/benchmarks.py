@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -28,16 +28,14 @@ def run_lm_eval(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     tasks: Sequence[str],
-    *,
-    chat: bool | Literal["auto"] = "auto",
     limit: int | None = None,
     batch_size: int = 8,
 ) -> dict[str, float]:
     """Every task's main metric, from 0 to 1: `acc_norm` where the task has it, else the first metric that it names.
 
     A task is the name of one of lm-eval's tasks or groups, or a local task's YAML; a group without a metric of its own
-    gives its tasks'. `limit` is the number of rows a task. With `chat` questions stand in the tokenizer's chat
-    template; "auto" does so where an answer is written (ifeval, gsm8k) and not where given ones are compared (mmlu).
+    gives its tasks'. `limit` is the number of rows a task. Questions stand in the tokenizer's chat template where an
+    answer is written (ifeval, gsm8k), and not where given ones are compared (mmlu).
     Raises ConfigError for a task that cannot be loaded or whose metric is no share.
     """
     from lm_eval.evaluator import evaluate
@@ -50,7 +48,7 @@ def run_lm_eval(
         for task in tasks:
             loaded = load_task(task)
             written = all(part.OUTPUT_TYPE == "generate_until" for part in loaded["tasks"].values())
-            in_template = bool(tokenizer.chat_template) and written if chat == "auto" else chat
+            in_template = bool(tokenizer.chat_template) and written
             try:
                 results = evaluate(
                     lm, loaded, limit=limit, bootstrap_iters=0, log_samples=False,

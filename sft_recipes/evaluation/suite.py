@@ -22,7 +22,7 @@ from sft_recipes.evaluation.prompting import prompt_questions
 from sft_recipes.evaluation.raw_text import classify_regression, evaluate_raw_text, load_documents
 from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
 from sft_recipes.evaluation.thinking import score_thoughts
-from sft_recipes.evaluation.token_loss import evaluate_loss, flatten_loss
+from sft_recipes.evaluation.token_loss import break_down_loss, flatten_loss, token_losses
 from sft_recipes.modeling.loading import has_own_template
 
 
@@ -52,13 +52,11 @@ def build_eval_inputs(config: Config, data: TrainingData, tokenizer: PreTrainedT
 
 
 def check_evaluation(options: EvaluateOptions) -> None:
-    """Raises ConfigError for benchmarks, a judge or a raw text that are not to be had, before anything is loaded."""
+    """Raises ConfigError for benchmarks or a judge that are not to be had, before anything is loaded."""
     if options.lm_eval:
         check_tasks(options.lm_eval)
     if options.judge:
         check_judge(options.judge)
-    if options.raw_text:
-        load_documents(options.raw_text)
 
 
 SCORES = tuple(metric.name for metric in metrics_on("answers"))
@@ -68,6 +66,7 @@ def measured_metrics(questions: EvalInputs, training: bool = False) -> list[str]
     """The names that `objective` can have: the metrics that `measure_model` and, with `training`, a training give."""
     available = {
         "answers": questions.asked,
+        "thoughts": questions.asked,
         "held_out": len(questions.data.held_out),
         "stop_tokens": questions.data.questions,  # raw text has no answers that end
         "raw_text": questions.texts,
@@ -89,28 +88,30 @@ def measure_model(
     The base is asked with its prompt, too (`prompted`). What was not asked for is not in the result. `held_out` is what
     has been measured of these very weights already.
     """
-    options, tokenizer, found = questions.options, encoder.tokenizer, {}
+    options, found = questions.options, {}
     if questions.asked:
         said = generate_eval_answers(model, encoder, questions)
-        found |= score_answers(said) | score_by_length(said) | {"thinking": score_thoughts(said), "answers": said}
+        found |= score_answers(said) | score_by_length(said) | {"thinking": score_thoughts(said)}
+        others = {}  # what else is said to the same questions, and how it came about
         if options.temperature:
             how = {"temperature": options.temperature, "top_p": options.top_p}
-            drawn = generate_eval_answers(model, encoder, questions, **how, seed=questions.seed)
-            found["sampled"] = score_answers(drawn) | how
-            found["answers"] = [a | {"sampled": b["text"]} for a, b in zip(said, drawn, strict=True)]
+            others["sampled"] = generate_eval_answers(model, encoder, questions, **how, seed=questions.seed), how
         if is_base and questions.prompted:
-            helped = generate_eval_answers(model, encoder, replace(questions, asked=questions.prompted))
             how = {"system": bool(options.system), "few_shot": options.few_shot}
             how["as_text"] = "prompt_text" in questions.prompted[0]
-            found["prompted"] = score_answers(helped) | how
-            found["answers"] = [a | {"prompted": b["text"]} for a, b in zip(found["answers"], helped, strict=True)]
+            helped = replace(questions, asked=questions.prompted)
+            others["prompted"] = generate_eval_answers(model, encoder, helped), how
+        for name, (answers, how) in others.items():
+            found[name] = score_answers(answers) | how
+            said = [one | {name: other["text"]} for one, other in zip(said, answers, strict=True)]
+        found["answers"] = said
     if len(questions.data.held_out):
         found["held_out"] = held_out or evaluate_held_out(model, encoder, questions)
     if questions.texts:
         found["raw_text"] = evaluate_raw_text(model, encoder, questions.texts, options.batch_size)
     if options.lm_eval:
         found["lm_eval"] = run_lm_eval(
-            model, tokenizer, options.lm_eval, limit=options.lm_eval_rows, batch_size=options.batch_size
+            model, encoder.tokenizer, options.lm_eval, options.lm_eval_rows, options.batch_size
         )
     return found
 
@@ -119,19 +120,17 @@ def generate_eval_answers(
     model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, **sampling: Any
 ) -> list[dict[str, Any]]:
     """The answers to the held-out questions, greedy unless `sampling` says how they are drawn."""
-    options = questions.options
-    return generate_answers(
-        model, encoder.tokenizer, questions.asked, options.batch_size, options.max_new_tokens, **sampling
-    )  # fmt: skip
+    size, longest = questions.options.batch_size, questions.options.max_new_tokens
+    return generate_answers(model, encoder.tokenizer, questions.asked, size, longest, **sampling)
 
 
 def evaluate_held_out(
     model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, rows: Dataset | None = None
 ) -> dict[str, Any]:
     """The loss on the held-out rows, or on other `rows`, and its parts."""
-    stop = encoder.tokenizer.convert_tokens_to_ids(encoder.stop)
-    rows, batch = questions.data.held_out if rows is None else rows, questions.options.batch_size
-    return evaluate_loss(model, encoder.tokenizer, rows, stop, questions.names, batch)
+    rows = questions.data.held_out if rows is None else rows
+    losses = token_losses(model, encoder.tokenizer, rows, questions.options.batch_size)
+    return break_down_loss(rows, losses, encoder.tokenizer.convert_tokens_to_ids(encoder.stop), questions.names)
 
 
 def load_custom_metric(name: str | None) -> Callable[[list[dict[str, Any]]], float] | None:

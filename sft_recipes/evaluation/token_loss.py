@@ -7,28 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.modeling.inference import bf16_autocast, eval_mode
-
-
-def evaluate_loss(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Dataset,
-    stop: int,
-    names: Sequence[str],
-    batch: int,
-) -> dict[str, Any]:
-    """`loss`, its parts by `source`, `turn`, `position` and `length`, in nats a token, and `p_stop`.
-
-    `p_stop` is the mean probability of the stop token where an answer truly ends. `names` are the sources', to which
-    the rows' column `source` points, where they have one. The loss is the same at every batch size, unlike TRL's, a
-    mean of the batches' means.
-    """  # fmt: skip
-    return break_down_loss(rows, token_losses(model, tokenizer, rows, batch), stop, names)
 
 
 @torch.no_grad()
@@ -51,12 +35,10 @@ def token_losses(
         for chosen in batches[first::processes]:
             inputs = tokenizer.pad(
                 {"input_ids": [ids[i].tolist() for i in chosen]}, padding_side="right", return_tensors="pt"
-            )
-            wanted = torch.full_like(inputs.input_ids, IGNORE_INDEX)
-            for place, i in enumerate(chosen):
-                wanted[place, : len(labels[i])] = torch.tensor(labels[i])
-            inputs = inputs.to(model.device)
-            out = model(**inputs, labels=wanted.to(model.device), fused_lm_head=True, use_cache=False)
+            ).to(model.device)
+            wanted = [torch.tensor(labels[i], dtype=torch.int64, device=model.device) for i in chosen]
+            wanted = pad_sequence(wanted, batch_first=True, padding_value=IGNORE_INDEX)
+            out = model(**inputs, labels=wanted, fused_lm_head=True, use_cache=False)
             losses = -out.log_probs.float().masked_fill(~out.label_mask, torch.nan)
             losses = losses[:, losses.shape[1] + 1 - inputs.input_ids.shape[1] :].cpu().numpy()  # no virtual tokens
             found += [(int(i), losses[place, : len(ids[i]) - 1]) for place, i in enumerate(chosen)]
@@ -68,7 +50,12 @@ def token_losses(
 
 
 def break_down_loss(rows: Dataset, losses: Sequence[np.ndarray], stop: int, names: Sequence[str]) -> dict[str, Any]:
-    """The losses' mean, as a whole and by what their tokens are."""
+    """`loss`, its parts by `source`, `turn`, `position` and `length`, in nats a token, and `p_stop`.
+
+    `p_stop` is the mean probability of the stop token where an answer truly ends. `names` are the sources', to which
+    the rows' column `source` points, where they have one. The loss is the same at every batch size, unlike TRL's, a
+    mean of the batches' means.
+    """
     lengths, names = row_lengths(rows), names if "source" in rows.column_names else []
     sources = flat_values(rows, "source") if names else None
     labels = np.concatenate([row[1:] for row in row_arrays(rows, "labels")])
@@ -79,8 +66,8 @@ def break_down_loss(rows: Dataset, losses: Sequence[np.ndarray], stop: int, name
     before = np.cumsum(begins)  # answers begun so far, in all rows
     turn = before - np.maximum.accumulate(np.where(new_row, before - begins, 0))
     stops = there & (labels == stop)
-    found = {"loss": loss[there].mean(), "rows": len(rows), "tokens": int(there.sum())}
-    found |= {"p_stop": np.exp(-loss[stops]).mean()} if stops.any() else {}
+    found = {"loss": float(loss[there].mean()), "rows": len(rows), "tokens": int(there.sum())}
+    found |= {"p_stop": float(np.exp(-loss[stops]).mean())} if stops.any() else {}
     parts = {
         "source": {name: sources[row_of] == index for index, name in enumerate(names)},
         "turn": {"first": turn <= 1, "later": turn > 1},
@@ -88,8 +75,8 @@ def break_down_loss(rows: Dataset, losses: Sequence[np.ndarray], stop: int, name
         "length": length_quartiles(lengths, row_of),
     }
     for part, masks in parts.items():
-        found[part] = {key: loss[there & mask].mean() for key, mask in masks.items() if (there & mask).any()}
-    return to_builtin(found)
+        found[part] = {key: float(loss[there & mask].mean()) for key, mask in masks.items() if (there & mask).any()}
+    return found
 
 
 def length_quartiles(lengths: np.ndarray, row_of: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,13 +93,6 @@ def length_quartiles(lengths: np.ndarray, row_of: np.ndarray) -> dict[str, np.nd
         some = lengths[quarter == number]
         parts[f"{some.min()} to {some.max()} tokens"] = (quarter == number)[row_of]
     return parts
-
-
-def to_builtin(value: Any) -> Any:
-    """numpy's numbers as Python's, which JSON knows."""
-    if isinstance(value, Mapping):
-        return {key: to_builtin(item) for key, item in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def flatten_loss(found: Mapping[str, Any]) -> dict[str, float]:

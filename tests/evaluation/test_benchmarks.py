@@ -62,8 +62,8 @@ def test_a_local_choice_task_is_scored_by_the_answers_log_probabilities(tiny, ta
     assert run_lm_eval(model, tokenizer, tasks) == {"plain": right / 24, "by_length": right_by_length / 24}
 
 
-@pytest.mark.parametrize("chat", ["auto", False])
-def test_a_local_written_task_is_asked_in_the_chat_template(tiny, task, chat):
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_local_written_task_is_asked_in_the_chat_template_where_there_is_one(tiny, task, chat):
     model, tokenizer, _ = tiny
     rows = world_questions(8)
     for place, row in enumerate(rows):
@@ -76,9 +76,11 @@ def test_a_local_written_task_is_asked_in_the_chat_template(tiny, task, chat):
         text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
         row["answer"] = text.split(".")[0] if place % 4 else "something else"
     assert len({row["answer"] for row in rows}) > 3
-    assert run_lm_eval(model, tokenizer, [task("written", rows, **WRITTEN)], chat=chat) == {"written": 0.75}
-    other = run_lm_eval(model, tokenizer, [task("written", rows, **WRITTEN)], chat="auto" if chat is False else False)
-    assert other["written"] < 0.75
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    right, wrong = (tokenizer, plain) if chat else (plain, tokenizer)
+    assert run_lm_eval(model, right, [task("written", rows, **WRITTEN)]) == {"written": 0.75}
+    assert run_lm_eval(model, wrong, [task("written", rows, **WRITTEN)])["written"] < 0.75
 
 
 def test_limit_is_the_number_of_rows_that_are_asked(tiny, task):
@@ -112,6 +114,7 @@ def test_an_adapter_is_scored_as_it_is_and_the_model_is_left_as_it_was(tiny, tas
     if not tied:
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    torch.manual_seed(0)  # of the adapter's weights
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     train_new_tokens(config, model, new)
     peft = get_peft_model(model, config).train()

@@ -16,7 +16,7 @@ from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import ConfigError
-from sft_recipes.evaluation.token_loss import evaluate_loss
+from sft_recipes.evaluation.token_loss import break_down_loss, token_losses
 from sft_recipes.training import trainer as trainer_module
 from sft_recipes.training.arguments import build_arguments
 from sft_recipes.training.callbacks import PackedAttentionCheck
@@ -65,7 +65,7 @@ def trainer(documents, folder, tokenizer, rows: int, accumulated: int, packing: 
     size = arguments.per_device_eval_batch_size
     return SupervisedTrainer(
         small_llama(), arguments, train_dataset=train, eval_dataset=documents, processing_class=tokenizer,
-        measure=lambda model, rows: (evaluate_loss(model, tokenizer, rows, 0, ["all"], size), {}),
+        measure=lambda model, rows: (break_down_loss(rows, token_losses(model, tokenizer, rows, size), 0, ["all"]), {}),
     )  # fmt: skip
 
 
