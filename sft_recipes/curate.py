@@ -14,8 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from sft_recipes.config.schema import Config
-from sft_recipes.data.curate_sources import CuratedSources, curate_sources
-from sft_recipes.data.curated_rows import find_source_leaks
+from sft_recipes.data.curate_sources import CuratedSources, curate_sources, find_source_leaks
 from sft_recipes.data.prepare import count_text, open_source
 from sft_recipes.data.sources import check_readers
 from sft_recipes.errors import ConfigError

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from sft_recipes.config.generate_options import GenerateOptions
 from sft_recipes.config.schema import Config
-from sft_recipes.data.curated_rows import read_questions
+from sft_recipes.data.curate_sources import read_questions
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.endpoint import Prompt, Reply, total_cost
 from sft_recipes.making.model_replies import EndpointModel, LocalModel, Model

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from sft_recipes.config.options import MixOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.data.token_rows import TrainingData, flat_values, row_lengths, supervised_lengths, take_rows
-from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -22,6 +21,7 @@ UNITS = {"rows": "rows", "tokens": "tokens with loss"}  # of mix.by; raw text be
 class Part:
     """One source of a mixture: what is asked of it, and what was taken."""
 
+    name: str
     share: float | None  # of the conversations or, as raw text beside them, of all tokens
     unit: str
     beside: bool = False  # raw text that mix.raw_text is about
@@ -39,62 +39,62 @@ def mix_rows(config: Config, data: TrainingData) -> TrainingData:
         return data
     sizes = {"rows": np.ones(len(data.train), dtype=np.int64), "tokens": row_lengths(data.train)}
     sizes["tokens with loss"] = supervised_lengths(data.train)
-    index, piece = flat_values(data.train, "source"), flat_values(data.train, "piece")
-    places = {name: np.flatnonzero(index == number) for number, name in enumerate(config.sources)}
-    parts = make_parts(config, {name: bool((piece[mine] >= 0).any()) for name, mine in places.items()})
-    for name, part in parts.items():
-        part.rows, part.amounts = places[name], sizes[part.unit][places[name]]
+    index, is_raw = flat_values(data.train, "source"), flat_values(data.train, "piece") >= 0
+    parts = make_parts(config, [bool(is_raw[index == number].any()) for number in range(len(config.sources))])
+    for number, part in enumerate(parts):
+        part.rows = np.flatnonzero(index == number)
+        part.amounts = sizes[part.unit][part.rows]
     drawn, audit = draw_parts(config, parts, sizes["tokens"]), {}
-    for name, part in parts.items():
-        part.taken.update({unit: int(size[drawn[name]].sum()) for unit, size in sizes.items()})
-        audit[name] = data.audit[name] | {"kept": part.taken["rows"], "tokens": part.taken["tokens"]}
-        audit[name] |= {"supervised_tokens": part.taken["tokens with loss"]}
+    for part in parts:
+        part.taken.update({unit: int(size[drawn[part.name]].sum()) for unit, size in sizes.items()})
+        rows, tokens, supervised = (part.taken[unit] for unit in ("rows", "tokens", "tokens with loss"))
+        audit[part.name] = data.audit[part.name] | {"kept": rows, "tokens": tokens, "supervised_tokens": supervised}
     if config.mix.total or config.mix.raw_text is not None or any(part.share for part in config.sources.values()):
         audit = {name: audit[name] | {"mix": entry} for name, entry in describe_mixture(parts).items()}
-    order = np.concatenate([drawn[name] for name in parts])
+    order = np.concatenate([drawn[part.name] for part in parts])
     order = order[np.random.default_rng(config.seed).permutation(len(order))]
     return replace(data, train=take_rows(data.train, order), audit=audit)
 
 
-def make_parts(config: Config, is_raw: Mapping[str, bool]) -> dict[str, Part]:
+def make_parts(config: Config, is_raw: Sequence[bool]) -> list[Part]:
     """The sources as parts of the mixture. `mix.raw_text` is about raw text that asks for no share."""
-    raw, mix, sources = [name for name in is_raw if is_raw[name]], config.mix, config.sources
-    if mix.raw_text and not raw:
+    mix, sources = config.mix, config.sources
+    if mix.raw_text and not any(is_raw):
         raise ConfigError(
-            f"mix.raw_text={mix.raw_text:g}: no source is raw text. Write 'data=[{','.join(is_raw)},prose]', or add a "
+            f"mix.raw_text={mix.raw_text:g}: no source is raw text. Write 'data=[{','.join(sources)},prose]', or add a "
             "source of your own with formatter=text."
         )
-    wanted = mix.raw_text is not None and len(raw) < len(is_raw)
-    for name in (name for name in raw if wanted and sources[name].share):
-        log.warning("data.%s.share=%g holds, not mix.raw_text=%g.", name, sources[name].share, mix.raw_text)
-    beside = [name for name in raw if wanted and not sources[name].share]
-    return {
-        name: Part(mix.raw_text / len(beside), "tokens", True) if name in beside else Part(source.share, UNITS[mix.by])
+    raw = dict(zip(sources, is_raw, strict=True)) if mix.raw_text is not None and not all(is_raw) else {}
+    beside = [name for name in sources if raw.get(name) and not sources[name].share]
+    for name in sources:
+        if raw.get(name) and sources[name].share:
+            log.warning("data.%s.share=%g holds, not mix.raw_text=%g.", name, sources[name].share, mix.raw_text)
+    return [
+        Part(name, mix.raw_text / len(beside), "tokens", beside=True)
+        if name in beside
+        else Part(name, source.share, UNITS[mix.by])
         for name, source in sources.items()
-    }
+    ]
 
 
-def draw_parts(config: Config, parts: Mapping[str, Part], tokens: np.ndarray) -> dict[str, np.ndarray]:
+def draw_parts(config: Config, parts: Sequence[Part], tokens: np.ndarray) -> dict[str, np.ndarray]:
     """For each source the places of its rows in the mixture: first of conversations, then of raw text beside them.
 
     Several sources of raw text share `mix.raw_text` in proportion to their size.
     """
-    mix, seed = config.mix, config.seed
-    talks = {name: part for name, part in parts.items() if not part.beside}
-    have = {name: int(part.amounts.sum()) for name, part in talks.items()}
-    shares, total = plan_shares(mix, {name: part.share for name, part in talks.items()}, have)
+    mix, drawn = config.mix, {}
+    talks, beside = ([part for part in parts if part.beside == which] for which in (False, True))
+    have = {part.name: int(part.amounts.sum()) for part in parts}
+    shares, total = plan_shares(mix, {part.name: part.share for part in talks}, have)
     wanted = {name: total * share for name, share in shares.items()}
     wanted = round_to_total(wanted) if mix.by == "rows" else wanted
-    drawn = {}
-    for name, part in talks.items():
-        part.share = shares[name]
-        drawn[name] = draw_rows(mix, name, part, wanted[name], seed)
-    said = sum(int(tokens[rows].sum()) for rows in drawn.values())
-    beside = {name: part for name, part in parts.items() if part.beside}
-    size = sum(int(part.amounts.sum()) for part in beside.values())
-    for name, part in beside.items():
-        part.share = mix.raw_text * int(part.amounts.sum()) / max(1, size)
-        drawn[name] = draw_rows(mix, name, part, said * part.share / (1 - mix.raw_text), seed)
+    for part in talks:
+        part.share = shares[part.name]
+        drawn[part.name] = draw_rows(mix, part, wanted[part.name], config.seed)
+    said, size = sum(int(tokens[rows].sum()) for rows in drawn.values()), sum(have[part.name] for part in beside)
+    for part in beside:
+        part.share = mix.raw_text * have[part.name] / max(1, size)
+        drawn[part.name] = draw_rows(mix, part, said * part.share / (1 - mix.raw_text), config.seed)
     return drawn
 
 
@@ -119,7 +119,7 @@ def plan_shares(
             f"data: shares ({listed}) should be above 0 and sum to 1, or to less where a source has none."
         )
     shares = {name: free * have[name] / max(1, size) if share is None else share for name, share in asked.items()}
-    total = mix.total or (size / free if None in asked.values() else sum(have.values()))
+    total = mix.total or (size / free if None in asked.values() else sum(have[name] for name in asked))
     enough = {name: have[name] / share for name, share in shares.items() if share}
     scarce = min(enough, key=enough.get, default=None)
     if mix.when_short == "shrink" and scarce and enough[scarce] < total * (1 - 1e-9):
@@ -143,7 +143,7 @@ def round_to_total(wanted: Mapping[str, float]) -> dict[str, int]:
     return {name: number + (name in largest) for name, number in whole.items()}
 
 
-def draw_rows(mix: MixOptions, name: str, part: Part, wanted: float, seed: int) -> np.ndarray:
+def draw_rows(mix: MixOptions, part: Part, wanted: float, seed: int) -> np.ndarray:
     """The places of a source's rows that together come nearest to `wanted`, in the table's order.
 
     They are drawn without replacement: a row comes again only once all have come, with a warning. Raises ConfigError
@@ -151,7 +151,7 @@ def draw_rows(mix: MixOptions, name: str, part: Part, wanted: float, seed: int) 
     """
     have = int(part.amounts.sum())
     if wanted > have * (1 + 1e-9):
-        wanted = check_repeats(mix, name, part, wanted, have)
+        wanted = check_repeats(mix, part, wanted, have)
     times = int(wanted // have) if have else 0
     order = np.random.default_rng(seed).permutation(len(part.amounts))
     sums = np.concatenate([[0], np.cumsum(part.amounts[order])])
@@ -159,13 +159,13 @@ def draw_rows(mix: MixOptions, name: str, part: Part, wanted: float, seed: int) 
     return part.rows[np.sort(np.concatenate([np.tile(np.arange(len(order)), times), rest]))]
 
 
-def check_repeats(mix: MixOptions, name: str, part: Part, wanted: float, have: int) -> float:
+def check_repeats(mix: MixOptions, part: Part, wanted: float, have: int) -> float:
     """How much is taken of a source that has less than is wanted, with a warning.
 
     Raises ConfigError where it may not be repeated, or not so often.
     """
-    share = f"mix.raw_text={mix.raw_text:g}" if part.beside else f"data.{name}.share={part.share:.3g}"
-    found = f"{share} is {wanted:,.0f} {part.unit} of this mixture, and data.{name} has {have:,}"
+    share = f"mix.raw_text={mix.raw_text:g}" if part.beside else f"data.{part.name}.share={part.share:.3g}"
+    found = f"{share} is {wanted:,.0f} {part.unit} of this mixture, and data.{part.name} has {have:,}"
     if mix.when_short == "shrink":
         log.warning("%s: they are taken once.", found)
         return have
@@ -179,24 +179,24 @@ def check_repeats(mix: MixOptions, name: str, part: Part, wanted: float, have: i
     raise ConfigError(f"{found}{often}. Write a smaller share{fits}, mix.when_short=shrink, or {more}.")
 
 
-def describe_mixture(parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
+def describe_mixture(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
     """For each source what share was asked of it, what it got, in which unit, and how often its rows were taken."""
     found = {}
-    for name, part in parts.items():
-        whole = sum(other.taken[part.unit] for other in parts.values() if part.beside or not other.beside)
+    for part in parts:  # a share is of all, as raw text, and else of the conversations
+        whole = sum(other.taken[part.unit] for other in parts if part.beside or not other.beside)
         got = part.taken[part.unit] / max(1, whole)
-        found[name] = {"asked": round(part.share, 6), "got": round(got, 6), "of": part.unit}
+        found[part.name] = {"asked": round(part.share, 6), "got": round(got, 6), "of": part.unit}
         if part.amounts is not None and (have := int(part.amounts.sum())):
-            found[name]["times"] = round(part.taken[part.unit] / have, 4)
+            found[part.name]["times"] = round(part.taken[part.unit] / have, 4)
     return found
 
 
 class StreamMixture:
     """Which source of a stream is next: the one that is furthest behind its share of what was taken so far."""
 
-    def __init__(self, config: Config, is_raw: Mapping[str, bool]):
+    def __init__(self, config: Config, is_raw: Sequence[bool]):
         self.parts, self.raw_text = make_parts(config, is_raw), config.mix.raw_text or 0
-        asked = {name: part.share for name, part in self.parts.items() if not part.beside}
+        asked = {part.name: part.share for part in self.parts if not part.beside}
         free = [name for name, share in asked.items() if share is None]
         if len(free) > 1:
             raise ConfigError(
@@ -204,17 +204,12 @@ class StreamMixture:
                 "without and gets the rest."
             )
         shares, _ = plan_shares(MixOptions(), asked, dict.fromkeys(asked, 1))
-        for name, share in shares.items():
-            self.parts[name].share = share
+        for part in self.parts:
+            part.share = shares.get(part.name, part.share)
 
-    def next_source(self) -> str:
-        """The name of the source whose row comes next."""
-        raw = sum(part.taken["tokens"] for part in self.parts.values() if part.beside)
-        behind = raw < self.raw_text * sum(part.taken["tokens"] for part in self.parts.values())
-        chosen = [name for name, part in self.parts.items() if part.beside == behind]
-        return min(chosen, key=lambda name: self.parts[name].taken[self.parts[name].unit] / self.parts[name].share)
-
-    def take(self, name: str, labels: np.ndarray) -> None:
-        """Counts a row that was taken of a source."""
-        carries = int((labels != IGNORE_INDEX).sum())
-        self.parts[name].taken.update({"rows": 1, "tokens": len(labels), "tokens with loss": carries})
+    def next_source(self) -> Part:
+        """The source whose row comes next."""
+        raw = sum(part.taken["tokens"] for part in self.parts if part.beside)
+        behind = raw < self.raw_text * sum(part.taken["tokens"] for part in self.parts)
+        chosen = [part for part in self.parts if part.beside == behind]
+        return min(chosen, key=lambda part: part.taken[part.unit] / part.share)

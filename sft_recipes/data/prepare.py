@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
+from sft_recipes.curation.leaks import hold_out_groups
 from sft_recipes.data.audit import (
     check_rows,
     check_train_serve_parity,
@@ -22,14 +23,13 @@ from sft_recipes.data.audit import (
     log_issues,
     row_hashes,
 )
-from sft_recipes.data.curate_sources import remove_rows
-from sft_recipes.data.curated_rows import LeakTest, SourceRows, find_source_leaks, hold_out_with_twins
+from sft_recipes.data.curate_sources import LeakTest, Rows, SourceRows, find_source_leaks, read_words, remove_rows
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, find_issues
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.mixing import mix_rows
-from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
+from sft_recipes.data.raw_rows import Record
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.sweep_cache import cache_key, cached
@@ -101,8 +101,7 @@ def open_source(name: str, config: Config) -> SourceRows:
         out_rows = load_rows(where, source, source.held_out_split)
         trained, out = chosen, np.arange(len(out_rows))
     else:
-        drawn = hold_out(where, rows, chosen, source.held_out, config)
-        out = chosen[hold_out_with_twins(where, config, rows, formatter, chosen, drawn)]
+        out = chosen[hold_out(where, rows, formatter, chosen, source.held_out, config)]
         trained = np.setdiff1d(chosen, out)
     return SourceRows(rows, out_rows, formatter, trained, out)
 
@@ -124,7 +123,7 @@ def read_source(
     return TrainingData(train, drop_field_names(held_out), questions, audit, examples=some)
 
 
-def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: Config) -> np.ndarray:
+def choose_rows(where: str, source: Source, rows: Rows, config: Config) -> np.ndarray:
     """The numbers of the rows that are used: all of a source, unless it says how many, or the run is a smoke test."""
     chosen = np.arange(len(rows))
     if source.rows and source.rows > len(rows):
@@ -136,20 +135,38 @@ def choose_rows(where: str, source: Source, rows: FileRows | ArrowRows, config: 
     return chosen[:SMOKE_ROWS] if config.smoke else chosen
 
 
-def hold_out(where: str, rows: FileRows | ArrowRows, chosen: np.ndarray, wanted: float, config: Config) -> np.ndarray:
-    """The places within `chosen` of the rows that are held out, in the order they were drawn: so many, or a share."""
-    wanted = min(wanted, SMOKE_HELD_OUT) if config.smoke else wanted
+def hold_out(
+    where: str, rows: Rows, formatter: Callable | None, chosen: np.ndarray, wanted: float, config: Config
+) -> np.ndarray:
+    """The places within `chosen` of the rows that are held out: so many, or a share, and near-duplicates together."""
+    wanted, leaks = min(wanted, SMOKE_HELD_OUT) if config.smoke else wanted, config.curation.leaks
     number = round(len(chosen) * wanted) if wanted < 1 else int(wanted)
     if wanted > 1 and number != wanted:
         raise ConfigError(f"{where}.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
     if not 0 <= number < max(len(chosen), 1):
         raise ConfigError(f"{where}.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
     if config.data.held_out_by_length:
-        return draw_by_length(rows, chosen, number, config.seed)
-    return np.random.default_rng(config.seed).permutation(len(chosen))[:number]
+        drawn = draw_by_length(rows, chosen, number, config.seed)
+    else:
+        drawn = np.random.default_rng(config.seed).permutation(len(chosen))[:number]
+    if leaks is None or not number:
+        return np.sort(drawn)
+    read_texts = lambda places: read_words(rows, formatter, chosen[list(places)])  # noqa: E731
+    out = hold_out_groups(drawn, len(chosen), read_texts, leaks.threshold)
+    if not len(out):
+        raise ConfigError(
+            f"{where}: no {number} rows can be held out, since each is a near-duplicate (at {leaks.threshold:g}) of "
+            "rows that would be trained on. Write a larger data.held_out, data.held_out=0, or curation=none."
+        )
+    if len(out) < number:
+        log.warning(
+            "%s: %d rows are held out, not %d: near-duplicates stay together, larger groups of them in training.",
+            where, len(out), number,
+        )  # fmt: skip
+    return out
 
 
-def draw_by_length(rows: FileRows | ArrowRows, chosen: np.ndarray, number: int, seed: int) -> np.ndarray:
+def draw_by_length(rows: Rows, chosen: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Places within `chosen`, one drawn from each of `number` equal parts of the rows sorted by their characters."""
     random = np.random.default_rng(seed)
     length = np.array([sum(map(len, iterate_strings(row))) for _, row, _ in rows.records(chosen)])

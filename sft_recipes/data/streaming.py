@@ -19,18 +19,18 @@ from sft_recipes.data.audit import (
     log_issues,
     row_hashes,
 )
-from sft_recipes.data.curated_rows import LeakTest, build_leak_test
+from sft_recipes.data.curate_sources import LeakTest, build_leak_test
 from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.long_rows import apply_max_length_policy
-from sft_recipes.data.mixing import StreamMixture, describe_mixture
+from sft_recipes.data.mixing import UNITS, StreamMixture, describe_mixture
 from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, encode_rows
 from sft_recipes.data.raw_rows import Record
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, source_fingerprint, stream_rows
 from sft_recipes.data.token_rows import ORIGIN, TrainingData, flat_values, row_arrays, to_dataset
-from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -123,11 +123,12 @@ class RowStream:
         """
         mix, streams = self.config.mix, {name: self.documents(name) for name in self.sources}
         waiting = {name: next(stream) for name, stream in streams.items()}
-        self.mixture = StreamMixture(self.config, {name: row[RAW_PIECE] >= 0 for name, row in waiting.items()})
-        ended = {name: 0 for name, part in self.mixture.parts.items() if part.share}
+        self.mixture = StreamMixture(self.config, [row[RAW_PIECE] >= 0 for row in waiting.values()])
+        ended = {part.name: 0 for part in self.mixture.parts if part.share}
         while not all(ended.values()):
-            row = waiting[name := self.mixture.next_source()]
-            self.mixture.take(name, row[1])
+            part = self.mixture.next_source()
+            row, name = waiting[part.name], part.name
+            part.taken.update({"rows": 1, "tokens": len(row[1]), UNITS["tokens"]: int((row[1] != IGNORE_INDEX).sum())})
             yield row
             waiting[name] = next(streams[name], None)
             if waiting[name] is None:

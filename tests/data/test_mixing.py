@@ -111,6 +111,11 @@ def test_raw_text_is_a_share_of_all_tokens_beside_the_conversations(mixed):
     assert rows_of(mixed({"a": 200, "prose": 400}, raw_text=0), 1) == []
 
 
+def test_raw_text_beside_is_no_part_of_the_whole_of_which_conversations_ask_shares(mixed):
+    data = mixed({"a": 90, "b": 30, "prose": 400}, {"a": 0.5, "b": 0.5}, raw_text=0.1)
+    assert [len(rows_of(data, index)) for index in range(2)] == [60, 60]  # of 120 conversations
+
+
 def test_sources_of_raw_text_share_it_in_proportion_to_their_size(mixed):
     data = mixed({"a": 200, "prose": 300, "prose_2": 100}, raw_text=0.1)
     large, small = (data.audit[name]["mix"] for name in ("prose", "prose_2"))
