@@ -1,9 +1,11 @@
 """Tokenizer, chat template and weights, from the config's `model`."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -25,7 +27,6 @@ from sft_recipes.encoding.template_limits import check_template_ends
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
-from sft_recipes.modeling.weight_checks import check_weights
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
 
 log = logging.getLogger(__name__)
@@ -122,15 +123,23 @@ def model_not_found(id: str, error: Exception) -> ConfigError:
     )
 
 
-def load_model_config(options: ModelOptions) -> PretrainedConfig:
-    """The config of the weights that `model.id` names (an adapter run's base); raises ConfigError where it has none."""
+def find_weights(options: ModelOptions) -> tuple[str, dict[str, Any]]:
+    """Where the weights are that `model.id` names (of an adapter run those of its base), and how they are loaded."""
     adapter = load_adapter_config(options.id)
-    id = adapter.base_model_name_or_path if adapter else model_folder(options.id)
-    more = {"max_position_embeddings": options.max_position_embeddings} if options.max_position_embeddings else {}
+    id, revision = model_folder(options.id), options.revision
+    if adapter:
+        id, revision = adapter.base_model_name_or_path, adapter.revision
+    how = {"revision": revision, "trust_remote_code": options.trust_remote_code}
+    if options.max_position_embeddings:
+        how["max_position_embeddings"] = options.max_position_embeddings
+    return id, how
+
+
+def load_model_config(options: ModelOptions) -> PretrainedConfig:
+    """The config of the weights that `model.id` names; raises ConfigError where it has none."""
+    id, how = find_weights(options)
     try:
-        return AutoConfig.from_pretrained(
-            id, revision=options.revision, trust_remote_code=options.trust_remote_code, **more
-        )
+        return AutoConfig.from_pretrained(id, **how)
     except (OSError, ValueError) as error:
         raise model_not_found(id, error) from error
 
@@ -165,6 +174,29 @@ def load_model(
     return model
 
 
+@torch.no_grad()
+def check_weights(model: PreTrainedModel | PeftModel, id: str) -> None:
+    """Raises ConfigError for weights that are not finite and for an embedding of zeros; the log names other matrices of
+    zeros, which a module may begin with on purpose, as an adapter's do."""
+    zeros, embeddings = [], [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    for name, value in model.named_parameters():
+        if not value.is_floating_point() or value.is_meta or not value.numel():
+            continue
+        low, high = (end.item() for end in (value.float() if value.itemsize == 1 else value).aminmax())  # NaN stays NaN
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ConfigError(
+                f"model.id={id}: {name} has values that are not finite (NaN or infinity), so no loss could be. Its "
+                "file is damaged, or its training failed: take another copy."
+            )
+        if low == high == 0 and any(value is weight for weight in embeddings):
+            raise ConfigError(f"model.id={id}: {name} is all zeros. Its file is not whole: take another copy.")
+        if low == high == 0 and value.ndim > 1 and "lora_" not in name:
+            zeros.append(name)
+    if zeros:
+        log.warning("%s: %d matrices are all zeros (%s …). Where that is not on purpose, its file is not whole.",
+                    id, len(zeros), zeros[0])  # fmt: skip
+
+
 def load_weights(
     options: ModelOptions,
     quantization: BitsAndBytesConfig | None,
@@ -179,17 +211,13 @@ def load_weights(
     adapter run gives that run's base with its adapter on it, which can be trained further; `dequantize` first converts
     the base's 4-bit weights to full precision.
     """
-    folder, adapter = model_folder(options.id), load_adapter_config(options.id)
-    id = adapter.base_model_name_or_path if adapter else folder
-    rest = {"trust_remote_code": options.trust_remote_code, "attn_implementation": options.attn_implementation}
-    rest |= {"revision": adapter.revision if adapter else options.revision}
-    if options.max_position_embeddings:
-        rest["max_position_embeddings"] = options.max_position_embeddings
+    id, how = find_weights(options)
+    how |= {"attn_implementation": options.attn_implementation, "quantization_config": quantization}
     id = str(Path(id).resolve()) if Path(id).is_dir() else id  # saved in the adapter's config, which may move
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     dtype = options.dtype or ("bfloat16" if frozen and half else "float32")
     try:
-        model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, quantization_config=quantization, **rest)
+        model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, **how)
     except (ImportError, ValueError, UnpicklingError, SafetensorError) as error:  # pickles are read as tensors alone
         raise ConfigError(f"model: {one_line(error)[:300]}") from error
     except OSError as error:
@@ -197,15 +225,13 @@ def load_weights(
     disable_bnb_cpu_repacking(model)
     if dequantize:
         model = model.dequantize(getattr(torch, dtype))
-    if adapter:
-        return attach_adapter(model, folder, tokenizer, new)
+    if load_adapter_config(options.id):
+        return attach_adapter(model, model_folder(options.id), tokenizer, new)
     add_embedding_rows(model, new)
     return model
 
 
-def attach_adapter(
-    base: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerFast, new: list[int] | None = None
-) -> PeftModel:
+def attach_adapter(base: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerFast, new: list[int]) -> PeftModel:
     """The base with the adapter of `folder` on it, an embedding row for every token, and the run's generation config.
 
     Raises ConfigError for `new` tokens, which the adapter has no rows for.

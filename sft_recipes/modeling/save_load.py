@@ -2,7 +2,6 @@
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,26 +146,22 @@ def load_run(
     """
     check_finished_run(run := Path(run))
     with explained_files_of(run):
-        return load_finished_run(run, dtype, dequantize, trust_remote_code)
-
-
-def load_finished_run(
-    run: Path, dtype: str | None, dequantize: bool, trust_remote_code: bool
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
-    """What `load_run` does with the folder of a finished run."""
-    folder, config = model_folder(str(run)), saved_config(run)
-    kept = ("attn_implementation", "dtype")
-    options = ModelOptions(folder, **{key: value for key, value in config["model"].items() if key in kept})
-    options = replace(options, dtype=dtype or options.dtype, trust_remote_code=trust_remote_code)
-    check_remote_code(options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    check_own_template(tokenizer)
-    if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    quantization = saved_quantization(folder)
-    if quantization and dtype:
-        quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
-    model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
+        folder, saved = model_folder(str(run)), saved_config(run)["model"]
+        options = ModelOptions(
+            folder,
+            attn_implementation=saved.get("attn_implementation"),
+            dtype=dtype or saved.get("dtype"),
+            trust_remote_code=trust_remote_code,
+        )
+        check_remote_code(options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        check_own_template(tokenizer)
+        if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
+            tokenizer.chat_template = tokenizer.chat_template.get("default")
+        quantization = saved_quantization(folder)
+        if quantization and dtype:
+            quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
+        model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
     return model.eval(), tokenizer
 
 
@@ -185,24 +180,20 @@ def check_remote_code(options: ModelOptions) -> None:
         ) from error
 
 
-def push_model(folder: Path, name: str, arguments: SFTConfig) -> str:
-    """Uploads `model/` with its card to the hub as `trainer.hub_model_id`, or the run's name; returns the address.
+def push_or_tell(folder: Path, name: str, arguments: SFTConfig) -> None:
+    """Uploads `model/` with its card to the hub as `trainer.hub_model_id`, or the run's name; where the hub cannot be
+    reached or refuses, the model stays saved and the log says how.
 
     transformers would push the whole run folder, with its log and the answers to held-out questions.
     """
-    private = arguments.hub_private_repo
-    repo = create_repo(arguments.hub_model_id or name, private=private, exist_ok=True)
-    upload_folder(repo_id=repo.repo_id, folder_path=folder)
-    return repo.url
-
-
-def push_or_tell(folder: Path, name: str, arguments: SFTConfig) -> None:
-    """Uploads `model/`; where the hub cannot be reached or refuses, the model stays saved and the log says how."""
+    name = arguments.hub_model_id or name
     try:
-        log.info("Pushed to %s.", push_model(folder, name, arguments))
+        repo = create_repo(name, private=arguments.hub_private_repo, exist_ok=True)
+        upload_folder(repo_id=repo.repo_id, folder_path=folder)
+        log.info("Pushed to %s.", repo.url)
     except Exception as error:  # whatever the hub's client raises, the model is there
         log.error("The model is in %s, but was not pushed (%s). Push it with: hf upload %s %s", folder,
-                  one_line(error)[:200], arguments.hub_model_id or name, folder)  # fmt: skip
+                  one_line(error)[:200], name, folder)  # fmt: skip
 
 
 def check_push() -> None:
