@@ -20,7 +20,6 @@ from sft_recipes.reporting.run_folder import read_json
 HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
 /system …  the system message from here on; without a text there is none
 /reset     forget the history
-/tokens    the ids of the last question and answer
 /quit      or Ctrl-D"""
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}  # what a report's sampled answers are drawn with
 
@@ -34,14 +33,12 @@ class PrintableStreamer(TextStreamer):
 
 @dataclass
 class Chat:
-    """A model, what was said so far, and the ids of the last question and answer."""
+    """A model, and what was said so far."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerFast
     options: dict = field(default_factory=lambda: {"do_sample": False, "max_new_tokens": 512})
     messages: list[dict[str, str]] = field(default_factory=list)
-    prompt_ids: list[int] = field(default_factory=list)
-    answer_ids: list[int] = field(default_factory=list)
 
     def ask(self, question: str) -> str:
         """Streams the answer to a question that joins the history, and says how it ended."""
@@ -63,9 +60,8 @@ class Chat:
         saved = self.model.generation_config
         config = GenerationConfig(eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id, **self.options)
         streamer = PrintableStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        output = self.model.generate(**inputs, generation_config=config, streamer=streamer)[0].tolist()
-        asked = inputs.input_ids.shape[1]
-        self.prompt_ids, self.answer_ids = output[:asked], (ids := output[asked:])
+        output = self.model.generate(**inputs, generation_config=config, streamer=streamer)
+        ids = output[0, inputs.input_ids.shape[1] :].tolist()
         if ids and ids[-1] in stop_token_ids(saved):
             stop = self.tokenizer.convert_ids_to_tokens(ids[-1])
             return self.tokenizer.decode(ids[:-1]), f"■ stopped by itself with {stop} after {len(ids)} tokens"
@@ -75,10 +71,10 @@ class Chat:
         """Streams the base model's answer to the last question; it leaves the history as it is."""
         if not isinstance(self.model, PeftModel):
             return "There is no adapter here to switch off: the weights are whole."
-        asked = max((place for place, said in enumerate(self.messages) if said["role"] == "user"), default=None)
-        if asked is None:
+        kept = self.messages
+        if not any(message["role"] == "user" for message in kept):
             return "Ask something first."
-        kept, self.messages = self.messages, self.messages[: asked + 1]
+        self.messages = kept[:-1]  # the last one is its answer
         try:
             with self.model.disable_adapter():
                 return f"base model: {self.answer()[1]}"
@@ -92,20 +88,13 @@ class Chat:
         shown = self.tokenizer.apply_chat_template(self.messages or [{"role": "user", "content": ""}], tokenize=False)
         return "System message set." if text in shown else "The run's template leaves out system messages."
 
-    def tokens(self) -> str:
-        """The last question and answer token by token, with their ids."""
-        parts = [("prompt", self.prompt_ids), ("answer", self.answer_ids)]
-        named = ((name, zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True)) for name, ids in parts)
-        return "\n".join(f"{name}: " + " ".join(f"{id}:{token}" for id, token in pairs) for name, pairs in named)
-
     def command(self, line: str) -> str:
         """What a line beginning with / does, in words."""
         name, _, rest = line.partition(" ")
         if name == "/reset":
             self.messages = [message for message in self.messages if message["role"] == "system"]
             return "History forgotten."
-        calls = {"/base": self.base, "/tokens": self.tokens, "/help": lambda: HELP}
-        calls["/system"] = lambda: self.system(rest.strip())
+        calls = {"/base": self.base, "/help": lambda: HELP, "/system": lambda: self.system(rest.strip())}
         return calls[name]() if name in calls else f"There is no {name}; /help lists the commands."
 
 

@@ -16,11 +16,11 @@ from peft import PeftModel
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.errors import ConfigError, exit_on_user_error, explained_files_of
-from sft_recipes.modeling.loading import load_adapter_config, model_folder
+from sft_recipes.modeling.loading import build_empty_model, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
 from sft_recipes.modeling.save_load import (
     check_finished_run,
@@ -87,16 +87,9 @@ def write_merged(run: Path, folder: Path, dtype: str, trust_remote_code: bool) -
 
 def check_disk_space(run: Path, out: Path, dtype: str, trust_remote_code: bool = False) -> None:
     """Raises ConfigError where the disk has no room for the weights."""
-    folder, carried = model_folder(str(run)), load_adapter_config(str(run))
-    options = {"trust_remote_code": trust_remote_code}
-    check_remote_code(ModelOptions(folder, **options))
-    try:
-        shape = AutoConfig.from_pretrained(carried.base_model_name_or_path if carried else folder, **options)
-    except OSError as error:
-        raise ConfigError(f"{run}: its base model is not to be found. {error}".splitlines()[0]) from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, **options)
-    needed = model.num_parameters() * getattr(torch, dtype).itemsize * 1.02
+    options = ModelOptions(model_folder(str(run)), trust_remote_code=trust_remote_code)
+    check_remote_code(options)
+    needed = build_empty_model(options).num_parameters() * getattr(torch, dtype).itemsize * 1.02
     parent = next(folder for folder in out.resolve().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:

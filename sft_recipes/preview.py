@@ -26,7 +26,7 @@ from sft_recipes.data.packing import pack_lengths
 from sft_recipes.data.prepare import TrainingData, with_settings
 from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
-from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
+from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -69,33 +69,30 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
     Writes preview.html, and preview.jsonl for tools, into `folder`, else outputs/NAME/DATE_TIME. Loads no weights.
     """
     setup = set_up_run(config, folder := open_run_folder(config, folder))
-    encoder = setup.encoder
-    width = shutil.get_terminal_size().columns
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    page = [MASK_STYLE, MASK_LEGEND]
-    lines, records = [], []
-    for title, record, messages in describe_rows(setup, select_rows(setup.data, config.preview.rows, config.seed)):
+    width, colour = shutil.get_terminal_size().columns, sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    marks = "on green, the stop token on yellow" if colour else "between ⟦ and ⟧, ■ behind the stop token"
+    lines, records, page = [], [], [MASK_STYLE, MASK_LEGEND]
+    for why, record, messages, mask in describe_rows(setup, select_rows(setup.data, config.preview.rows, config.seed)):
         records.append(record)
-        shown = {
+        title = f"{why} row: data.{record['source']} {record['row']}, {len(record['input_ids'])} tokens".strip()
+        texts = {
             "raw": json.dumps(record["raw"], indent=2, ensure_ascii=False, default=str),
             "messages": json.dumps(messages or "(raw text, no messages)", indent=2, ensure_ascii=False),
             "text": record["text"],
         }
-        mask = mask_tokens(encoder, record["input_ids"], record["labels"])
-        lines += [title, "=" * len(title)]
-        for label, text in shown.items():
-            lines.append(f"\n{label}:\n{cut_lines(text)}")
-        marks = "on green, the stop token on yellow" if colour else "between ⟦ and ⟧, ■ behind the stop token"
+        lines += [title, "=" * len(title), *(f"\n{key}:\n{cut_lines(text)}" for key, text in texts.items())]
         lines += [f"\ntokens, with loss {marks}:", render_terminal(mask, width, colour) + "\n"]
-        page.append(html_section(title, shown, mask))
-    summary = f"{describe_counts(setup)}\n{describe_needs(setup)}"
+        page.append(f"<h2>{escape(title)}</h2>")
+        page += [f"<details><summary>{key}</summary><pre>{escape(text)}</pre></details>" for key, text in texts.items()]
+        page.append(render_html(mask))
+    lines.append(summary := describe_training(setup))
     html = "\n".join([*page, f"<pre>{escape(summary)}</pre>"])
     if setup.arguments.process_index == 0:  # of several processes the first one writes
         (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
         written = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
         (folder / "preview.jsonl").write_text("".join(written), encoding="utf-8")
     shown_folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    lines += [summary, f"\n{shown_folder / 'preview.html'} shows the same in a browser."]
+    lines.append(f"\n{shown_folder / 'preview.html'} shows the same in a browser.")
     return Preview("\n".join(lines), html)
 
 
@@ -119,8 +116,8 @@ def select_rows(data: TrainingData, drawn: int | str, seed: int) -> list[tuple[s
 
 def describe_rows(
     setup: RunSetup, chosen: Sequence[tuple[str, dict[str, Any]]]
-) -> Iterator[tuple[str, dict[str, Any], list | None]]:
-    """For each row its title, its line of preview.jsonl, and its messages, which raw text does not have."""
+) -> Iterator[tuple[str, dict[str, Any], list | None, list[Token]]]:
+    """For each row why it is shown, its line of preview.jsonl, its messages, which raw text lacks, and its tokens."""
     names, encoder = list(setup.config.sources), setup.encoder
     raw_rows, formatters = {}, {}
     for place, name in enumerate(names):
@@ -128,9 +125,8 @@ def describe_rows(
         found, formatters[name] = read_raw_rows(setup, name, numbers)
         raw_rows |= {(name, number): raw for number, raw in found.items()}
     for why, row in chosen:
-        name, ids, labels = names[row["source"]], row["input_ids"], row["labels"]
-        raw = raw_rows[name, row["row"]]
-        source = setup.config.sources[name]
+        name, ids = names[row["source"]], row["input_ids"]
+        raw, source = raw_rows[name, row["row"]], setup.config.sources[name]
         conversation = with_settings(formatters[name](raw), source.chat_template_kwargs)
         if "messages" in conversation:
             context = encoder.contexts(conversation, source.train_on, source.unroll)[-1 - row["piece"]]
@@ -139,16 +135,14 @@ def describe_rows(
         else:  # which may be a piece of a longer one
             whole = row["piece"] == 0 and ids[-1] == encoder.tokenizer.eos_token_id
             text = conversation["text"] if whole else encoder.tokenizer.decode(ids)
+        labels = [IGNORE_INDEX] * len(ids) if why == "left out" else row["labels"]  # no loss is taken on it
+        mask, fields = mask_tokens(encoder, ids, labels), RowFields(formatters[name])
         record = {"source": name, "row": row["row"]} | ({"piece": row["piece"]} if row["piece"] >= 0 else {})
-        record |= {"raw": dict(raw), "text": text, "input_ids": ids}
-        labels = [IGNORE_INDEX] * len(ids) if why == "left out" else labels  # no loss is taken on it
-        record |= {"labels": labels, "supervised": supervised_texts(encoder, ids, labels)}
-        fields = RowFields(formatters[name])
-        record["unread"] = fields.unread(fields.parse(raw))
+        record |= {"raw": dict(raw), "text": text, "input_ids": ids, "labels": labels}
+        record |= {"supervised": supervised_texts(mask), "unread": fields.unread(fields.parse(raw))}
         record["checks"] = [issue for issue, bit in ISSUE_BIT.items() if row["problems"] & bit]
         record["left_out"] = why == "left out"
-        title = f"{why} row: data.{name} {row['row']}, {len(ids)} tokens".strip()
-        yield title, record, conversation.get("messages")
+        yield why, record, conversation.get("messages"), mask
 
 
 def read_raw_rows(setup: RunSetup, name: str, numbers: Sequence[int]) -> tuple[dict[int, Any], Any]:
@@ -164,16 +158,18 @@ def read_raw_rows(setup: RunSetup, name: str, numbers: Sequence[int]) -> tuple[d
     return {number: row for number, row, _ in rows.records(numbers)}, formatter
 
 
-def supervised_texts(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> list[str]:
-    """The texts that carry loss, in order, each without the stop token at its end."""
-    tokenizer, texts, start = encoder.tokenizer, [], 0
-    stops = {*encoder.stop_ids, tokenizer.eos_token_id}
-    for ignored, run in groupby(labels, key=lambda label: label == IGNORE_INDEX):
-        before, start = start, start + len(list(run))
-        if not ignored:
-            last = max((place for place in range(max(before, start - 2), start) if ids[place] in stops), default=start)
-            context = ids[max(before - 1, 0) : before]  # a decoder may strip the space of a text's first token
-            texts.append(tokenizer.decode([*context, *ids[before:last]])[len(tokenizer.decode(context)) :])
+def supervised_texts(mask: Sequence[Token]) -> list[str]:
+    """The texts that carry loss, in order, each without the stop token at its end and what is behind it.
+
+    >>> supervised_texts([("Hi?", False, False), ("No", True, False), (".", True, False), ("</s>", True, True)])
+    ['No.']
+    """
+    texts = []
+    for supervised, tokens in groupby(mask, key=lambda token: token[1]):
+        if supervised:
+            tokens = list(tokens)
+            ends = [place for place, (_, _, stop) in enumerate(tokens) if stop and place >= len(tokens) - 2]
+            texts.append("".join(text for text, _, _ in tokens[: ends[-1] if ends else None]))
     return texts
 
 
@@ -183,8 +179,11 @@ def cut_lines(text: str, lines: int = 24) -> str:
     return "\n".join([*rows[:lines], f"… {len(rows) - lines} more lines"] if len(rows) > lines else rows)
 
 
-def describe_counts(setup: RunSetup) -> str:
-    """What the data checks counted, the lengths, and the steps they make."""
+def describe_training(setup: RunSetup) -> str:
+    """What the data checks counted, the lengths, the steps they make, the memory that takes here, and the time.
+
+    Without a GPU also what it would hold on one.
+    """
     arguments, lengths = setup.arguments, row_lengths(setup.data.train)
     lines = [*audit_table(setup.data.audit), "", "Tokens a row:", *length_histogram(lengths), ""]
     rows = len(lengths)
@@ -193,32 +192,24 @@ def describe_counts(setup: RunSetup) -> str:
         fill = lengths.sum() / rows / arguments.max_length
         lines.append(f"Packed into {rows:,} rows of {arguments.max_length} tokens, {fill:.1%} full.")
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    steps, epochs = math.ceil(rows / batch), arguments.num_train_epochs
     if arguments.max_steps > 0:
+        epochs = arguments.max_steps * batch / rows
         lines.append(f"{arguments.max_steps:,} steps of {batch} rows.")
     else:
-        steps, epochs = math.ceil(rows / batch), arguments.num_train_epochs
         lines.append(f"{steps:,} steps an epoch of {batch} rows; {epochs:g} epochs.")
-    return "\n".join(lines)
-
-
-def describe_needs(setup: RunSetup) -> str:
-    """What the run will hold here at its peak, without a GPU also what it would hold on one, and how long it takes."""
-    step = describe_step(setup.config, setup.arguments, setup.longest, setup.new_token_ids)
+    step = describe_step(setup.config, arguments, setup.longest, setup.new_token_ids)
     estimate, available = estimate_memory(step), available_memory()
-    lines = describe_memory(estimate, available)
+    lines.append(describe_memory(estimate, available))
     if estimate.total > available:
-        lines += f"\nIt does not fit. {memory_advice(step, available)}"
+        lines.append(f"It does not fit. {memory_advice(step, available)}")
     if not torch.cuda.is_available():
-        lines += f"\n  On a GPU, in bf16: {format_bytes(estimate_memory(replace(step, gpu=True)).total)}."
-    arguments, lengths = setup.arguments, row_lengths(setup.data.train)
-    tokens = lengths.sum() / (1 - measure_padding(setup.data.train, arguments))
-    rows = len(lengths) if setup.stream else len(setup.rows)
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    epochs = arguments.max_steps * batch / rows if arguments.max_steps > 0 else arguments.num_train_epochs
-    time = describe_time(
-        tokens * epochs, estimate, setup.config.preview, arguments.activation_checkpointing, arguments.world_size
+        lines.append(f"  On a GPU, in bf16: {format_bytes(estimate_memory(replace(step, gpu=True)).total)}.")
+    tokens = epochs * lengths.sum() / (1 - measure_padding(setup.data.train, arguments))
+    again, devices = arguments.activation_checkpointing, arguments.world_size
+    return "\n".join(
+        [*lines, *textwrap.wrap(describe_time(tokens, estimate, setup.config.preview, again, devices), 79)]
     )
-    return "\n".join([lines, *textwrap.wrap(time, 79)])
 
 
 def length_histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> list[str]:
@@ -238,12 +229,3 @@ def length_histogram(lengths: np.ndarray, bars: int = 10, width: int = 40) -> li
         bar = "█" * math.ceil(width * number / numbers.max())
         lines.append(" ".join(filter(None, [name, bar, f"{number:,}"])))
     return lines
-
-
-def html_section(title: str, shown: dict[str, str], mask: list[Token]) -> str:
-    """One row of preview.html."""
-    folded = (
-        f"<details><summary>{key}</summary><pre>{escape(shown[key])}</pre></details>"
-        for key in ("raw", "messages", "text")
-    )
-    return f"<h2>{escape(title)}</h2>{''.join(folded)}{render_html(mask)}"

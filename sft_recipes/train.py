@@ -58,10 +58,6 @@ from sft_recipes.training.trainer import (
 )
 
 log = logging.getLogger(__name__)
-ADVICE_ON_NEW_TOKENS = (
-    "The chat template brings %d new tokens, whose rows are trained. One that needs none (tulu, zephyr) ends "
-    "answers with the base's own end of text, at which every tool stops."
-)
 
 
 def main(config: Config, folder: Path) -> float:
@@ -121,15 +117,13 @@ def run_training(config: Config, folder: Path) -> Run:
     training_now = explained_out_of_memory(setup, lambda: f"in training step {trainer.state.global_step + 1}")
     with logging_redirect_tqdm(), training_now:
         result = trainer.train(checkpoint and str(checkpoint))
+    clock = time.monotonic() - measuring
     with explained_out_of_memory(setup, lambda: "while the tuned model was measured"):
-        clock = time.monotonic()
         after = measure_model(trainer.model, encoder, inputs, trainer.held_out_now())
-        measuring += time.monotonic() - clock
+    measuring = time.monotonic() - clock
     if measuring > (seconds := result.metrics["train_runtime"]):
-        line = (
-            "Measuring base and tuned took %s, training %s. Fewer evaluate.rows or evaluate.max_new_tokens take less."
-        )
-        log.info(line, format_duration(measuring), format_duration(seconds))
+        took = f"Measuring base and tuned took {format_duration(measuring)}, training {format_duration(seconds)}."
+        log.info("%s Fewer evaluate.rows or evaluate.max_new_tokens take less.", took)
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if "held_out" in after and (arguments.load_best_model_at_end or evaluated[-1:] != [result.global_step]):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
@@ -146,7 +140,10 @@ def run_training(config: Config, folder: Path) -> Run:
             write_json(folder / "supervision.json", audit)
         with explained_write_errors(folder, "The model"):
             metrics["loading"] = save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
-        metrics |= measure_on_request(setup, trainer, answers)
+        if config.evaluate.weight_change:
+            metrics["weight_change"] = relative_change(trainer.model, partial(load_untrained_base, setup))
+        if config.evaluate.judge and answers:
+            metrics["judge"] = run_judge(answers, config.evaluate.judge)
         with explained_write_errors(folder, "The results"):
             write_jsonl(folder / "answers.jsonl", answers)
             write_json(folder / "metrics.json", metrics)  # from here on the run is finished but for its report
@@ -201,8 +198,6 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids
     model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stops, new_token_ids)
     peft = prepare_peft_config(setup.peft, model, new_token_ids, config.model.revision)
-    if peft and new_token_ids:
-        log.info(ADVICE_ON_NEW_TOKENS, len(new_token_ids))
     measure = partial(measure_held_out, setup.encoder, setup.eval_inputs, arguments.metric_for_best_model)
     trainer = build_trainer(
         model, arguments, setup.data.held_out, train_dataset=setup.rows, processing_class=tokenizer, peft_config=peft,
@@ -211,16 +206,6 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     if arguments.packing:
         select_packed_attention(trainer, config.model.attn_implementation)
     return trainer
-
-
-def measure_on_request(setup: RunSetup, trainer: SupervisedTrainer, answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far the weights moved, and the judge's verdicts, where the config asks for them."""
-    options, metrics = setup.config.evaluate, {}
-    if options.weight_change:
-        metrics["weight_change"] = relative_change(trainer.model, partial(load_untrained_base, setup))
-    if options.judge and answers:
-        metrics["judge"] = run_judge(answers, options.judge)
-    return metrics
 
 
 def load_untrained_base(setup: RunSetup) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import sys
 
 import pytest
@@ -22,6 +21,19 @@ def chat(tuned):
     return Chat(model, tokenizer, {"do_sample": False, "max_new_tokens": 12})
 
 
+@pytest.fixture
+def prompts(chat, monkeypatch):
+    """What the model is given, a text each time that it is asked."""
+    given, generate = [], chat.model.generate
+
+    def noted(**options):
+        given.append(chat.tokenizer.decode(options["input_ids"][0]))
+        return generate(**options)
+
+    monkeypatch.setattr(chat.model, "generate", noted)
+    return given
+
+
 def test_an_answer_is_streamed_and_says_that_it_stopped_by_itself(chat, capsys):
     assert chat.ask("Say hi.") == "■ stopped by itself with <|im_end|> after 6 tokens"
     assert capsys.readouterr().out == "Hi there.\n"
@@ -33,50 +45,40 @@ def test_an_answer_that_is_cut_says_so(chat, capsys):
     assert chat.ask("Say hi.") == "… cut after 3 tokens, --max-new-tokens takes more"
 
 
-def test_the_history_is_in_the_next_prompt_in_the_saved_template(chat, capsys):
+def test_the_history_is_in_the_next_prompt_in_the_saved_template(chat, prompts):
     chat.ask("Say hi.")
     chat.ask("Again.")
-    assert chat.tokenizer.decode(chat.prompt_ids) == (
+    assert prompts[-1] == (
         "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nHi there.<|im_end|>\n"
         "<|im_start|>user\nAgain.<|im_end|>\n<|im_start|>assistant\n"
     )
     assert chat.command("/reset") == "History forgotten."
     chat.ask("Say hi.")
-    assert chat.tokenizer.decode(chat.prompt_ids) == "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
+    assert prompts[-1] == "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_base_answers_the_same_prompt_without_the_adapter_and_leaves_the_history(chat, capsys):
+def test_base_answers_the_same_prompt_without_the_adapter_and_leaves_the_history(chat, prompts, capsys):
     assert chat.command("/base") == "Ask something first."
     chat.ask("Say hi.")
-    asked, history, tuned_says = chat.prompt_ids, list(chat.messages), capsys.readouterr().out
+    history, tuned_says = list(chat.messages), capsys.readouterr().out
     assert chat.command("/base").startswith("base model: ")
-    assert chat.prompt_ids == asked and chat.messages == history
+    assert prompts[0] == prompts[1] and chat.messages == history
     said = capsys.readouterr().out.strip()
     base = load_model(ModelOptions(str(TINY_MODEL)), None, True, chat.tokenizer, ["<|im_end|>"], [1700, 1701])
-    row = torch.tensor([asked])
+    row = torch.tensor([chat.tokenizer(prompts[0]).input_ids])
     output = base.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=12, do_sample=False)
-    expected = chat.tokenizer.decode(output[0, len(asked) :], skip_special_tokens=True).strip()
+    expected = chat.tokenizer.decode(output[0, row.shape[1] :], skip_special_tokens=True).strip()
     assert said == expected != tuned_says.strip()
 
 
-def test_a_system_message_stands_first_until_it_is_taken_away(chat, capsys):
+def test_a_system_message_stands_first_until_it_is_taken_away(chat, prompts):
     chat.ask("Say hi.")
     assert chat.command("/system Be brief.") == "System message set."
     chat.command("/system Be kind.")
     chat.ask("Say hi.")
-    assert chat.tokenizer.decode(chat.prompt_ids).startswith(
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nSay"
-    )
+    assert prompts[-1].startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nSay")
     chat.command("/system")
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
-
-
-def test_tokens_shows_the_ids(chat, capsys):
-    chat.ask("Say hi.")
-    prompt, answer = chat.command("/tokens").split("\n")
-    ids = [int(id) for id in re.findall(r"(\d+):", prompt)]
-    assert chat.tokenizer.decode(ids) == "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
-    assert answer.endswith(f"{chat.tokenizer.convert_tokens_to_ids('<|im_end|>')}:<|im_end|>")
 
 
 def test_an_interrupted_answer_leaves_no_question_behind(chat, monkeypatch):
