@@ -16,7 +16,6 @@ from sft_recipes.data.messages import (
     read_column,
     read_filled,
     read_json,
-    read_message,
     read_messages,
     read_text,
     refuse_media,
@@ -74,8 +73,7 @@ def sharegpt(
     turns = read_json(read_column(row, conversations, "sharegpt"), conversations)
     if isinstance(turns, list) and turns and isinstance(turns[0], str):
         turns = [{"from": ("human", "gpt")[index % 2], "value": turn} for index, turn in enumerate(turns)]
-    messages = _answered(read_messages(turns, conversations), conversations)
-    return _conversation(row, messages, system, tools, conversations)
+    return _conversation(row, _answered(turns, conversations), system, tools, conversations)
 
 
 def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system: str = "system") -> Conversation:
@@ -84,8 +82,8 @@ def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system
     >>> chatml({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "tool_calls": None}]})
     {'messages': [{'role': 'assistant', 'content': 'Hi'}]}
     """
-    turns = _answered(read_messages(read_column(row, messages, "chatml"), messages), messages)
-    return _conversation(row, turns, system, tools, messages)
+    turns = read_column(row, messages, "chatml")
+    return _conversation(row, _answered(turns, messages), system, tools, messages)
 
 
 def prompt_completion(
@@ -102,7 +100,7 @@ def prompt_completion(
     else:
         past = [{"role": "user", "content": read_text(asked, prompt)}]
     if isinstance(answer, list):
-        answer = _answered(read_messages(answer, completion), completion)
+        answer = _answered(answer, completion)
     else:
         answer = [{"role": "assistant", "content": read_filled(answer, completion)}]
     return _conversation(row, past + answer, system, tools, prompt, completion)
@@ -115,16 +113,16 @@ def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
     >>> oasst({"prompt": {"role": "prompter", "text": "Hi", "replies": replies}})["messages"][1]["content"]
     'Yo'
     """
-    node, messages = read_column(row, tree, "oasst"), []
+    node, turns = read_column(row, tree, "oasst"), []
     while node:
         if not isinstance(node, Mapping):
             raise DataError(f"{tree} should be a tree of messages with role, text and replies, not {short(node)}.")
-        said = {"role": node.get("role"), "content": node.get("text")}
-        messages.append(read_message(said, f"{tree}, message {len(messages)}"))
+        turns.append({"role": node.get("role"), "content": node.get("text")})
         replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
         node = min(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank")), default=None)
-    last = max((place for place, turn in enumerate(messages) if turn["role"] == "assistant"), default=len(messages))
-    return _conversation(row, _answered(messages[: last + 1], tree), "system", "tools", tree)
+    while len(turns) > 1 and turns[-1]["role"] != "assistant":
+        turns.pop()  # a question that nobody has answered
+    return _conversation(row, _answered(turns, tree), "system", "tools", tree)
 
 
 def text(row: Row, /, text: str = "text") -> Conversation:
@@ -167,7 +165,8 @@ def _history(row: Row, column: str) -> list[Message]:
     return messages
 
 
-def _answered(messages: list[Message], field: str) -> list[Message]:
+def _answered(turns: Any, field: str) -> list[Message]:
+    messages = read_messages(turns, field)
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{field}: nothing to train on, no assistant turn.")
     return messages

@@ -13,6 +13,7 @@ from sft_recipes.config.options import CheckPolicy
 from sft_recipes.data.fields import RowFields, Said
 from sft_recipes.data.formatters import Conversation, chatml
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Context, Encoder
+from sft_recipes.encoding.served_contexts import choose_answers
 
 ISSUES = [field.name for field in fields(CheckPolicy)]
 # What is done with what rendering shows, beside the issues that have a policy
@@ -66,7 +67,8 @@ def find_token_issues(
     last[np.cumsum(lengths) - 1] = True
     found = np.zeros(len(ids), dtype=np.int64)
     for row in np.flatnonzero(np.bincount(row_of[carries], minlength=len(ids)) == 0):
-        marked = is_marked_untrained(conversations[row], train_on)
+        answers = choose_answers(conversations[row].get("messages", []), train_on)
+        marked = conversations[row].get("train") is False or (answers and not any(answers.values()))
         found[row] |= ISSUE_BIT["marked_untrained" if marked else "nothing_supervised"]
     ends = {encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id} - {None}
     double = np.flatnonzero((flat[1:] == flat[:-1]) & np.isin(flat[1:], list(ends)) & ~last[:-1])
@@ -75,20 +77,13 @@ def find_token_issues(
         return found
     stops = np.isin(flat, encoder.stop_ids)
     finish = np.flatnonzero(carries & np.append(~carries[1:] | last[:-1], True))
-    bare = finish[~stops[finish] & ~stops[np.maximum(finish - 1, 0)]]
+    bare = finish[~stops[finish] & ~stops[np.maximum(finish - 1, 0)]]  # a line break may be trained behind the stop
     for row, ends in zip(*np.unique(row_of[bare], return_counts=True), strict=True):
         messages = conversations[row].get("messages", [])
         spans = [span for message in messages for span in message.get("train_detail", [])]
         cuts = sum(not span["train"] and span["begin_offset"] > 0 for span in spans)  # there the row ends the loss
         found[row] |= ISSUE_BIT["stop_not_supervised"] * bool(messages and ends > cuts)
     return found
-
-
-def is_marked_untrained(conversation: Conversation, train_on: str) -> bool:
-    """Whether flags of a row leave none of the answers to train on that `train_on` would choose."""
-    answers = [message for message in conversation.get("messages", []) if message["role"] == "assistant"]
-    flags = [answer.get("train") for answer in (answers[-1:] if train_on == "last" else answers)]
-    return conversation.get("train") is False or (bool(flags) and all(flag is False for flag in flags))
 
 
 # s(ystem) first if at all, then u(ser) and a(ssistant) in turn; t(ool) messages stand between two of the assistant's

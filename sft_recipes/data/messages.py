@@ -22,6 +22,7 @@ TOOL_CALLS = ("tool_calls", "function_call", "function_calls")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # On a row, a message or a part of its content: whether it is trained on
 TRAIN_FLAGS = ("train", "trainable", "training", "loss", "loss_mask", "weight")
+# A csv has them as text
 FLAG_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 MEDIA = frozenset(("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio"))
 MESSAGE_FIELDS = frozenset(

@@ -1,6 +1,6 @@
 """The rows of a source as they were read, by number: local files as they are written, all else as Arrow has it."""
 
-import marshal
+import pickle
 from array import array
 from collections import UserDict
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from tempfile import SpooledTemporaryFile
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
-from sft_recipes.data.reading import Fault, Row
+from sft_recipes.data.reading import Row
 
 MEMORY_BYTES = 1 << 22  # of one source's rows, beyond which they lie in a file that ends with the process
 BATCH_ROWS = 1000  # that are taken out of Arrow at once
@@ -24,18 +24,18 @@ class FileRows:
     def __init__(self) -> None:
         Path(HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
         self.file = SpooledTemporaryFile(MEMORY_BYTES, dir=HF_DATASETS_CACHE)  # noqa: SIM115 - it lives as long as the rows
-        self.ends, self.columns, self.places = array("Q", [0]), {}, range(0)
+        self.starts, self.columns, self.places = array("Q"), {}, range(0)
 
     def extend(self, read: Iterable[tuple[Row, str, int]]) -> int:
         """Takes in rows or faults with their files and lines, and returns how many there were."""
-        before = len(self.ends)
+        before = len(self.starts)
         for row, path, line in read:
-            self.file.write(packed := marshal.dumps((str(row) if isinstance(row, Fault) else row, path, line)))
-            self.ends.append(self.ends[-1] + len(packed))
+            self.starts.append(self.file.tell())
+            pickle.dump((row, path, line), self.file)
             if isinstance(row, dict) and not row.keys() <= self.columns.keys():
                 self.columns |= dict.fromkeys(row)
-        self.places = range(len(self.ends) - 1)
-        return len(self.ends) - before
+        self.places = range(len(self.starts))
+        return len(self.starts) - before
 
     def __len__(self) -> int:
         return len(self.places)
@@ -49,10 +49,9 @@ class FileRows:
     def records(self, numbers: Iterable[int]) -> Iterator[Record]:
         """The rows of these numbers, one after another."""
         for number in map(int, numbers):
-            place = self.places[number]
-            self.file.seek(self.ends[place])
-            row, path, line = marshal.loads(self.file.read(self.ends[place + 1] - self.ends[place]))
-            yield number, Fault(row) if isinstance(row, str) else row, f"{path}, line {line}"
+            self.file.seek(self.starts[self.places[number]])
+            row, path, line = pickle.load(self.file)
+            yield number, row, f"{path}, line {line}"
 
 
 class ArrowRows:

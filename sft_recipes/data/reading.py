@@ -98,7 +98,7 @@ def parse_line(text: str) -> Any:
 def read_csv(lines: Iterator[str], sep: str) -> Iterator[tuple[Row, int]]:
     """The rows under the header, every cell as text; blank lines are none."""
     csv.field_size_limit(ROW_CHARACTERS)  # of a cell, 131,072 unless told
-    reader, columns = csv.reader(lines, delimiter=sep, strict=True), []
+    reader, columns = csv.reader(lines, delimiter=sep, strict=True), []  # else an open quote takes in all that follows
     while True:
         line = reader.line_num + 1
         try:
@@ -111,6 +111,7 @@ def read_csv(lines: Iterator[str], sep: str) -> Iterator[tuple[Row, int]]:
         if cells is None:
             return
         if cells and not columns:
+            # as pandas reads the column without a name that it has written for its index
             columns = [name or f"Unnamed: {place}" for place, name in enumerate(cells)]
             if len(columns) > MOST_COLUMNS:
                 raise DataError(f"line {line}: {len(columns):,} columns are more than the {MOST_COLUMNS:,} of a row.")

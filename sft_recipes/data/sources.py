@@ -93,7 +93,7 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
         ) from error
     except OSError as error:  # of the cache that `datasets` keeps
         raise ConfigError(f"{where}: {one_line(error)}. HF_HOME names the folder for downloads and caches.") from error
-    except ConfigError:
+    except ConfigError:  # a ValueError, too, and one line already
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {one_line(error)[:300]}") from error
