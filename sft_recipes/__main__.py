@@ -10,19 +10,19 @@ from pathlib import Path
 from traceback import clear_frames
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.main import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sft_recipes.config.choices import check_choices
 from sft_recipes.config.command_line import next_commands, prepare_command, raise_usage_error, rerun_command
-from sft_recipes.config.help_topics import describe_topic
+from sft_recipes.config.config_files import TRUST_FLAG, check_choices
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import set_offline_if_hub_unreachable
 from sft_recipes.config.own_configs import store_resumed_run
-from sft_recipes.config.recipe_trust import take_trust_flag
+from sft_recipes.config.reference import describe_topic
 from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.errors import ConfigError, RunInterrupted, make_printing_safe
@@ -36,7 +36,7 @@ VERBS = {
     "report": "report",
     "recipes": "recipes",
     "init": "config.own_configs",
-    "schema": "config.json_schema",
+    "schema": "config.reference",
 }
 register_with_hydra()
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
@@ -52,7 +52,7 @@ def run_job(composed: DictConfig) -> float:
     gc.collect()  # a trainer and its parts name each other, so the job before this one holds its model until then
     try:
         config = from_hydra(composed)
-        check_choices(composed, HydraConfig.get())
+        check_choices(composed, HydraConfig.get(), GlobalHydra.instance().config_loader())
         typed = HydraConfig.get().overrides.task
         if HydraConfig.get().job.config_name == "demo" and any(override.startswith("data=") for override in typed):
             log.info("No model or recipe was named, so that recipe tiny sets the model, its rate and max_length.")
@@ -102,7 +102,8 @@ def main() -> None:
             if len(sys.argv) < 3 or "=" in sys.argv[2]:
                 raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
             sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
-        trusted = take_trust_flag()
+        trusted = TRUST_FLAG in sys.argv  # which Hydra does not know
+        sys.argv[1:] = [word for word in sys.argv[1:] if word != TRUST_FLAG]
         parser = get_args_parser()
         parser.error = raise_usage_error  # argparse would print its usage, too
         options = parser.parse_intermixed_args()
@@ -112,11 +113,10 @@ def main() -> None:
         named = any(wanted.partition("=")[0] in override for override in options.overrides)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
             raise ConfigError(f"torchrun starts several processes: name their folder with {wanted}.")
-        primary = "config"
         if not options.shell_completion:
-            sys.argv[1:], primary = prepare_command(sys.argv[1:], options, trusted)
+            sys.argv[1:] = prepare_command(sys.argv[1:], options, trusted)
         try:
-            hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name=primary)(run_job)()
+            hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name="config")(run_job)()
         finally:  # also after Ctrl-C and after a job that failed
             failed = finish_sweep()
         if failed:

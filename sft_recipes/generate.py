@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sft_recipes.config.generate_options import GenerateOptions
+from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import read_questions
 from sft_recipes.errors import ConfigError

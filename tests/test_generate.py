@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from sft_recipes.config.judge_options import EndpointOptions
+from sft_recipes.config.endpoint_options import EndpointOptions
 from sft_recipes.data.prepare import prepare_data
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError

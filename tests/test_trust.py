@@ -14,9 +14,8 @@ import pytest
 
 from sft_recipes import chat, compose, load_run
 from sft_recipes import merge as merging
-from sft_recipes.config.choices import ConfigFile
-from sft_recipes.config.judge_options import JudgeOptions
-from sft_recipes.config.recipe_trust import is_users_own
+from sft_recipes.config.config_files import ConfigFile
+from sft_recipes.config.endpoint_options import JudgeOptions
 from sft_recipes.config.run_folder import create_dated_folder
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.judge import run_judge
@@ -182,7 +181,7 @@ def test_a_recipe_sets_values_and_runs_no_code(command, tmp_path, recipe, door):
 
 def test_a_folder_whose_name_begins_as_ours_is_the_user_s():
     file = ConfigFile("recipe/mine", "", {}, f"file://{ROOT}/recipes")
-    assert [is_users_own(file._replace(origin=file.origin + more)) for more in ("", "_of_mine")] == [False, True]
+    assert [file._replace(origin=file.origin + more).is_users_own() for more in ("", "_of_mine")] == [False, True]
 
 
 def test_whoever_trusts_a_recipe_gets_its_log_handler(command, tmp_path):

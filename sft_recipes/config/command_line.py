@@ -11,43 +11,52 @@ from hydra._internal.utils import create_config_search_path
 from hydra.conf import HydraConf
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from sft_recipes.config.config_files import TRUST_FLAG, check_choices, check_recipes, needs_trust
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
-from sft_recipes.config.recipe_trust import check_recipes
 from sft_recipes.config.schema import root_keys
 from sft_recipes.config.secrets import check_typed_secrets
 from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, mask_secrets, one_line
 
 
-def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = False) -> tuple[list[str], str]:
-    """The arguments for Hydra, and the primary config that they are laid over; `options` is what its parser read.
+def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = False) -> list[str]:
+    """The arguments for Hydra, the primary config among them; `options` is what its parser read of those `typed`.
 
     The bare command runs the demo, `mode=evaluate evaluate.run=RUN` starts from RUN's own config, and whoever names a
     primary config (-cn, -cp) gets that and nothing of ours. Raises ConfigError for what Hydra would say less well, and
     for a recipe that could run code unless it is `trusted`.
     """
     check_typed_secrets(options.overrides)
-    check_user_folder(options.config_dir, options.overrides)
+    if options.config_dir:
+        check_user_folder(Path(options.config_dir), options.overrides)
     ConfigStore.instance().repo.pop("recipe", None)  # an earlier command's file, where a process runs several
-    overrides, primary = options.overrides, "config"
+    overrides, primary = options.overrides, options.config_name or "config"
+    rest = [word for word in typed if word not in overrides]
     if options.config_name is None and options.config_path is None:
         groups = addable_groups(options.config_dir)
-        overrides = [store_recipe_file(Path(word)) if is_recipe_file(word) else word for word in overrides]
+        files = {word for word in overrides if word.endswith((".yaml", ".yml")) and Path(word).is_file()}
+        overrides = [store_recipe_file(Path(word)) if word in files else word for word in overrides]
         check_overrides(overrides, groups)
         primary = choose_primary(overrides, groups)
-    rest = [absolute_path(word, options.config_path) for word in typed if word not in options.overrides]
+    elif options.config_path and Path(options.config_path).is_dir():
+        rest += ["--config-path", str(Path(options.config_path).absolute())]  # or Hydra looks for it beside our code
     overrides = [part for override in overrides for part in split_formatter_override(override)]
-    files = [options.config_dir, options.config_path, options.config_name, ConfigStore.instance().repo.get("recipe")]
-    if any(files) or any("hydra.searchpath" in override for override in overrides):  # else all of them are ours
-        check_recipes(build_loader(options), options.config_name or primary, overrides, trusted)
-    return rest + overrides, primary
+    loader = build_loader(options)
+    places = [options.config_dir, options.config_path, options.config_name, ConfigStore.instance().repo.get("recipe")]
+    if any(places) or any("hydra.searchpath" in override for override in overrides):  # else all files are ours
+        check_recipes(loader, primary, overrides, trusted)
+    if options.cfg:  # a run does it on its own
+        composed = loader.load_configuration(primary, overrides, RunMode.RUN)
+        check_choices(composed, composed.hydra, loader)
+    return [*rest, "--config-name", primary, *overrides]
 
 
 def build_loader(options: Namespace) -> ConfigLoaderImpl:
@@ -57,17 +66,6 @@ def build_loader(options: Namespace) -> ConfigLoaderImpl:
         folder = f"file://{Path(options.config_dir).absolute()}"
         places.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
     return ConfigLoaderImpl(places)
-
-
-def is_recipe_file(word: str) -> bool:
-    """Whether an argument is a YAML file that is here: `my.yaml`."""
-    return "=" not in word and word.endswith((".yaml", ".yml")) and Path(word).is_file()
-
-
-def absolute_path(word: str, config_path: str | None) -> str:
-    """The value of -cp as a full path: Hydra would look for it beside our code instead of here."""
-    here = config_path and word.endswith(config_path) and Path(config_path).is_dir()
-    return word.removesuffix(config_path) + str(Path(config_path).absolute()) if here else word
 
 
 def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
@@ -87,29 +85,21 @@ def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
     return "config" if "model" in keys else "demo"
 
 
-def check_user_folder(folder_name: str | None, overrides: list[str]) -> None:
+def check_user_folder(folder: Path, overrides: Sequence[str]) -> None:
     """Raises ConfigError for what Hydra would pass over in the user's `-cd` folder.
 
-    That is a file with the name of one of ours (Hydra takes the first of the two), a chosen file that stands where it
-    is not found, and a chosen recipe without the line that gives it its place in the config.
+    That is a file with the name of one of ours (Hydra takes the first of the two), and a chosen recipe without the line
+    that gives it its place in the config.
     """
-    user = Path(folder_name or "")
-    for mine in sorted(user.rglob("*.yaml")) if folder_name else []:
+    for mine in sorted(folder.rglob("*.yaml")):
         load_yaml(mine)
-        name = mine.relative_to(user)
+        name = mine.relative_to(folder)
+        choice = "=".join(name.with_suffix("").as_posix().rsplit("/", 1))
         for ours in (config_folder("recipes") / name, config_folder("conf") / name):
-            if ours.is_file() and ours.resolve() != mine.resolve():
-                choice = "=".join(name.with_suffix("").as_posix().rsplit("/", 1))
+            if ours.is_file() and not ours.samefile(mine):
                 raise ConfigError(f"{choice} is in two files, {ours} and {mine}. Rename yours.")
-    chosen = [re.fullmatch(r"\+(\w+)=([\w/-]+)", override) for override in overrides if folder_name]
-    for group, name in (found.groups() for found in chosen if found):
-        mine = user / group / f"{name}.yaml"
-        if mine.is_file() and "@package" not in mine.read_text(encoding="utf-8"):
+        if f"+{choice}" in overrides and "@package" not in mine.read_text(encoding="utf-8"):
             raise ConfigError(f"{mine} should begin with the line # @package _global_")
-        theirs = config_folder("recipes") / group
-        if theirs.is_dir() and not mine.is_file() and not (theirs / f"{name}.yaml").is_file():
-            for other in sorted(user.rglob(f"{name}.y*ml")):
-                raise ConfigError(f"{other} should be {mine}.")
 
 
 def raise_usage_error(complaint: str) -> None:
@@ -147,18 +137,21 @@ def rerun_command(hydra: HydraConf, sweep: bool = False) -> str:
     A job of a sweep is repeated alone, without what was said about the sweep.
     """
     typed, of_hydra = (OmegaConf.to_container(hydra.overrides[kind], resolve=False) for kind in ("task", "hydra"))
-    if hydra.job.config_name == RESUMED:
-        typed = ["resume", hydra.runtime.output_dir, *typed]
-        return mask_secrets(shlex.join(["python", "-m", "sft_recipes", *typed]))
-    places = {source.provider: source.path for source in hydra.runtime.config_sources}
-    options = ["-cd", places["command-line"]] if "command-line" in places else []
-    options += ["-cp", places["main"]] if Path(places["main"]) != config_folder("conf") else []
-    options += ["-cn", hydra.job.config_name] if hydra.job.config_name not in PRIMARY_CONFIGS else []
-    job_of_sweep = hydra.mode == RunMode.MULTIRUN and not sweep
-    left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if job_of_sweep else r"hydra\.mode="
-    kept = [override for override in of_hydra if not re.match(left_out, override)]
+    primary, options, kept = hydra.job.config_name, ["-m"] * sweep, []
+    if primary == RESUMED:
+        options = ["resume", hydra.runtime.output_dir]
+    else:
+        places = {source.provider: source.path for source in hydra.runtime.config_sources}
+        options += ["-cd", places["command-line"]] if "command-line" in places else []
+        options += ["-cp", places["main"]] if Path(places["main"]) != config_folder("conf") else []
+        options += ["-cn", primary] if primary not in PRIMARY_CONFIGS else []
+        if needs_trust(GlobalHydra.instance().config_loader(), primary, [*of_hydra, *typed]):
+            options.append(TRUST_FLAG)
+        job_of_sweep = hydra.mode == RunMode.MULTIRUN and not sweep
+        left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if job_of_sweep else r"hydra\.mode="
+        kept = [override for override in of_hydra if not re.match(left_out, override)]
     typed = [recipe_file(override) or override for override in typed]
-    return mask_secrets(shlex.join(["python", "-m", "sft_recipes", *["-m"] * sweep, *options, *typed, *kept]))
+    return mask_secrets(shlex.join(["python", "-m", "sft_recipes", *options, *typed, *kept]))
 
 
 def next_commands(folder: Path, mode: str) -> str:

@@ -9,11 +9,10 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from sft_recipes.config.choices import check_choices
+from sft_recipes.config.config_files import check_choices, check_recipes
 from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder, register_with_hydra
 from sft_recipes.config.own_configs import store_recipe_file, store_saved_run
-from sft_recipes.config.recipe_trust import check_recipes
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.config.validation import validate_kwargs
 from sft_recipes.errors import ConfigError
@@ -38,14 +37,15 @@ def compose(
     with hydra_initialized():
         try:
             primary, chosen = "config", [f"+recipe={recipe}"] if recipe else []
+            loader = GlobalHydra.instance().config_loader()
             if recipe and recipe.endswith((".yaml", ".yml")):
                 chosen = [store_recipe_file(Path(recipe))]
-                check_recipes(GlobalHydra.instance().config_loader(), primary, [*chosen, *overrides])
+                check_recipes(loader, primary, [*chosen, *overrides])
             if run:
                 primary = store_saved_run(Path(run), {key.partition("=")[0] for key in overrides} & set(OPEN_GROUPS))
                 chosen += [f"evaluate.run='{run}'"]
             composed = hydra.compose(primary, [*chosen, *overrides], return_hydra_config=True)
-            check_choices(composed, composed.hydra)
+            check_choices(composed, composed.hydra, loader)
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
         except (*USER_ERRORS, OSError) as error:

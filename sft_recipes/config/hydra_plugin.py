@@ -12,29 +12,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.metrics import is_lower_better
-from sft_recipes.config.nested_values import iterate_leaves
+from sft_recipes.config.nested_values import iterate_leaves, load_yaml
 
 # Groups that take keys which their files do not list: trl.SFTConfig has 135 fields, and 135 copied ones would rot
 OPEN_GROUPS = ("model", "data", "formatter", "adapter", "trainer", "evaluate", "curation")
 OURS = "hydra_plugins.sft_recipes_sweeps"
-PLUGINS = {  # by group and name, in the place of Hydra's own of that name
-    ("hydra/sweeper", "basic"): {"_target_": f"{OURS}.GridSweeper", "max_batch_size": None, "params": None},
-    ("hydra/sweeper", "optuna"): {
-        "_target_": f"{OURS}.OptunaSweeper",
-        "sampler": {"name": "TPESampler", "seed": None},
-        "n_trials": 20,
-        "n_jobs": 2,
-        "storage": None,
-        "params": None,
-    },
-    ("hydra/sweeper", "halving"): {
-        "_target_": f"{OURS}.HalvingSweeper",
-        "rungs": [0.11, 0.33],
-        "percentile": 25,
-        "params": None,
-    },
-    ("hydra/launcher", "local_gpus"): {"_target_": f"{OURS}.LocalGpus", "n_jobs": None},
-}
 PRIMARY_CONFIGS = ("config", "demo", "generate", "saved_run")  # ours; a user names others with -cn
 
 
@@ -70,7 +52,7 @@ def read_source_values(name: str) -> dict[str, Any]:
     A departure `{source: …, why: …}` gives the source's value; what `unknown` begins with is ours, as is the division
     of a step's rows among devices and accumulated steps; `effective_batch_size` is those rows.
     """
-    recipe = OmegaConf.to_container(OmegaConf.load(config_folder("recipes") / "recipe" / f"{name}.yaml"))
+    recipe = load_yaml(config_folder("recipes") / "recipe" / f"{name}.yaml")
     groups = {key: recipe[key] for key in ("model", "data", "adapter", "trainer", "seed") if key in recipe}
     values = dict(iterate_leaves(groups))  # evaluation, preview and names are ours
     if "trainer.effective_batch_size" in values:
@@ -100,8 +82,9 @@ def register_with_hydra() -> None:
     open_groups = {group: DictConfig({}, flags={"struct": False}) for group in named}
     ConfigStore.instance().store(name="open_groups", node=DictConfig(open_groups), provider="sft_recipes")
     Plugins.instance().register(RecipesSearchPath)
-    for (group, name), node in PLUGINS.items():
-        ConfigStore.instance().store(group=group, name=name, node=node, provider="sft_recipes")
+    for group, choices in load_yaml(Path(__file__).with_name("plugins.yaml")).items():
+        for name, node in choices.items():  # stored, since a file in conf/ would be merged with Hydra's own of its name
+            ConfigStore.instance().store(group=group, name=name, node=node, provider="sft_recipes")
     # replace: a process that runs several commands, as tests and joblib's workers do, comes here each time
     OmegaConf.register_new_resolver("choices", list_choices, replace=True)
     OmegaConf.register_new_resolver("source_values", read_source_values, replace=True)

@@ -6,34 +6,41 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from sft_recipes.errors import ConfigError, one_line
 
 MOST_BYTES, MOST_VALUES = 1 << 20, 100_000  # of a YAML file; ours have some thousand
 
 
-def iterate_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value in nested mappings with its dotted path.
+def iterate_leaves(value: Any, path: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Every value in nested mappings with its dotted path, and in lists if asked.
 
-    >>> list(iterate_leaves({"a": {"b": 1}}, "x"))
-    [('x.a.b', 1)]
+    >>> list(iterate_leaves({"a": {"b": [1]}}, "x")), list(iterate_leaves({"a": {"b": [1]}}, "x", into_lists=True))
+    ([('x.a.b', [1])], [('x.a.b[0]', 1)])
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from iterate_leaves(item, f"{path}.{key}" if path else str(key))
+            yield from iterate_leaves(item, f"{path}.{key}" if path else str(key), into_lists)
+    elif into_lists and isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from iterate_leaves(item, f"{path}[{place}]", into_lists)
     else:
         yield path, value
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file holds; raises ConfigError also for one that aliases of aliases expand to billions of values."""
+    """What a YAML file holds, read as Hydra does: 1e-5 is a number, and no key stands twice.
+
+    Raises ConfigError also for a file that aliases of aliases expand to billions of values.
+    """
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise ValueError(f"it has {size:,} bytes, and a config has a few thousand")
         waiting = [value := yaml.safe_load(path.read_text(encoding="utf-8"))]
         for _ in range(MOST_VALUES):
-            if not waiting:
-                return value
+            if not waiting:  # else OmegaConf would not come to an end
+                return OmegaConf.to_container(OmegaConf.load(path)) if isinstance(value, dict | list) else value
             part = waiting.pop()
             waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
         raise ValueError(f"it expands to more than {MOST_VALUES:,} values")

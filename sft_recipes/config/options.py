@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from sft_recipes.config.judge_options import JudgeOptions
+from sft_recipes.config.endpoint_options import JudgeOptions
 from sft_recipes.config.validation import Count, NotNegative, Positive, Share, WholeNumber
 from sft_recipes.errors import ConfigError
 

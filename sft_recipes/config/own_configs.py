@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
 from sft_recipes.config.nested_values import load_yaml
@@ -36,12 +36,11 @@ def store_recipe_file(file: Path) -> str:
 
     Raises ConfigError for a file that holds no mapping, or that has the name of one of our recipes.
     """
-    load_yaml(file)  # which OmegaConf would expand
-    name, values = re.sub(r"\W", "_", file.stem), OmegaConf.load(file)
+    name, values = re.sub(r"\W", "_", file.stem), load_yaml(file)
     ours = config_folder("recipes") / "recipe" / f"{name}.yaml"
     if ours.is_file():
         raise ConfigError(f"recipe={name} is in two files, {ours} and {file}. Rename yours.")
-    if not isinstance(values, DictConfig):
+    if not isinstance(values, dict):
         raise ConfigError(f"{file} should hold a mapping, as `python -m sft_recipes init` writes one.")
     # as a stored config, since the search path takes folders: a file beside my.yaml would become a choice as well
     ConfigStore.instance().store(group="recipe", name=name, node=values, package="_global_", provider=str(file))
@@ -69,10 +68,7 @@ def store_saved_run(run: Path, chosen: Collection[str] = ()) -> str:
         saved[group] = {key: value for key, value in kept.items() if not isinstance(value, Mapping)}
     if "data" in chosen and "formatter" not in chosen:
         saved["formatter"] = {"name": "auto"}  # the run's own was for its own rows
-    node = OmegaConf.merge(OmegaConf.load(config_folder("conf") / "config.yaml"), saved)  # keys that an older run lacks
-    node.defaults = ["open_groups", "_self_", *({group: None} for group in OPEN_GROUPS)]
-    ConfigStore.instance().store(name=SAVED, node=node, provider=str(run))
-    return SAVED
+    return store_primary(SAVED, saved, run)
 
 
 def store_resumed_run(run: Path) -> str:
@@ -83,11 +79,16 @@ def store_resumed_run(run: Path) -> str:
     saved = read_saved_config(run, "Name the folder of a run.")
     saved["trainer"]["resume_from_checkpoint"] = True
     saved["trainer"].pop("stop_at", None)  # which ended it
-    hydra = OmegaConf.to_container(OmegaConf.load(config_folder("conf") / "config.yaml").hydra)
-    hydra |= {"run": {"dir": str(run.resolve())}, "output_subdir": ".hydra/resumed"}
-    node = {"defaults": ["open_groups", "_self_"], "hydra": hydra, **saved}
-    ConfigStore.instance().store(name=RESUMED, node=node, provider=str(run))
-    return RESUMED
+    saved["hydra"] = {"run": {"dir": str(run.resolve())}, "output_subdir": ".hydra/resumed"}
+    return store_primary(RESUMED, saved, run)
+
+
+def store_primary(name: str, values: Mapping[str, Any], run: Path) -> str:
+    """Gives Hydra the values as a primary config, over our defaults for keys that an older run lacks; its name."""
+    node = OmegaConf.merge(load_yaml(config_folder("conf") / "config.yaml"), values)
+    node.defaults = ["open_groups", "_self_", *({group: None} for group in OPEN_GROUPS)]
+    ConfigStore.instance().store(name=name, node=node, provider=str(run))
+    return name
 
 
 def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
@@ -99,8 +100,7 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     if not file.is_file():
         fault = "has no .hydra/config.yaml with a config of its own" if run.is_dir() else "is no folder here"
         raise ConfigError(f"{run} {fault}. {way_out}")
-    load_yaml(file)  # which OmegaConf would expand
-    saved = OmegaConf.to_container(OmegaConf.load(file))
+    saved = load_yaml(file)
     if not isinstance(saved, dict) or not all(isinstance(saved.get(group, {}), dict) for group in OPEN_GROUPS):
         raise ConfigError(f"{file} does not hold the config of a run.")
     for key in ("overwrite", "hydra", "defaults"):  # no run writes the last two, which would be code of the folder's

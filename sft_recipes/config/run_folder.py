@@ -25,7 +25,6 @@ BESIDE = (  # what else a run writes
     "runs", ".lock", ".checkpoint_in_the_making", "curated.jsonl", "removed.jsonl", "curation.json",
     "curated.parquet", "lengths.png", "generate.json", "rejected.jsonl",
 )  # fmt: skip
-HYDRAS = (".hydra", "sft_recipes.log")  # written before the run looks at its config
 
 
 def check_run_name(name: str) -> None:
@@ -98,8 +97,9 @@ def written(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
 def remove_if_nothing_was_run(folder: Path) -> None:
     """Removes the dated folder of a command that was refused, if it holds nothing but what Hydra wrote into it."""
-    named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
-    if named or {path.name for path in folder.iterdir()} - set(HYDRAS):
+    hydra = HydraConfig.get()
+    named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    if named or {path.name for path in folder.iterdir()} - {".hydra", f"{hydra.job.name}.log"}:
         return
     shutil.rmtree(folder)
     for parent in list(folder.parents)[:2]:  # outputs/NAME
@@ -148,5 +148,5 @@ class CheckRunFolder(Callback):
 
 def check_before_writing(config: DictConfig) -> None:
     """Raises ConfigError for secrets and for a name that is a path, before Hydra saves them."""
-    check_no_secrets(OmegaConf.to_container(config, resolve=False), "")
+    check_no_secrets(OmegaConf.to_container(config))
     check_run_name(str(OmegaConf.select(config, "name", throw_on_resolution_failure=False) or "sft"))

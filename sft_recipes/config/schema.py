@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.curation_options import CurationOptions
-from sft_recipes.config.generate_options import GenerateOptions
+from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.options import (
     FIELD_RANGES,
     AdapterOptions,
@@ -79,7 +79,7 @@ def from_hydra(composed: DictConfig) -> Config:
     for key in sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{key} is missing. Write {key}=…")
     raw, values = (OmegaConf.to_container(composed, resolve=resolve) for resolve in (False, True))
-    check_no_secrets(raw, "")
+    check_no_secrets(raw)
     for key in values:
         if key not in root_keys() or key == "hydra":
             raise ConfigError(unknown_field(key, key, root_keys(), "the config"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.errors import TOKEN, ConfigError, cut_middle, mask_secrets, printable
 
 # Not every token: a config has eos_token, typed_control_token, tokens_per_second
@@ -25,25 +26,19 @@ class MaskingFormatter(logging.Formatter):
         return "\n".join(map(cut_middle, printable(mask_secrets(super().format(record))).split("\n")))
 
 
-def check_no_secrets(value: Any, path: str) -> None:
+def check_no_secrets(values: Any, where: str = "") -> None:
     """Raises ConfigError for a field that is made for a secret, and for a text that is one; neither is printed.
 
     `${oc.env:NAME}` is allowed: it is saved as it stands.
     """
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            check_no_secrets(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            check_no_secrets(item, f"{path}[{place}]")
-    elif value in (None, "") or isinstance(value, bool) or "${oc.env:" in str(value):
-        return
-    elif SECRET_NAME.search(path) or TOKEN.search(str(value)):
-        raise ConfigError(
-            f"{mask_secrets(path)} holds a secret, which would be saved with the run. Leave it out: log in with "
-            "`hf auth login`, or put it into the environment (HF_TOKEN, WANDB_API_KEY), from where a config takes it "
-            "as ${oc.env:NAME}."
-        )
+    for path, value in iterate_leaves(values, where, into_lists=True):
+        harmless = value in (None, "") or isinstance(value, bool) or "${oc.env:" in str(value)
+        if not harmless and (SECRET_NAME.search(path) or TOKEN.search(str(value))):
+            raise ConfigError(
+                f"{mask_secrets(path)} holds a secret, which would be saved with the run. Leave it out: log in with "
+                "`hf auth login`, or put it into the environment (HF_TOKEN, WANDB_API_KEY), from where a config takes "
+                "it as ${oc.env:NAME}."
+            )
 
 
 def check_typed_secrets(overrides: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
 from reprlib import repr as short
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS
 from sft_recipes.errors import ConfigError, did_you_mean, one_line
@@ -34,10 +34,11 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
     3
     """
     validate_kwargs(target, values, where)
-    hints = resolve_type_hints(target)
-    built = {
-        name: build_nested(value, hints.get(name), f"{where}.{name}".lstrip(".")) for name, value in values.items()
-    }
+    built, hints = dict(values), resolve_type_hints(target)
+    for name, value in values.items():
+        for part in hint_parts(hints.get(name)) if isinstance(value, Mapping) else ():
+            if is_dataclass(part.kind):
+                built[name] = call_validated(part.kind, value, f"{where}.{name}".lstrip("."))
     try:
         return target(**built)
     except ConfigError:
@@ -45,23 +46,6 @@ def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where:
     except (ValueError, TypeError, ImportError, OSError) as error:
         text = one_line(error)  # which may begin with the name of one of the values: held_out=1.0 is …
         raise ConfigError(f"{where}{'.' if re.split('[ =]', text)[0] in values else ': '}{text}") from error
-
-
-def build_nested(value: Any, hint: Any, where: str) -> Any:
-    """A mapping as the dataclass that the hint names, checked in its turn; every other value as it is."""
-    for part in union_parts(hint):
-        if is_dataclass(part) and isinstance(value, Mapping):
-            return call_validated(part, value, where)
-    return value
-
-
-def union_parts(hint: Any) -> tuple[Any, ...]:
-    """The types of which a hint allows any: those of a union, else the one that it is.
-
-    >>> union_parts(Annotated[int, "[1, inf)"] | None)
-    (typing.Annotated[int, '[1, inf)'], <class 'NoneType'>)
-    """
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
@@ -79,11 +63,10 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
         hint = hints.get(name, Any)
         if not matches_type(value, hint):
             raise ConfigError(f"{path} should be {describe_type(hint)}, not {show_value(value)}.")
-        if isinstance(value, str) and value not in (known := literal_choices(hint) or [value]):
+        if isinstance(value, str) and value not in (known := words_of(hint_parts(hint)) or [value]):
             raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, known)}")
-        for part in union_parts(hint):
-            if get_origin(part) is Annotated:
-                check_interval(path, value, part.__metadata__[0])
+        for part in hint_parts(hint):
+            check_interval(path, value, part.interval)
     for name, field in fields.items():
         if field.default is field.empty and name not in values:
             path = f"{where}.{name}".lstrip(".")
@@ -97,7 +80,7 @@ def check_interval(path: str, value: Any, interval: str) -> None:
     Traceback (most recent call last):
     sft_recipes.errors.ConfigError: data.mine.share should be above 0 and at most 1, not 1.5.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not interval or not isinstance(value, int | float) or isinstance(value, bool):
         return
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
@@ -109,17 +92,40 @@ def check_interval(path: str, value: Any, interval: str) -> None:
         raise ConfigError(f"{path} should be {words}, not {value}.")
 
 
-def literal_choices(hint: Any) -> list[str]:
-    """The words that an Enum or Literal in the hint names; none where any text will do.
+class HintPart(NamedTuple):
+    """One of the types of which a hint allows any."""
 
-    >>> literal_choices(Literal["drop", "keep"] | None), literal_choices(str)
+    kind: Any  # the class without its parameters; Literal, or Enum for a class of it
+    words: tuple[Any, ...] = ()  # the values of a Literal or an Enum
+    interval: str = ""  # of a number: [1, inf)
+
+
+def hint_parts(hint: Any) -> list[HintPart]:
+    """The types of which a hint allows any: those of a union, else the one that it is.
+
+    >>> [(part.kind, part.words, part.interval) for part in hint_parts(Annotated[int, "[1, inf)"] | Literal["a"])]
+    [(<class 'int'>, (), '[1, inf)'), (typing.Literal, ('a',), '')]
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return [part for each in get_args(hint) for part in hint_parts(each)]
+    if origin is Annotated:
+        return [HintPart(get_args(hint)[0], interval=hint.__metadata__[0])]
+    if inspect.isclass(hint) and issubclass(hint, Enum):
+        return [HintPart(Enum, tuple(member.value for member in hint))]
+    return [HintPart(origin or hint, get_args(hint) if origin is Literal else ())]
+
+
+def words_of(parts: Iterable[HintPart]) -> list[str]:
+    """The words that an Enum or a Literal among the types names; none where any text will do.
+
+    >>> words_of(hint_parts(Literal["drop", "keep"] | None)), words_of(hint_parts(str))
     (['drop', 'keep'], [])
     """
-    parts = union_parts(hint)
-    enums = [member.value for part in parts if inspect.isclass(part) and issubclass(part, Enum) for member in part]
-    literals = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
-    patterns = any("[" in str(word) for word in literals)  # such as PEFT's pissa_niter_[number of iters]
-    return enums or ([] if patterns or str in parts else [word for word in literals if isinstance(word, str)])
+    words = [word for part in parts for word in part.words if isinstance(word, str)]
+    # an Enum's hold beside str, too; a pattern is one such as PEFT's pissa_niter_[number of iters]
+    any_text = any("[" in word for word in words) or {str, Literal} <= {part.kind for part in parts}
+    return [] if any_text else words
 
 
 def resolve_type_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -159,26 +165,22 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", s
 TYPE_NAMES |= {list: "a list", tuple: "a list", dict: "a mapping", Literal: "text"}
 
 
-def plain_type(hint: Any) -> Any:
-    """The class that a hint of one type stands for, without its parameters or its interval."""
-    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return get_origin(hint) or hint
-
-
 def matches_type(value: Any, hint: Any) -> bool:
     """Whether a value from YAML is of the hinted type; hints that YAML cannot express (classes, callables) fit all.
 
     >>> matches_type("no", bool), matches_type(1, float), matches_type(True, int), matches_type(None, int | None)
     (False, True, False, True)
     """
-    if len(parts := union_parts(hint)) > 1:
-        return any(matches_type(value, part) for part in parts)
-    kind = plain_type(hint)
-    if kind is Literal or (inspect.isclass(kind) and issubclass(kind, Enum)):
-        return isinstance(value, str) or value in get_args(hint)
-    if isinstance(value, bool) and kind in (int, float):  # true is a 1 in Python
-        return False
-    return isinstance(value, Mapping | kind if is_dataclass(kind) else YAML_TYPES.get(kind, object))
+    for kind, words, _ in hint_parts(hint):
+        if kind in (Enum, Literal):
+            fits = isinstance(value, str) or value in words
+        elif isinstance(value, bool) and kind in (int, float):  # true is a 1 in Python
+            fits = False
+        else:
+            fits = isinstance(value, Mapping | kind if is_dataclass(kind) else YAML_TYPES.get(kind, object))
+        if fits:
+            return True
+    return False
 
 
 def describe_type(hint: Any) -> str:
@@ -187,12 +189,11 @@ def describe_type(hint: Any) -> str:
     >>> describe_type(bool), describe_type(float | None)
     ('true or false', 'a number or null')
     """
-    if listed := literal_choices(hint):
+    parts = hint_parts(hint)
+    if listed := words_of(parts):
         return ", ".join(json.dumps(word) for word in listed) if len(listed) < 10 else "text"
-    if len(parts := union_parts(hint)) > 1:
-        return " or ".join(dict.fromkeys(describe_type(part) for part in parts))
-    kind = plain_type(hint)
-    return "a mapping" if is_dataclass(kind) else TYPE_NAMES.get(kind, str(hint))
+    kinds = (dict if is_dataclass(part.kind) else part.kind for part in parts)
+    return " or ".join(dict.fromkeys(TYPE_NAMES.get(kind, str(kind)) for kind in kinds))
 
 
 def show_value(value: Any) -> str:

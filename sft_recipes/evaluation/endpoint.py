@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_recipes.config.judge_options import EndpointOptions
+from sft_recipes.config.endpoint_options import EndpointOptions
 from sft_recipes.errors import one_line
 
 Prompt = str | Sequence[Mapping[str, Any]]  # the beginning of a raw text, or the messages of a conversation

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.config.judge_options import JudgeOptions
+from sft_recipes.config.endpoint_options import JudgeOptions
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.endpoint import Endpoint, Reply, total_cost
 

@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
-from sft_recipes.config.generate_options import GenerateOptions
-from sft_recipes.config.judge_options import EndpointOptions
+from sft_recipes.config.endpoint_options import EndpointOptions, GenerateOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # A test compares the list with the code.
 PRIVATE_NAMES = {
     "config/command_line.py": {"hydra._internal": "a config's files before they are composed"},
-    "config/choices.py": {
+    "config/config_files.py": {
         "hydra._internal": "as above: composing would run what a recipe names",
         "_parse_overrides_and_create_caching_repo": "the search path that Hydra itself will use",
     },

@@ -28,6 +28,15 @@ def test_the_keys_of_a_choice_that_the_recipe_overrides_are_said(caplog, recipe,
     assert [record.getMessage() for record in caplog.records if "holds" in record.getMessage()] == lines
 
 
+def test_the_config_that_is_shown_says_it_too(command, caplog):
+    code, printed, _ = command("+recipe=lima", "adapter=lora", "--cfg", "job")
+    assert code == 0 and "learning_rate: 1.0e-05" in printed
+    assert caplog.messages == [
+        "adapter=lora: the recipe's own trainer.learning_rate=1e-05 holds, not 0.0002. "
+        "To change it, write trainer.learning_rate=0.0002."
+    ]
+
+
 def test_each_job_of_a_sweep_over_adapters_says_it(command, monkeypatch, tmp_path):
     monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
     command("-m", "+recipe=tiny", "adapter=none,qlora", "hydra.sweep.dir=sweep")
@@ -44,6 +53,11 @@ def test_each_job_of_a_sweep_over_adapters_says_it(command, monkeypatch, tmp_pat
 )  # fmt: skip
 def test_a_file_without_its_choice_is_refused_with_what_to_write(recipe, line):
     assert error_of(compose, recipe, "data.file.data_files=my.jsonl") == line
+
+
+def test_two_choices_that_bring_one_source_are_refused():
+    line = "data=tiny and data=prose both bring a source called prose. Choose one of them."
+    assert error_of(compose, "tiny", "data=[tiny,prose]") == line
 
 
 def test_sources_that_a_choice_or_a_file_names_can_be_changed(tmp_path):

@@ -105,6 +105,13 @@ def test_a_run_is_repeated_as_it_was_typed(started, own_primary, tmp_path, typed
     assert repeated.composed == config.composed
 
 
+def test_a_run_that_a_recipe_s_code_took_trust_for_is_repeated_with_it(started, command, tmp_path):
+    (tmp_path / "mine.yaml").write_text("hydra: {job: {env_set: {MINE: '1'}}}")
+    config = started("mine.yaml", "model=tiny", "data=tiny", "--trust-recipe")
+    assert config.command == "python -m sft_recipes --trust-recipe mine.yaml model=tiny data=tiny"
+    assert started("model=tiny", "data=tiny", "--trust-recipe").command == "python -m sft_recipes model=tiny data=tiny"
+
+
 def test_a_job_of_a_sweep_is_repeated_alone(command, own_primary, monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr("sft_recipes.train.main", lambda config, folder: commands.append(config.command) or 0.0)

@@ -34,6 +34,13 @@ def test_a_mistake_leaves_no_folder(command, tmp_path, typed):
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_a_mistake_in_a_primary_config_without_ours_leaves_no_folder(command, tmp_path):
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "bare.yaml").write_text("name: bare\n")
+    assert command("-cd", "my", "-cn", "bare")[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "my"}
+
+
 def test_a_mistake_leaves_the_folders_of_other_runs(command, tmp_path):
     (tmp_path / "outputs" / "other").mkdir(parents=True)
     command("+recipe=tiny", "seed=abc")

@@ -33,8 +33,8 @@ def test_an_evaluation_without_a_recipe_starts_from_the_runs_own_config(own_run)
 
 
 def test_what_is_typed_wins_over_the_runs_config(own_run):
-    config = own_run("evaluate.run=run", "data=[tiny,prose]", "formatter=auto", "evaluate.rows=5", "adapter=lora")
-    assert set(config.sources) == {"tiny", "prose"} and config.data.held_out == 2
+    config = own_run("evaluate.run=run", "data=[tiny,dolly]", "formatter=auto", "evaluate.rows=5", "adapter=lora")
+    assert set(config.sources) == {"tiny", "prose", "dolly"} and config.data.held_out == 2
     assert (config.evaluate.rows, config.adapter.type, config.trainer.fields["learning_rate"]) == (5, "lora", 2e-4)
     assert own_run("evaluate.run=run", "data.file.data_files=other.jsonl").sources["file"].data_files == "other.jsonl"
 

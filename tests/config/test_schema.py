@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
-from sft_recipes.config.generate_options import GenerateOptions
+from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.options import DataOptions, MixOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs

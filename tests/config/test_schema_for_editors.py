@@ -8,8 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 
-from sft_recipes.config.json_schema import main
 from sft_recipes.config.own_configs import STARTER
+from sft_recipes.config.reference import main
 from support.paths import ROOT
 
 
