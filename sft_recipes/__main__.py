@@ -20,7 +20,7 @@ from sft_recipes.config.command_line import next_commands, prepare_command, rais
 from sft_recipes.config.config_files import TRUST_FLAG, check_choices
 from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
-from sft_recipes.config.offline import set_offline_if_hub_unreachable
+from sft_recipes.config.offline import hub_is_reachable, needs_hub
 from sft_recipes.config.own_configs import store_resumed_run
 from sft_recipes.config.reference import describe_topic
 from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
@@ -56,7 +56,8 @@ def run_job(composed: DictConfig) -> float:
         typed = HydraConfig.get().overrides.task
         if HydraConfig.get().job.config_name == "demo" and any(override.startswith("data=") for override in typed):
             log.info("No model or recipe was named, so that recipe tiny sets the model, its rate and max_length.")
-        set_offline_if_hub_unreachable(config)
+        if needs_hub(config) and not hub_is_reachable():  # use what is cached; the hub's client would retry for 47 s
+            os.environ["HF_HUB_OFFLINE"] = "1"
         config = replace(config, command=rerun_command(HydraConfig.get()))
         if HydraConfig.get().mode == RunMode.MULTIRUN and holds_run(folder):  # an earlier start of the sweep began it
             resumed = config.trainer.fields | {"resume_from_checkpoint": True}

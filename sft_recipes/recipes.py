@@ -1,7 +1,6 @@
 """The recipes, and what one of them changes in its source: `python -m sft_recipes.recipes [NAME]`."""
 
 import argparse
-import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,5 +77,4 @@ def describe_data(data: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has read enough
     main()

@@ -21,9 +21,7 @@ from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
-from sft_recipes.config.schema import root_keys
 from sft_recipes.config.secrets import check_typed_secrets
-from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, mask_secrets, one_line
 
 
@@ -110,15 +108,12 @@ def raise_usage_error(complaint: str) -> None:
 
 
 def check_overrides(overrides: Sequence[str], groups: Sequence[str]) -> None:
-    """Raises ConfigError for a group of `groups` without its +, and for a + with a name that there is not."""
+    """Raises ConfigError for a group of `groups` without its +, and for a choice that is no text."""
     for key, equals, value in (override.partition("=") for override in overrides):
         if key in groups:
             raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
         if key.lstrip("+") in (*groups, *OPEN_GROUPS) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
             raise ConfigError(unknown_choice(key.lstrip("+"), value, []))
-        root = re.split(r"[.@/:]", key.lstrip("+"))[0]
-        if key.startswith("+") and root not in [*groups, *root_keys()]:
-            raise ConfigError(unknown_field(f"+{root}", root, root_keys(groups), "the config"))
 
 
 def split_formatter_override(override: str) -> list[str]:

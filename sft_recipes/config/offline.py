@@ -8,12 +8,6 @@ from urllib.parse import urlsplit
 from sft_recipes.config.schema import Config
 
 
-def set_offline_if_hub_unreachable(config: Config) -> None:
-    """Without the hub, what is cached is used and the rest refused at once; its client would retry for 47 seconds."""
-    if needs_hub(config) and not hub_is_reachable():
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 def needs_hub(config: Config) -> bool:
     """Whether the model or a source is neither a folder here nor one of datasets' builders: a name of the hub's."""
     names = [config.model.id, *(source.path for source in config.sources.values() if "/" in (source.path or ""))]

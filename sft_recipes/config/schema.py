@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.curation_options import CurationOptions
 from sft_recipes.config.endpoint_options import GenerateOptions
+from sft_recipes.config.hydra_plugin import addable_groups
 from sft_recipes.config.options import (
     FIELD_RANGES,
     AdapterOptions,
@@ -82,7 +83,7 @@ def from_hydra(composed: DictConfig) -> Config:
     check_no_secrets(raw)
     for key in values:
         if key not in root_keys() or key == "hydra":
-            raise ConfigError(unknown_field(key, key, root_keys(), "the config"))
+            raise ConfigError(unknown_field(key, key, root_keys(addable_groups()), "the config"))
     for group in ("data", "adapter", "trainer"):
         if group not in values:  # in a primary config of one's own
             raise ConfigError(f"{group} is missing. Write {group}=…, or begin the file's defaults with - config.")
@@ -95,17 +96,13 @@ def from_hydra(composed: DictConfig) -> Config:
         log.info("data.%s is not trained on: it was not chosen, and what is set for it is left out.", name)
     sources = chosen or sources
     data = call_validated(DataOptions, rest, "data")
-    sources = {name: call_validated(Source, value, f"data.{name}") for name, value in sources.items()}
-    groups = {
-        "sources": {
-            name: source if source.held_out is not None else replace(source, held_out=data.held_out)
-            for name, source in sources.items()
-        },
-        "data": data,
-        "adapter": parse_adapter(values["adapter"]),
-        "trainer": parse_trainer(values["trainer"]),
-    }
-    config = call_validated(Config, values | groups | {"composed": saved_form(raw, values)}, "")
+    parsed = {}
+    for name, value in sources.items():
+        source = call_validated(Source, value, f"data.{name}")
+        parsed[name] = source if source.held_out is not None else replace(source, held_out=data.held_out)
+    groups = {"sources": parsed, "data": data, "composed": saved_form(raw, values)}
+    groups |= {"adapter": parse_adapter(values["adapter"]), "trainer": parse_trainer(values["trainer"])}
+    config = call_validated(Config, values | groups, "")
     check_run_name(config.name)
     check_sources(config)
     return config
@@ -144,7 +141,12 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
     kind = values.get("type", "none")
     if kind in PEFT_VARIANTS:
         raise ConfigError(f"adapter.type cannot be {kind!r}. Write {PEFT_VARIANTS[kind]}.")
-    check_adapter_type(kind)
+    if kind not in ("none", "lora"):
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING  # takes seconds
+
+        known = ["none", *sorted(method.value.lower() for method in PEFT_TYPE_TO_CONFIG_MAPPING)]
+        if kind not in known:
+            raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(str(kind), known)}")
     if kind == "lora" and not values.get("lora"):
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
     if kind == "lora":
@@ -160,17 +162,6 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
     elif kind != "lora" and values.get("lora"):
         log.warning("adapter.type=%s does not use the fields of adapter.lora. Its own are adapter.%s.", kind, kind)
     return adapter
-
-
-def check_adapter_type(kind: Any) -> None:
-    """Raises ConfigError for a method that PEFT does not have; for LoRA its import, which takes seconds, is saved."""
-    if kind in ("none", "lora"):
-        return
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    known = ["none", *sorted(kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)]
-    if kind not in known:
-        raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(str(kind), known)}")
 
 
 def check_ranges(values: Mapping[str, Any], where: str) -> None:
