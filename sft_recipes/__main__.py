@@ -18,14 +18,14 @@ from omegaconf import DictConfig
 
 from sft_recipes.config.command_line import next_commands, prepare_command, raise_usage_error, rerun_command
 from sft_recipes.config.config_files import TRUST_FLAG, check_choices
-from sft_recipes.config.hydra_errors import USER_ERRORS, failure_reason, user_message
+from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
 from sft_recipes.config.offline import hub_is_reachable, needs_hub
 from sft_recipes.config.own_configs import store_resumed_run
 from sft_recipes.config.reference import describe_topic
 from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
-from sft_recipes.errors import ConfigError, RunInterrupted, make_printing_safe
+from sft_recipes.errors import ConfigError, RunInterrupted, make_printing_safe, one_line
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
@@ -68,16 +68,15 @@ def run_job(composed: DictConfig) -> float:
             print(f"\n{next_commands(folder, config.mode)}")
         return objective
     except Exception as error:
-        if isinstance(error, USER_ERRORS):
-            log.error(user_message(error))
-        else:
-            log.exception("The run failed.")
+        mistake = isinstance(error, USER_ERRORS)
+        reason = user_message(error) if mistake else f"{type(error).__name__}: {one_line(error)}"
+        log.error(reason if mistake else "The run failed.", exc_info=not mistake)
         if HydraConfig.get().mode == RunMode.RUN:
-            if isinstance(error, USER_ERRORS):
+            if mistake:
                 remove_if_nothing_was_run(folder)
-            sys.exit(2 if isinstance(error, USER_ERRORS) else 1)  # a raise would make Hydra print more
+            sys.exit(2 if mistake else 1)  # a raise would make Hydra print more
         error.logged = True
-        failure.write_text(failure_reason(error) + "\n", encoding="utf-8")
+        failure.write_text(f"{reason}\n", encoding="utf-8")
         release_traceback_frames(error)
         raise
 

@@ -1,8 +1,6 @@
 """The recipes, and what one of them changes in its source: `python -m sft_recipes.recipes [NAME]`."""
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
 from hydra import compose
 
@@ -54,26 +52,17 @@ def list_recipes(chosen: list[str]) -> list[list[str]]:
 
 def recipe_page(config: Config) -> list[str]:
     """The source's values beside the recipe's, then what departs in other ways and what the source does not say."""
-    provenance = config.provenance
+    provenance, data = config.provenance, config.provenance.data
     lines = [f"Source: {provenance.source} (confidence {provenance.confidence})", ""]
     lines += render_table(compare_with_source(config.composed))
     departures = other_departures(config.composed["provenance"])
     lines += ["", *(f"Departs in {key}: {why}." for key, why in departures.items())]
     lines += [f"Not said by the source: {what}." for what in provenance.unknown]
-    facts = {"machine": provenance.machine, "cost": provenance.cost, "published": provenance.published}
-    facts = {"data": describe_data(provenance.data)} | facts
+    rows = f"{data['rows']:,} rows" if data.get("rows") else "rows unknown"
+    facts = {"data": f"{data['id']}, {rows}, licence: {data['licence']}"}
+    facts |= {"machine": provenance.machine, "cost": provenance.cost, "published": provenance.published}
     lines += ["", *(f"{label.capitalize()}: {text}." for label, text in facts.items() if text)]
     return lines
-
-
-def describe_data(data: Mapping[str, Any]) -> str:
-    """What the source trained on, with rows and licence.
-
-    >>> describe_data({"id": "GAIR/lima", "licence": "CC BY-NC-SA", "rows": 1000})
-    'GAIR/lima, 1,000 rows, licence: CC BY-NC-SA'
-    """
-    rows = f"{data['rows']:,} rows" if data.get("rows") else "rows unknown"
-    return f"{data['id']}, {rows}, licence: {data['licence']}"
 
 
 if __name__ == "__main__":

@@ -26,11 +26,6 @@ HYDRA_ERROR_MESSAGES = {
 }
 
 
-def failure_reason(error: Exception) -> str:
-    """Why a job failed, in one line: a user's mistake as the command says it, else the exception with its name."""
-    return user_message(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {one_line(error)}"
-
-
 def user_message(error: Exception) -> str:
     """The error in one line, with what to write; Hydra's and OmegaConf's own are put into our words."""
     text = one_line(error) or one_line(error.__cause__ or error)

@@ -51,28 +51,25 @@ def check_typed_secrets(overrides: Iterable[str]) -> None:
             check_no_secrets(value, key)
 
 
-def saved_form(raw: Any, value: Any) -> Any:
+def saved_form(raw: Any, value: Any, environment: Mapping[str, str] | None = None) -> Any:
     """A resolved config as a run's files hold it: what came from the environment is `${oc.env:NAME}` again.
 
-    `raw` is the same config before it was resolved.
+    `raw` is the same config before it was resolved; `environment` holds the variables that it names.
     """
-    names = set(re.findall(r"oc\.env:\s*[\"']?(\w+)", str(raw)))
-    environment = {name: os.environ[name] for name in names if os.environ.get(name)}
-
-    def restore(raw: Any, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            raws = raw if isinstance(raw, Mapping) else dict.fromkeys(value, raw)
-            return {key: restore(raws.get(key), item) for key, item in value.items()}
-        if isinstance(value, list):
-            raws = raw if isinstance(raw, list) else [raw] * len(value)
-            return [restore(*pair) for pair in zip(raws, value, strict=True)]
-        if not isinstance(value, str):
-            return value
-        for name, secret in environment.items() if "${" in str(raw) else ():
-            value = value.replace(secret, f"${{oc.env:{name}}}")
-        return mask_secrets(value)
-
-    return restore(raw, value)
+    if environment is None:
+        names = set(re.findall(r"oc\.env:\s*[\"']?(\w+)", str(raw)))
+        environment = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if isinstance(value, Mapping):
+        raws = raw if isinstance(raw, Mapping) else dict.fromkeys(value, raw)
+        return {key: saved_form(raws.get(key), item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        raws = raw if isinstance(raw, list) else [raw] * len(value)
+        return [saved_form(*pair, environment) for pair in zip(raws, value, strict=True)]
+    if not isinstance(value, str):
+        return value
+    for name, secret in environment.items() if "${" in str(raw) else ():
+        value = value.replace(secret, f"${{oc.env:{name}}}")
+    return mask_secrets(value)
 
 
 def mask_files(files: Iterable[Path]) -> None:
