@@ -137,6 +137,7 @@ def child(arguments: list[str]) -> None:
 def needs() -> None:
     """What every recipe needs on one device with bf16, by its own numbers."""
     import contextlib
+    from dataclasses import replace
 
     from sft_recipes.recipes import compose_recipe, recipe_names
     from sft_recipes.training.arguments import build_arguments
@@ -147,8 +148,8 @@ def needs() -> None:
         shape = None if name == "tiny" else shape_of(config.model.id)
         arguments, _ = build_arguments(config, Path(tempfile.mkdtemp()))
         with contextlib.redirect_stderr(None):
-            step = describe_step(config, arguments, arguments.max_length, gpu=True, model_config=shape)
-            found = estimate_memory(step)
+            step = describe_step(config, arguments, arguments.max_length, model_config=shape)
+            found = estimate_memory(replace(step, gpu=True))
         print(f"{name}: {format_bytes(found.total)}, estimated")
 
 

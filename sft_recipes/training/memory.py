@@ -47,10 +47,9 @@ def describe_step(
     arguments: SFTConfig,
     length: int,
     new_token_ids: Sequence[int] = (),
-    gpu: bool | None = None,
     model_config: PretrainedConfig | None = None,
 ) -> StepShape:
-    """The step of a run whose longest row has `length` tokens, on a GPU if `gpu` (None: where there is one).
+    """The step of a run whose longest row has `length` tokens, on a GPU where there is one.
 
     `model_config` is the model's config, else read from model.id.
     """
@@ -59,7 +58,7 @@ def describe_step(
         adapter=config.adapter,
         model_config=model_config or load_model_config(config.model),
         new_token_ids=tuple(new_token_ids),
-        gpu=torch.cuda.is_available() if gpu is None else gpu,
+        gpu=torch.cuda.is_available(),
         rows=arguments.per_device_train_batch_size,
         length=length,
         packing=arguments.packing,

@@ -39,6 +39,7 @@ from sft_recipes.modeling.workarounds import (
 from sft_recipes.training.callbacks import FiniteLossCheck, PackedAttentionCheck, QuietProgressBar, SampleAnswers
 from sft_recipes.training.resumable_trainer import ResumableTrainer
 
+Measure = Callable[[PreTrainedModel, Dataset], tuple[dict[str, Any], dict[str, float]]]
 SAMPLE_QUESTIONS = 3  # held-out questions that are asked while training goes on
 
 
@@ -51,11 +52,7 @@ class SupervisedTrainer(ResumableTrainer):
     """
 
     def __init__(
-        self,
-        *arguments: Any,
-        measure: Callable[[PreTrainedModel, Dataset], tuple[dict[str, Any], dict[str, float]]] | None = None,
-        loraplus_lr_ratio: float | None = None,
-        **options: Any,
+        self, *arguments: Any, measure: Measure | None = None, loraplus_lr_ratio: float | None = None, **options: Any
     ):
         super().__init__(*arguments, **options)
         self.measure, self.loraplus_lr_ratio = measure, loraplus_lr_ratio

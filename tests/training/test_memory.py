@@ -48,7 +48,8 @@ def recipe_step(name: str, folder: Path, length: int | None = None, shape: str |
     arguments, _ = build_arguments(config, folder)
     shape = shape or config.model.id
     model_config = shape_of(shape) if shape in SHAPES else None
-    return describe_step(config, arguments, length or arguments.max_length, gpu=True, model_config=model_config)
+    step = describe_step(config, arguments, length or arguments.max_length, model_config=model_config)
+    return replace(step, gpu=True)
 
 
 # As the model cards and papers of these models say
