@@ -138,6 +138,7 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
          "Write trainer.train_sampling_strategy=group_by_length."),
         ("trainer.overwrite_output_dir=true", "trainer.overwrite_output_dir is not a field of SFTConfig. "
          "Write nothing: every run has a folder of its own."),
+        ("resume=outputs/x", "resume is not a field of the config. Write python -m sft_recipes resume RUN."),
         ("trainer.torch_dtype=float32", "trainer.torch_dtype is not a field of SFTConfig. Write model.dtype."),
         ("trainer.batch_size=8",
          "trainer.batch_size is not a field of SFTConfig. Write trainer.per_device_train_batch_size."),

@@ -29,6 +29,7 @@ OLD_NAMES = {
     "trainer.early_stopping_threshold": "early_stopping_min_delta min_delta",
     "trainer.train_sampling_strategy=group_by_length": "group_by_length",
     "nothing: every run has a folder of its own": "overwrite_output_dir",
+    "python -m sft_recipes resume RUN": "resume",
     "hydra.run.dir": "output_dir logging_dir",
     "nothing: weights are always saved as safetensors": "save_safetensors",
     "trainer.learning_rate": "learning_rate lr",
