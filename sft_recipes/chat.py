@@ -20,6 +20,7 @@ from sft_recipes.reporting.run_folder import read_json
 HELP = """/base      the last question again, to the base model: the adapter is switched off; not kept in the history
 /system …  the system message from here on; without a text there is none
 /reset     forget the history
+/tokens    the ids of the last question and answer
 /quit      or Ctrl-D"""
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}  # what a report's sampled answers are drawn with
 
@@ -33,12 +34,13 @@ class PrintableStreamer(TextStreamer):
 
 @dataclass
 class Chat:
-    """A model, and what was said so far."""
+    """A model, what was said so far, and the ids of the last prompt and answer."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerFast
     options: dict = field(default_factory=lambda: {"do_sample": False, "max_new_tokens": 512})
     messages: list[dict[str, str]] = field(default_factory=list)
+    last_ids: dict[str, list[int]] = field(default_factory=dict)
 
     def ask(self, question: str) -> str:
         """Streams the answer to a question that joins the history, and says how it ended."""
@@ -60,8 +62,10 @@ class Chat:
         saved = self.model.generation_config
         config = GenerationConfig(eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id, **self.options)
         streamer = PrintableStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        output = self.model.generate(**inputs, generation_config=config, streamer=streamer)
-        ids = output[0, inputs.input_ids.shape[1] :].tolist()
+        output = self.model.generate(**inputs, generation_config=config, streamer=streamer)[0].tolist()
+        asked = inputs.input_ids.shape[1]
+        ids = output[asked:]
+        self.last_ids = {"prompt": output[:asked], "answer": ids}
         if ids and ids[-1] in stop_token_ids(saved):
             stop = self.tokenizer.convert_ids_to_tokens(ids[-1])
             return self.tokenizer.decode(ids[:-1]), f"■ stopped by itself with {stop} after {len(ids)} tokens"
@@ -88,13 +92,25 @@ class Chat:
         shown = self.tokenizer.apply_chat_template(self.messages or [{"role": "user", "content": ""}], tokenize=False)
         return "System message set." if text in shown else "The run's template leaves out system messages."
 
+    def tokens(self) -> str:
+        """The last prompt and answer token by token, with their ids."""
+        words = self.tokenizer.convert_ids_to_tokens
+        return "\n".join(
+            " ".join([f"{name}:", *map("{}:{}".format, ids, words(ids))]) for name, ids in self.last_ids.items()
+        )
+
     def command(self, line: str) -> str:
         """What a line beginning with / does, in words."""
         name, _, rest = line.partition(" ")
         if name == "/reset":
             self.messages = [message for message in self.messages if message["role"] == "system"]
             return "History forgotten."
-        calls = {"/base": self.base, "/help": lambda: HELP, "/system": lambda: self.system(rest.strip())}
+        calls = {
+            "/base": self.base,
+            "/tokens": self.tokens,
+            "/help": lambda: HELP,
+            "/system": lambda: self.system(rest.strip()),
+        }
         return calls[name]() if name in calls else f"There is no {name}; /help lists the commands."
 
 

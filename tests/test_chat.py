@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -79,6 +80,14 @@ def test_a_system_message_stands_first_until_it_is_taken_away(chat, prompts):
     assert prompts[-1].startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nSay")
     chat.command("/system")
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_tokens_shows_the_ids(chat):
+    chat.ask("Say hi.")
+    prompt, answer = chat.command("/tokens").split("\n")
+    ids = [int(id) for id in re.findall(r"(\d+):", prompt)]
+    assert chat.tokenizer.decode(ids) == "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
+    assert answer.endswith(f"{chat.tokenizer.convert_tokens_to_ids('<|im_end|>')}:<|im_end|>")
 
 
 def test_an_interrupted_answer_leaves_no_question_behind(chat, monkeypatch):
