@@ -26,6 +26,7 @@ COLOURS = {
     "purple": "#9c4f92",
 }
 SERIES = [COLOURS[name] for name in ("blue", "orange", "green", "purple")]
+LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def styled_subplots(rows: int = 1, columns: int = 1, height: float = 3.0, width: float = 6.0, **options: Any) -> tuple:
@@ -97,14 +98,10 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
     panels = {"rows": 2, "height": 3.8, "height_ratios": (3, 1)} if rates[0] else {}
     figure, panels = styled_subplots(**panels, sharex=True, squeeze=False)
     upper, lower = panels[0][0], panels[-1][0]
-    drawn = []
-    for key, label, marker in (("loss", "training", ""), ("eval_loss", "held-out", "o")):
-        steps, values = history_column(history, key)
-        if steps:
-            upper.plot(steps, values, marker=marker or ("o" if len(steps) == 1 else ""), markersize=4, label=label)
-            drawn += values
+    draw_curve(upper, history, "loss", label="training")
+    draw_curve(upper, history, "eval_loss", label="held-out", marker="o")
     upper.set_ylabel("loss (nats a token)")
-    scale_losses(upper, drawn)
+    scale_losses(upper)
     draw_legend(upper)
     if rates[0]:
         lower.plot(*rates, color=COLOURS["green"])
@@ -114,11 +111,19 @@ def plot_losses(history: Sequence[Mapping[str, float]]) -> "Figure":
     return figure
 
 
-def scale_losses(axes: "Axes", values: Sequence[float]) -> None:
+def draw_curve(axes: "Axes", history: Sequence[Mapping[str, float]], key: str, marker: str = "", **look: Any) -> bool:
+    """Draws what was logged under this key over the steps, a single value as a point; whether there was any."""
+    steps, values = history_column(history, key)
+    if steps:
+        axes.plot(steps, values, marker=marker or ("o" if len(steps) == 1 else ""), markersize=4, **look)
+    return bool(steps)
+
+
+def scale_losses(axes: "Axes") -> None:
     """Gives the axes a logarithmic scale with labels at 1, 2 and 5 where the losses span more than a factor of ten."""
     from matplotlib.ticker import LogLocator
 
-    values = [value for value in values if math.isfinite(value)]
+    values = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -133,28 +138,22 @@ def history_column(history: Sequence[Mapping[str, float]], key: str) -> tuple[li
 
 
 def plot_weight_change(change: Mapping[str, float]) -> "Figure":
-    """How far the weights moved: a line over the layers for each part of a layer, a point for what is in no layer.
+    """How far the weights moved: a line over the layers for each part of a layer, a level for what is in no layer.
 
     The names are those of metrics.json: `layer 0 attention`, `layer 0 mlp`, …, and `embeddings` or the like.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = styled_subplots(height=2.4)
     lines: dict[str, list[tuple[int, float]]] = {}
-    outside = {}
     for name, value in change.items():
         if found := re.fullmatch(r"layer (\d+) (.+)", name):
             lines.setdefault(found[2], []).append((int(found[1]), value))
-        else:
-            outside[name] = value
     for name, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=name)
-    last = max((layer for points in lines.values() for layer, _ in points), default=-1)
-    gap = max(1, (last + 1) // 4)  # room for a name
-    places = {last + gap * number: name for number, name in enumerate(outside, start=1)}
-    axes.plot(list(places), list(outside.values()), "D", markersize=5, color=COLOURS["ink"], clip_on=False)
-    layers = range(0, last + 1, max(1, (last + 1) // 8))
-    axes.set_xticks([*layers, *places], [*map(str, layers), *places.values()])
-    axes.set(ylim=(0, None), ylabel="relative change")
-    if lines:
-        axes.set_xlabel("layer")
+    for place, name in enumerate(name for name in change if not name.startswith("layer ")):
+        axes.axhline(change[name], color=COLOURS["ink"], linestyle=LINE_STYLES[1 + place % 3], label=name)
+    axes.set(ylim=(0, None), ylabel="relative change", xlabel="layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     draw_legend(axes, ncols=2)
     return figure

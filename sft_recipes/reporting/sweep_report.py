@@ -13,7 +13,7 @@ from sft_recipes.config.command_line import rerun_command
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.metrics import METRICS
 from sft_recipes.config.nested_values import get_path
-from sft_recipes.reporting.document import Picture, render_html, render_markdown, save_pictures
+from sft_recipes.reporting.document import Picture, save_pictures, write_pages
 from sft_recipes.reporting.figures import has_curve
 from sft_recipes.reporting.run_folder import read_json, read_yaml, replace_file
 from sft_recipes.reporting.sweep_figures import plot_curves, plot_front, plot_grid
@@ -25,9 +25,9 @@ from sft_recipes.reporting.sweep_table import (
     pareto_front,
     rank_groups,
     short_name,
-    smallest_rate,
     table_rows,
     tidy_value,
+    within_noise,
 )
 
 COMMAND_FILE = "command.txt"  # what was typed to start the sweep
@@ -67,42 +67,33 @@ def write_sweep_report(folder: Path) -> str:
     objective = sweep_objective(jobs)
     groups = rank_groups(jobs, objective)
     groups.sort(key=lambda group: -min(job.metrics.get("stopped_at", 1) for job in group.jobs))  # the furthest first
-    minimize = objective_direction(objective) == "minimize"
     finished = [group for group in groups if not any("stopped_at" in job.metrics for job in group.jobs)]
     front = pareto_front(finished, objective)
-    curves = grid = pareto = None
+    pictures = {"curves": None, "grid": None, "pareto": None}
     if any(has_curve(job.metrics.get("history") or []) for job in jobs):
-        figure = plot_curves(groups, tidy_value)
-        curves = Picture(figure, "loss.png", "The loss of every job over the steps.")
-    if figure := plot_grid(groups, objective, minimize, tidy_value):
-        grid = Picture(figure, "grid.png", f"{objective} by {' and '.join(groups[0].settings)}.")
+        pictures["curves"] = Picture(plot_curves(groups), "loss.png", "The loss of every job over the steps.")
+    if figure := plot_grid(groups, objective, objective_direction(objective) == "minimize"):
+        pictures["grid"] = Picture(figure, "grid.png", f"{objective} by {' and '.join(groups[0].settings)}.")
     if len(front) > 1:
-        pareto = Picture(plot_front(groups, front, objective), "pareto.png", f"{objective} against forgetting, by job.")
-    summary = summary_line(jobs, objective)
-    here = {str(path.parents[1].relative_to(folder)) for path in folder.glob("**/.hydra/overrides.yaml")}
-    if others := sorted(here - {job.name for job in jobs}):
-        summary += f" In the folder, but not of this sweep: {', '.join(others)}."
+        figure = plot_front(groups, front, objective)
+        pictures["pareto"] = Picture(figure, "pareto.png", f"{objective} against forgetting, by job.")
+    summary, command = summary_line(folder, jobs, objective), folder / COMMAND_FILE
     failed = [
-        f"job {job.name} ({describe_job(job.settings, groups)}): {job.reason or job.stopped}"
+        f"job {job.name} ({describe_job(job, groups)}): {job.reason or job.stopped}"
         for job in jobs
         if job.reason or job.stopped
     ]
-    title = f"Sweep: {folder.resolve().parent.name} · {folder.resolve().name}"
     values = {
-        "title": title,
         "summary": summary,
-        "command": (folder / COMMAND_FILE).read_text(encoding="utf-8") if (folder / COMMAND_FILE).is_file() else "",
+        "command": command.read_text(encoding="utf-8") if command.is_file() else "",
         "rows": [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in table_rows(groups, objective, str)],
         "seeds": any(len(group.jobs) > 1 for group in groups),
         "unfinished": failed,
-        "curves": curves,
-        "grid": grid,
-        "pareto": pareto,
         "chosen": choice_lines(finished or groups, front, objective),
     }
-    save_pictures(folder, [picture for picture in (curves, grid, pareto) if picture])
-    replace_file(folder / "report.md", render_markdown("sweep.jinja", **values))
-    replace_file(folder / "report.html", render_html("sweep.jinja", **values))
+    save_pictures(folder, [picture for picture in pictures.values() if picture])
+    title = f"Sweep: {folder.resolve().parent.name} · {folder.resolve().name}"
+    write_pages(folder, "sweep.jinja", title, **values, **pictures)
     table = fit_to_width(table_rows(groups, objective, short_name), objective, shutil.get_terminal_size().columns)
     return "\n".join([summary, "", *table, "", *failed, *values["chosen"], f"All of it: {folder}/report.html"])
 
@@ -144,28 +135,38 @@ def objective_value(metrics: Mapping[str, Any], objective: str | None) -> float:
     return next((float(metrics[name]) for name in names if isinstance(metrics.get(name), int | float)), math.nan)
 
 
-def summary_line(jobs: Sequence[Job], objective: str) -> str:
-    """How many jobs finished, and by what the table is sorted."""
+def summary_line(folder: Path, jobs: Sequence[Job], objective: str) -> str:
+    """How many jobs finished, by what the table is sorted, and which runs in the folder are not the sweep's."""
     done = sum(not job.reason and "stopped_at" not in job.metrics for job in jobs)
     order = "the lowest" if objective_direction(objective) == "minimize" else "the highest"
-    return f"{done} of {len(jobs)} jobs finished. Sorted by {objective}, {order} first."
+    line = f"{done} of {len(jobs)} jobs finished. Sorted by {objective}, {order} first."
+    here = {str(path.parents[1].relative_to(folder)) for path in folder.glob("**/.hydra/overrides.yaml")}
+    others = sorted(here - {job.name for job in jobs})
+    return line + (f" In the folder, but not of this sweep: {', '.join(others)}." if others else "")
 
 
 def choice_lines(groups: Sequence[Group], front: Mapping[str, Any], objective: str) -> list[str]:
     """The best group's settings as they are typed, the gentlest that is as good, and the Pareto front."""
-    lines, rate = [], "trainer.learning_rate"
-    for what, group in (("Best", groups[0]), ("Smallest learning rate within the seeds' noise", smallest_rate(groups))):
-        if group and group.objective and group.settings:
-            typed = " ".join(f"{key}={value}" for key, value in group.settings.items())
-            lines.append(f"{what}: {typed} (job {', '.join(job.name for job in group.jobs)})")
-    if len(groups) > 1 and rate in groups[0].settings and len(groups[0].objective) == 1:
+    best, key, chosen, lines = groups[0], "trainer.learning_rate", {"Best": groups[0]}, []
+    if key in best.settings and len(best.objective) > 1:  # the seeds show the noise
+        as_good = [
+            group for group in groups if len(group.objective) > 1 and within_noise(group.objective, best.objective)
+        ]
+        smallest = min(as_good, key=lambda group: float(group.settings[key]), default=best)
+        chosen["Smallest learning rate within the seeds' noise"] = smallest
+    for what, group in chosen.items():
+        if group.objective and group.settings:
+            typed = " ".join(f"{name}={value}" for name, value in group.settings.items())
+            lines.append(f"{what}: {typed} (job {group.name})")
+    if len(groups) > 1 and key in best.settings and len(best.objective) == 1:
         lines.append("One seed each: seed=0,1,2 would show if a smaller learning rate is as good.")
     if len(front) > 1:
         lines.append(f"Pareto front of {objective} and forgetting: job {'; '.join(front)}")
     return lines
 
 
-def describe_job(settings: dict[str, str], groups: Sequence[Group]) -> str:
+def describe_job(job: Job, groups: Sequence[Group]) -> str:
     """A job by what it does not share with the others."""
     keys = [*groups[0].settings, *(["seed"] if any(len(group.jobs) > 1 for group in groups) else [])]
-    return ", ".join(f"{short_name(key)} {tidy_value(settings[key])}" for key in keys if key in settings) or "alone"
+    shown = (f"{short_name(key)} {tidy_value(job.settings[key])}" for key in keys if key in job.settings)
+    return ", ".join(shown) or "alone"

@@ -9,7 +9,7 @@ from typing import Any
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.metrics import METRICS, Metric
 from sft_recipes.config.nested_values import get_path
-from sft_recipes.reporting.text import format_value, render_table
+from sft_recipes.reporting.text import Rows, compact_table, format_value, render_table
 
 SHORT_NAMES = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch"}
 # scipy, which has the distribution, would be one more dependency for ten numbers.
@@ -38,6 +38,16 @@ class Group:
     jobs: list[Job]
     objective: list[float]
 
+    @property
+    def name(self) -> str:
+        """The names of its jobs."""
+        return ", ".join(job.name for job in self.jobs)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the objective, NaN without a result."""
+        return fmean(self.objective) if self.objective else math.nan
+
 
 def rank_groups(jobs: Sequence[Job], objective: str) -> list[Group]:
     """The jobs grouped over their seeds, the best group first, those without a result last."""
@@ -47,48 +57,36 @@ def rank_groups(jobs: Sequence[Job], objective: str) -> list[Group]:
     for job in jobs:
         members.setdefault(tuple(job.settings.get(key, "") for key in vary), []).append(job)
     groups = [
-        Group(dict(zip(vary, key, strict=True)), some, metric_values(some, find_metric(objective)))
-        for key, some in members.items()
+        Group(dict(zip(vary, key, strict=True)), some, metric_values(some, objective)) for key, some in members.items()
     ]
     sign = 1 if objective_direction(objective) == "minimize" else -1
-
-    def place(group: Group) -> tuple[bool, float]:
-        mean = fmean(group.objective) if group.objective else math.nan
-        return math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
-
-    return sorted(groups, key=place)
+    return sorted(groups, key=lambda group: math.inf if math.isnan(group.mean) else sign * group.mean)
 
 
-def find_metric(objective: str) -> Metric:
-    """The metric that is the objective; a part of the held-out loss and a user's own metric are in no table."""
-    return METRICS.get(objective) or Metric(objective, objective, ".4f", "lower", "comparison")
-
-
-def metric_values(jobs: Sequence[Job], metric: Metric) -> list[float]:
+def metric_values(jobs: Sequence[Job], name: str) -> list[float]:
     """The metric's value in each of these jobs that has one; NaN, too, which is a result."""
-    values = (get_path(job.metrics, metric.name) for job in jobs)
+    values = (get_path(job.metrics, name) for job in jobs)
     return [float(value) for value in values if isinstance(value, int | float)]
 
 
 def table_columns(objective: str) -> dict[str, Metric]:
     """The metrics of the table by the head of their column, the objective first."""
-    first = find_metric(objective)
+    # a part of the held-out loss and a user's own metric are in no table
+    first = METRICS.get(objective) or Metric(objective, objective, ".4f", "lower", "comparison")
     return {first.column or first.name: first} | {m.column: m for m in METRICS.values() if m.column}
 
 
-def table_rows(groups: Sequence[Group], objective: str, name: Callable[[str], str]) -> list[list[str]]:
+def table_rows(groups: Sequence[Group], objective: str, name: Callable[[str], str]) -> Rows:
     """The table's cells, the head first; settings are headed by `name(key)`, columns without a number are left out."""
     seeds = any(len(group.jobs) > 1 for group in groups)
-    first, *rest = table_columns(objective).items()
-    columns = dict([first, *(item for item in rest if any(metric_values(group.jobs, item[1]) for group in groups))])
-    rows = [["job", *map(name, groups[0].settings), *columns, *["to the best"] * seeds]]
+    columns = table_columns(objective)
+    rows = [["job", *map(name, groups[0].settings), *columns, "to the best"]]
     for group in groups:
-        cells = [format_cell(metric_values(group.jobs, m), m.column_format or m.format) for m in columns.values()]
+        cells = [format_cell(metric_values(group.jobs, m.name), m.column_format or m.format) for m in columns.values()]
         cells[0] = cells[0] or ("unfinished" if UNFINISHED in {job.reason for job in group.jobs} else "failed")
-        listed = ", ".join(job.name for job in group.jobs)
-        verdict = [compare_to_best(group.objective, groups[0].objective)] if seeds else []
-        rows.append([listed, *map(tidy_value, group.settings.values()), *cells, *verdict])
-    return rows
+        verdict = compare_to_best(group.objective, groups[0].objective) if seeds else ""
+        rows.append([group.name, *map(tidy_value, group.settings.values()), *cells, verdict])
+    return compact_table(rows)
 
 
 def format_cell(values: Sequence[float], form: str) -> str:
@@ -133,31 +131,19 @@ def pareto_front(groups: Sequence[Group], objective: str) -> dict[str, tuple[flo
     By the names of their jobs, those that forget least first; empty where forgetting was not measured.
     """
     sign = 1 if objective_direction(objective) == "minimize" else -1
-    means = {}
+    points = []
     for group in groups:
-        forgotten = metric_values(group.jobs, METRICS["forgetting.change"])
-        if forgotten and group.objective and math.isfinite(fmean(group.objective)):
-            means[", ".join(job.name for job in group.jobs)] = fmean(forgotten), fmean(group.objective)
+        forgotten = metric_values(group.jobs, "forgetting.change")
+        if forgotten and math.isfinite(group.mean):
+            points.append((fmean(forgotten), sign * group.mean, group.name))
     front, best = {}, math.inf
-    for name, (forgotten, value) in sorted(means.items(), key=lambda item: (item[1][0], sign * item[1][1])):
-        if sign * value < best:
-            front[name], best = (forgotten, value), sign * value
+    for forgotten, value, name in sorted(points):
+        if value < best:
+            front[name], best = (forgotten, sign * value), value
     return front
 
 
-def smallest_rate(groups: Sequence[Group]) -> Group | None:
-    """Of the groups that the seeds cannot tell from the best one, that with the smallest learning rate.
-
-    None where the learning rate is the same everywhere, or where one seed each does not show the noise.
-    """
-    key, best = "trainer.learning_rate", groups[0].objective
-    if key not in groups[0].settings or len(best) < 2:
-        return None
-    as_good = [group for group in groups if len(group.objective) > 1 and within_noise(group.objective, best)]
-    return min(as_good, key=lambda group: float(group.settings[key]), default=None)
-
-
-def fit_to_width(rows: list[list[str]], objective: str, width: int) -> list[str]:
+def fit_to_width(rows: Rows, objective: str, width: int) -> list[str]:
     """The table in at most `width` columns, if that is possible: metrics are left out from the right, then `job`.
 
     The objective stays. A line names what was left out.

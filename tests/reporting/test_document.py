@@ -203,7 +203,7 @@ def test_without_a_learning_rate_there_is_no_axis_for_it():
     assert len(plot_losses([{"step": 1, "loss": 1.0}]).axes) == 1
 
 
-def test_weights_have_a_line_for_each_part_of_a_layer_and_a_point_for_the_rest():
+def test_weights_have_a_line_for_each_part_of_a_layer_and_a_level_for_the_rest():
     change = {
         "embeddings": 0.1,
         "layer 0 attention": 0.2,
@@ -214,4 +214,4 @@ def test_weights_have_a_line_for_each_part_of_a_layer_and_a_point_for_the_rest()
     drawn = lines(plot_weight_change(change))
     assert drawn["attention"] == [[0.0, 0.2], [1.0, 0.4]]
     assert drawn["mlp"] == [[0.0, 0.3], [1.0, 0.5]]
-    assert [points for name, points in drawn.items() if name.startswith("_")] == [[[2.0, 0.1]]]
+    assert [height for _, height in drawn["embeddings"]] == [0.1, 0.1]

@@ -186,11 +186,11 @@ def test_jobs_shorter_than_logging_steps_have_no_chart(folder):
 
 def test_the_legend_of_the_losses_covers_no_curve(folder):
     groups = rank_groups(read_jobs(folder(grid())), "eval_loss")
-    figure = plot_curves(groups, str)
+    figure = plot_curves(groups)
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert legend.get_window_extent().y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)
-    assert [text.get_text() for text in legend.get_texts()][0] == "0.01, 3"
+    assert [text.get_text() for text in legend.get_texts()][0] == "1e-2, 3"
 
 
 def test_without_a_grid_there_is_no_heat_map(folder):
