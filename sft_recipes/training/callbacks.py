@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import TrainingArguments as Arguments
 from sft_recipes.config.validation import import_function
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.packed_attention import check_no_cross_document_attention
+from sft_recipes.reporting.text import format_duration
 from sft_recipes.training.checkpoints import last_checkpoint_line
 
 log = logging.getLogger(__name__)
@@ -176,7 +178,16 @@ class QuietProgressBar(ProgressCallback):
 
 
 class LossLogger(TrainerCallback):
-    """Logs the losses in a line, which the run's log file keeps; the progress bar says what is left."""
+    """Logs the losses and, after the first twentieth of the steps, how long the rest will take; a log file has no bar."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.monotonic()
+
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        first = min(20, max(2, state.max_steps // 20))
+        if state.global_step == first < state.max_steps:
+            left = (time.monotonic() - self.start) / first * (state.max_steps - first)
+            log.info("%d of %d steps done; about %s left.", first, state.max_steps, format_duration(left))
 
     def on_log(
         self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any

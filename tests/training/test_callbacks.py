@@ -186,8 +186,15 @@ def test_a_name_that_is_no_callback_gets_a_line(name, start):
     assert error_of(load_callbacks, [name]).startswith(start)
 
 
-def test_the_losses_are_logged_in_a_line(caplog):
-    state = TrainerState(max_steps=100, global_step=5, is_world_process_zero=True)
+def test_the_losses_are_logged_with_the_time_that_is_left(caplog, monkeypatch):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    callback, state = LossLogger(), TrainerState(max_steps=100, is_world_process_zero=True)
     with caplog.at_level(logging.INFO):
-        LossLogger().on_log(None, state, TrainerControl(), {"loss": 1.23456, "learning_rate": 2e-5, "num_tokens": 7})
-    assert caplog.messages == ["step 5 of 100: loss 1.2346, learning_rate 2.00e-05"]
+        callback.on_train_begin(None, state, TrainerControl())
+        state.global_step = 5
+        callback.on_step_end(None, state, TrainerControl())
+        callback.on_log(None, state, TrainerControl(), {"loss": 1.23456, "learning_rate": 2e-5, "num_tokens": 7})
+    assert caplog.messages == [
+        "5 of 100 steps done; about 3 min 10 s left.", "step 5 of 100: loss 1.2346, learning_rate 2.00e-05"
+    ]  # fmt: skip
