@@ -178,7 +178,7 @@ class QuietProgressBar(ProgressCallback):
 
 
 class LossLogger(TrainerCallback):
-    """Logs the losses and, after the first twentieth of the steps, how long the rest will take; a log file has no bar."""
+    """Logs the losses and, after the first twentieth of the steps, how long the rest takes; a file has no bar."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.start = time.monotonic()

@@ -196,5 +196,5 @@ def test_the_losses_are_logged_with_the_time_that_is_left(caplog, monkeypatch):
         callback.on_step_end(None, state, TrainerControl())
         callback.on_log(None, state, TrainerControl(), {"loss": 1.23456, "learning_rate": 2e-5, "num_tokens": 7})
     assert caplog.messages == [
-        "5 of 100 steps done; about 3 min 10 s left.", "step 5 of 100: loss 1.2346, learning_rate 2.00e-05"
+        "5 of 100 steps done; about 3 min left.", "step 5 of 100: loss 1.2346, learning_rate 2.00e-05"
     ]  # fmt: skip
