@@ -98,7 +98,7 @@ def parse_line(text: str) -> Any:
 def read_csv(lines: Iterator[str], sep: str) -> Iterator[tuple[Row, int]]:
     """The rows under the header, every cell as text; blank lines are none."""
     csv.field_size_limit(ROW_CHARACTERS)  # of a cell, 131,072 unless told
-    reader, columns = csv.reader(lines, delimiter=sep, strict=True), []  # else an open quote takes in all that follows
+    reader, columns = csv.reader(lines, delimiter=sep, strict=True), []  # strict: an open quote is told
     while True:
         line = reader.line_num + 1
         try:

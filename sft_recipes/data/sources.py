@@ -176,7 +176,7 @@ def find_formatter(
     if not columns:
         return None
     if missing := [column for column in chosen.values() if column not in columns and not own]:
-        raise DataError(f"{where}: {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
+        raise DataError(f"data.{name}: formatter {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
     formatter = SourceFormatter(function, **chosen)
     formatter.label, formatter.nulls = label, dict.fromkeys(columns if own else chosen.values())
     formatter.own = partial(function, **chosen) if own else None  # for RowFields, to see what it reads

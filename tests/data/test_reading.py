@@ -248,7 +248,7 @@ def test_a_column_that_was_named_may_be_missing_from_some_rows_and_not_from_all(
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     data = prepare("context")
     assert sorted("given" in encoder.tokenizer.decode(ids) for ids in data.train["input_ids"]) == [False, True]
-    with pytest.raises(DataError, match=r"^data.file.formatter: alpaca needs 'contxt', the rows have instruction, con"):
+    with pytest.raises(DataError, match=r"^data.file: formatter alpaca needs 'contxt', the rows have instruction, con"):
         prepare("contxt")
 
 
