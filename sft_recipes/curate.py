@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from sft_recipes.config.schema import Config
-from sft_recipes.data.curate_sources import CuratedSources, curate_sources, find_source_leaks
+from sft_recipes.data.curate_sources import curate_sources, find_source_leaks
 from sft_recipes.data.prepare import count_text, open_source
 from sft_recipes.data.sources import check_readers
 from sft_recipes.errors import ConfigError
@@ -54,12 +54,18 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     sources = {name: open_source(name, whole) for name, source in config.sources.items() if source.split}
     is_leak = find_source_leaks(config, sources.values())
     curated = curate_sources(config, sources, partial(count_text, tokenizer), is_leak)
-    rows = [plain_row(curated.conversations[place]) for place in curated.findings.remaining()]
+    findings = curated.findings
+    rows = [plain_row(curated.conversations[place]) for place in findings.remaining()]
     if config.curation.output == "parquet":
         Dataset.from_list(rows).to_parquet(folder / "curated.parquet")
     else:
         write_jsonl(folder / "curated.jsonl", rows)
-    write_jsonl(folder / "removed.jsonl", [removed_row(curated, place) for place in sorted(curated.findings.reasons)])
+    removed = []
+    for place, reasons in sorted(findings.reasons.items()):
+        source, row = findings.origins[place]
+        found = {"source": source, "row": row, "reasons": reasons, "score": curated.scores[place]}
+        removed.append(found | plain_row(curated.conversations[place]))
+    write_jsonl(folder / "removed.jsonl", removed)
     write_json(folder / "curation.json", curated.record)
     write_curation_report(folder, config.name, curated.record)
     return curated.record
@@ -68,10 +74,3 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
 def plain_row(conversation: Mapping[str, Any]) -> dict[str, Any]:
     """A conversation as the formatters chatml and text read it back."""
     return json.loads(json.dumps({key: value for key, value in conversation.items() if value not in (None, [], {})}))
-
-
-def removed_row(curated: CuratedSources, place: int) -> dict[str, Any]:
-    """A line of removed.jsonl."""
-    source, row = curated.findings.origins[place]
-    values = {"source": source, "row": row, "reasons": curated.findings.reasons[place], "score": curated.scores[place]}
-    return values | plain_row(curated.conversations[place])

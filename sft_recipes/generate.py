@@ -22,14 +22,7 @@ from sft_recipes.data.curate_sources import read_questions
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.endpoint import Prompt, Reply, total_cost
 from sft_recipes.making.model_replies import EndpointModel, LocalModel, Model
-from sft_recipes.making.self_instruct import (
-    TaskPool,
-    fill_prompt,
-    parse_instances,
-    parse_list,
-    read_seed_tasks,
-    refuse_instance,
-)
+from sft_recipes.making.self_instruct import TaskPool, fill_prompt, parse_instances, parse_list, read_seed_tasks
 from sft_recipes.reporting.run_folder import write_json
 from sft_recipes.training.setup import open_run_folder
 
@@ -203,8 +196,13 @@ def add_instances(rows: MadeRows, task: dict[str, str], text: str, wanted: int) 
         rows.reject("no example can be read in the reply", {"instruction": task["instruction"]})
     for given, answer in found:
         row = task | {"input": given, "output": answer, "model": rows.model.name}
-        if reason := refuse_instance(task["instruction"], given, answer, answers):
-            rows.reject(f"the example: {reason}", row)
+        if not answer:
+            rows.reject("the example: it has no answer", row)
+        elif answer in (given, task["instruction"]):
+            rows.reject("the example: the answer repeats the task", row)
+        elif given in answers:
+            other = "" if answers[given] == answer else ", with another answer"
+            rows.reject(f"the example: its input is there already{other}", row)
         elif len(rows.rows) < wanted:
             answers[given] = answer
             rows.add(row)

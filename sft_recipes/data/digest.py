@@ -11,8 +11,6 @@ from datasets import Dataset
 from sft_recipes.data.token_rows import row_arrays
 
 STACK_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers", "sft-recipes")
-
-
 DIGEST_COLUMNS = ("input_ids", "labels", "seq_lengths")
 CHUNK_ROWS = 1000  # rows between two intermediate digests, by which two runs are told where they part
 
@@ -42,9 +40,8 @@ class TokenDigest:
 def digest_rows(rows: Dataset) -> dict[str, Any]:
     """The digest of all rows of a dataset."""
     found = TokenDigest()
-    for row in zip(
-        *(row_arrays(rows, column) for column in DIGEST_COLUMNS if column in rows.column_names), strict=True
-    ):
+    columns = [row_arrays(rows, column) for column in DIGEST_COLUMNS if column in rows.column_names]
+    for row in zip(*columns, strict=True):
         found.add(row)
     return found.record()
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -99,23 +99,12 @@ def parse_instances(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def refuse_instance(instruction: str, given: str, answer: str, others: Mapping[str, str]) -> str | None:
-    """Why an example is left out; `others` are the answers of this task's other examples, by their input."""
-    if not answer:
-        return "it has no answer"
-    if answer in (given, instruction):
-        return "the answer repeats the task"
-    if given in others:
-        return "its input is there already" + ("" if others[given] == answer else ", with another answer")
-    return None
-
-
 def read_seed_tasks(path: str | None) -> list[str]:
     """The instructions of a .jsonl of seed tasks, ours where none is named; raises DataError where they are too few."""
     where = Path(path or Path(__file__).with_name("seed_tasks.jsonl"))
     try:
-        rows = [json.loads(line) for line in where.read_text(encoding="utf-8").splitlines() if line.strip()]
-        tasks = [row["instruction"] for row in rows if isinstance(row["instruction"], str)]
+        lines = where.read_text(encoding="utf-8").splitlines()
+        tasks = [str(json.loads(line)["instruction"]) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"generate.source={where} should be a .jsonl with an instruction in each line ({error!r})."
