@@ -8,6 +8,7 @@ import trl
 from transformers import AutoTokenizer
 
 from sft_recipes.data.prepare import load_data
+from sft_recipes.data.streaming import load_stream
 from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 from sft_recipes.errors import DataError
@@ -64,6 +65,13 @@ def test_rows_with_and_without_thoughts_are_counted_and_both_are_said(tmp_path, 
     assert audit["thoughts"] == {"with": 1, "without": 2}
     assert audit["problems"]["empty_thought"] == {"rows": 2, "policy": "mask", "first": [0, 2]}
     assert "data.file: 1 rows think before they answer and 2 do not" in caplog.text
+
+
+def test_a_stream_counts_the_rows_that_think_once(tmp_path):
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", [PLAIN, THINKS, PLAIN]), "streaming": True}
+    _, stream = load_stream(data_config(file=file, held_out=0), qwen3(), 512, packing=False)
+    assert len(list(stream.one_pass())) == 3
+    assert stream.audit["file"]["thoughts"] == {"with": 1, "without": 2}
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("mask", 3), ("keep", 3), ("drop", 1)])
