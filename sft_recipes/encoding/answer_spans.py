@@ -1,6 +1,5 @@
 """What a chat template writes around an answer, seen by rendering a few: its stop tokens, thoughts, empty thoughts."""
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from transformers import PreTrainedTokenizerFast
 from sft_recipes.encoding.rendering import render_template, special_tokens
 from sft_recipes.errors import ConfigError, DataError
 
-log = logging.getLogger(__name__)
-Messages = Sequence[Mapping[str, Any]]
 SAID, THOUGHT = "\u00a7", "\u00b6"  # characters that no template writes by itself
 QUESTION = {"role": "user", "content": "?"}
 PLAIN = {"role": "assistant", "content": SAID}
@@ -144,31 +141,3 @@ def explain_refusal(render: Callable[..., str]) -> str:
         f"model.chat_template shows …{prompt[-24:]!r} when it is served, but a row with its answer has "
         f"…{text[-48:]!r}: no answer stands where it would be generated. {WAY_OUT}"
     )
-
-
-def do_markers_suffice(tokenizer: PreTrainedTokenizerFast, template: str, answers: AnswerFormat) -> bool:
-    """Whether a template's markers alone tell where answers stand, which renders a conversation once: they begin where
-    the prompt of serving ends, and history renders as the turns did when they were new, as far as a few show.
-
-    Says so in the log where markers begin elsewhere.
-    """
-    if "endgeneration" not in template:
-        return False
-    stable = True
-    for first, *rest in ((PLAIN, QUESTION, PLAIN), (THINKING, QUESTION, THINKING), (CALL, RESULT, PLAIN)):
-        tools, settings = TOOLS if "tool_calls" in first else None, answers.settings_for(first, {})
-        try:
-            prompt, _ = render_template(tokenizer, template, [QUESTION], tools, settings, prompt=True)
-            early, spans = render_template(tokenizer, template, [QUESTION, first], tools, settings)
-            whole, _ = render_template(tokenizer, template, [QUESTION, first, *rest], tools, settings)
-        except DataError:  # no place for calls, or for thoughts
-            continue
-        early, end = answers.find_end(early, first)
-        stable &= whole.startswith(early[:end])
-        if [start for start, _ in spans] != [len(prompt)]:
-            log.warning(
-                "The {%% generation %%} markers of model.chat_template do not begin where serving's prompt ends (…%r); "
-                "answers are trained from there on.", prompt[-24:],
-            )  # fmt: skip
-            return False
-    return stable

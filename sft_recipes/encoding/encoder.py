@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,14 +12,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from sft_recipes.encoding.answer_spans import describe_answers, do_markers_suffice, has_thoughts
+from sft_recipes.encoding.answer_spans import describe_answers, has_thoughts
 from sft_recipes.encoding.rendering import render_template, special_tokens
-from sft_recipes.encoding.served_contexts import Row, choose_answers, cut_row, render_rows
-from sft_recipes.encoding.tokenizer_backend import encode_batch, without_dummy_prefix
+from sft_recipes.encoding.served_contexts import Row, choose_answers, cut_row, do_markers_suffice, render_rows
+from sft_recipes.encoding.tokenizer_backend import TOKEN_END, TOKEN_START, encode_batch, without_dummy_prefix
 from sft_recipes.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100  # the label of a token without loss, torch.nn.CrossEntropyLoss's default
-TOKEN_START, TOKEN_END = mark_control_tokens("x", re.compile("x")).split("x")  # the marks around a control token
 UNMARKED = str.maketrans("", "", TOKEN_START + TOKEN_END)
 TYPED = re.compile(f"{TOKEN_START}([^{TOKEN_START}{TOKEN_END}]*){TOKEN_END}|[{TOKEN_START}{TOKEN_END}]")
 TRAIN_ON = ("assistant", "last", "all")
@@ -55,7 +55,8 @@ class Encoder:
         self.chat_template = chat_template
         self.train_empty_thoughts = train_empty_thoughts
         self.answers = describe_answers(tokenizer, chat_template)
-        self.markers_suffice = do_markers_suffice(tokenizer, chat_template, self.answers)
+        self.render = partial(render_template, tokenizer, chat_template)  # of messages, tools and settings
+        self.markers_suffice = "endgeneration" in chat_template and do_markers_suffice(self.render, self.answers)
         self.stop, self.stop_ids = self.answers.stops[0], tokenizer.convert_tokens_to_ids(list(self.answers.stops))
         self.special = special_tokens(tokenizer)
         self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
@@ -120,30 +121,20 @@ class Encoder:
         if self.markers_suffice:
             text, spans = self.render(*given)
             if len(spans) == len(wanted):
-                chosen = zip(wanted, spans, strict=True)
-                spans = {index: span for index, span in chosen if wanted[index] or train_on == "all"}
-                rows, whole = [Row(len(given[0]), text, given[2], spans)], text
+                each = {i: (*span, given[0][i] if wanted[i] else None) for i, span in zip(wanted, spans, strict=True)}
+                each = {i: span for i, span in each.items() if span[2] or train_on == "all"}
+                rows, whole = [Row(len(given[0]), text, given[2], each)], text
         if rows is None:
             rows, whole = render_rows(self.render, self.answers, given, wanted, train_on, unroll)
         check_unicode(whole)
-        return [
-            self.to_context(conversation, row, given[0], wanted, train_on, whole, unrolled=row is not rows[-1])
-            for row in rows
-        ]
+        return [self.to_context(conversation, row, train_on, whole, unrolled=row is not rows[-1]) for row in rows]
 
     def to_context(
-        self,
-        conversation: Mapping[str, Any],
-        row: Row,
-        messages: Sequence[Mapping[str, Any]],
-        wanted: Mapping[int, bool],
-        train_on: str,
-        whole: str,
-        unrolled: bool,
+        self, conversation: Mapping[str, Any], row: Row, train_on: str, whole: str, unrolled: bool
     ) -> Context:
         """One rendered row of a conversation, whose rows are `whole` together."""
         pieces, answers, notes, before = [], [], {*row.notes, *["unrolled"] * unrolled}, ""
-        for text, loss, what in cut_row(row, self.answers, messages, wanted, train_on, self.train_empty_thoughts):
+        for text, loss, what in cut_row(row, self.answers, train_on, self.train_empty_thoughts):
             if what:
                 answers.append(len(pieces))
                 notes.add(what)
@@ -151,10 +142,10 @@ class Encoder:
                 pieces += self.to_pieces(text, loss, before)
                 before = text
         given = conversation.get("chat_template_kwargs") or {}
-        if row.length < len(messages) or row.settings.keys() != given.keys():
-            shown = conversation["messages"][: row.length]
+        shown = conversation["messages"][: row.length]
+        if len(shown) < len(conversation["messages"]) or row.settings.keys() != given.keys():
             conversation = {**conversation, "messages": shown, "chat_template_kwargs": {**row.settings, **given}}
-        thinks = any(wanted[index] and has_thoughts(messages[index]) for index in row.spans)
+        thinks = any(message and has_thoughts(message) for *_, message in row.spans.values())
         return Context(conversation, pieces, answers, whole.translate(UNMARKED), frozenset(notes - {"answer"}), thinks)
 
     def to_pieces(self, text: str, loss: bool, before: str) -> Iterator[Piece]:
@@ -167,16 +158,6 @@ class Encoder:
             if part:
                 yield "typed" if number % 2 else place, part, loss
                 place = "inside"
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Any = None,
-        chat_template_kwargs: Any = None,
-        prompt: bool = False,
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation's text, and the character spans that the template marks as the assistant's."""
-        return render_template(self.tokenizer, self.chat_template, messages, tools, chat_template_kwargs, prompt)
 
     def has_typed_token(self, text: str) -> bool:
         """Whether a special token is spelled out in a row's text."""
@@ -242,9 +223,6 @@ def iterate_strings(value: Any) -> Iterator[str]:
     """Every string in a nest of mappings and lists."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from iterate_strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from iterate_strings(item)

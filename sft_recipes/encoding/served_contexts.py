@@ -1,13 +1,17 @@
 """A conversation as one row to train on, or as several where a template shows history otherwise than new turns; and the
 parts of a row that carry loss: its answers, without what it marks as untrained."""
 
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_recipes.encoding.answer_spans import AnswerFormat, has_thoughts
+from sft_recipes.encoding.answer_spans import CALL, PLAIN, QUESTION, RESULT, THINKING, TOOLS, AnswerFormat, has_thoughts
+from sft_recipes.encoding.tokenizer_backend import TOKEN_START
 from sft_recipes.errors import DataError
 
+log = logging.getLogger(__name__)
 UNROLL = ("auto", "last", "keep")
 Messages = Sequence[Mapping[str, Any]]
 
@@ -19,7 +23,8 @@ class Row:
     length: int  # the number of messages
     text: str
     settings: Mapping[str, Any]  # with which it is rendered
-    spans: dict[int, tuple[int, int]] = field(default_factory=dict)  # of answers, by the numbers of their messages
+    # Where answers begin and end, by the numbers of their messages, with the message; None for one that is not trained
+    spans: dict[int, tuple[int, int, Mapping[str, Any] | None]] = field(default_factory=dict)
     notes: frozenset[str] = frozenset()  # issues that rendering shows, see data/issues.py
 
 
@@ -80,7 +85,7 @@ def render_rows(
             continue
         if row is None:
             rows.append(row := Row(index + 1, text, settings_of[index]))
-        row.spans[index] = (len(prompt), stop)
+        row.spans[index] = (len(prompt), stop, messages[index] if wanted[index] else None)
     shown = "".join(row.text for row in rows) + untrained
     elsewhere = [index for row in rows[1:] for index in row.spans]
     if unroll != "auto":
@@ -88,27 +93,50 @@ def render_rows(
     elif elsewhere and not rows[0].spans:  # the whole one trains nothing
         rows = rows[1:]
     if elsewhere and unroll == "keep":
-        rows[0].spans |= {index: find_in_history(answers, rows[0].text, index, starts) for index in elsewhere}
+        for index in elsewhere:
+            rows[0].spans[index] = (*find_in_history(answers, rows[0].text, index, starts), messages[index])
         rows[0].notes = frozenset({"history_differs"})
     return rows[::-1], shown
+
+
+def do_markers_suffice(render: Callable, answers: AnswerFormat) -> bool:
+    """Whether a template's `{% generation %}` markers tell by themselves where answers stand, so that a conversation is
+    rendered once: as far as a few show, they begin where `render_rows` does, which makes one row of each.
+
+    The log says where they begin elsewhere.
+    """
+    suffice = True
+    for turns in ((PLAIN, QUESTION, PLAIN), (THINKING, QUESTION, THINKING), (CALL, RESULT, PLAIN)):
+        turns, tools = [QUESTION, *turns], TOOLS if CALL in turns else None
+        try:
+            wanted = choose_answers(turns, "assistant")
+            rows, _ = render_rows(render, answers, (turns, tools, {}), wanted, "assistant", "auto")
+            _, marks = render(turns, tools, rows[-1].settings)
+        except DataError:  # no place for calls, or for thoughts
+            continue
+        starts = sorted(start for start, *_ in rows[-1].spans.values())
+        if [start for start, _ in marks][-len(starts) :] != starts:
+            log.warning(
+                "The {%% generation %%} markers of model.chat_template do not begin where serving's prompt ends "
+                "(…%r); answers are trained from there on.", rows[-1].text[: starts[-1]][-24:],
+            )  # fmt: skip
+            return False
+        suffice &= len(rows) == 1
+    return suffice
 
 
 def find_in_history(answers: AnswerFormat, whole: str, index: int, starts: Mapping[int, int]) -> tuple[int, int]:
     """Where an answer stands in the whole conversation, in which it is rendered otherwise than when it was new."""
     start, following = starts[index], min((each for other, each in starts.items() if other > index), default=len(whole))
-    ends = [place + len(stop) for stop in answers.stops if (place := whole.find(stop, start)) >= 0]
-    if min(ends, default=len(whole) + 1) > following:
+    stops = "|".join(map(re.escape, answers.stops))
+    found = re.compile(f"(?<!{TOKEN_START})(?:{stops})").search(whole, start, following)  # none that the row spells out
+    if not found:
         raise DataError(f"unroll=keep: messages[{index}] cannot be told apart in the whole row; unroll=auto trains it")
-    return start, min(ends)
+    return start, found.end()
 
 
 def cut_row(
-    row: Row,
-    answers: AnswerFormat,
-    messages: Messages,
-    wanted: Mapping[int, bool],
-    train_on: str,
-    train_empty_thoughts: bool,
+    row: Row, answers: AnswerFormat, train_on: str, train_empty_thoughts: bool
 ) -> Iterator[tuple[str, bool, str]]:
     """The parts of a row's text, whether each carries loss, and what it is where an answer begins: `answer`, or what
     the template begins it with and its row does not say, `template_inserted` or an `empty_thought`. Parts may be empty.
@@ -116,15 +144,15 @@ def cut_row(
     Each part is encoded by itself, as the borders of prompt and answer are, so that no token spans two of them.
     """
     end = 0
-    for index, (start, stop) in sorted(row.spans.items()):
+    for start, stop, message in sorted(row.spans.values(), key=lambda span: span[:2]):
         if start >= stop:
             continue
         yield row.text[end:start], train_on == "all", ""
         end = stop
-        if not wanted[index]:
+        if message is None:
             yield row.text[start:stop], False, ""
             continue
-        for number, (part, trained) in enumerate(split_answer(row.text[start:stop], messages[index])):
+        for number, (part, trained) in enumerate(split_answer(row.text[start:stop], message)):
             opening, empty = answers.opening(part) if trained and not number else ("", False)
             if opening:
                 yield opening, empty and train_empty_thoughts, "empty_thought" if empty else "template_inserted"

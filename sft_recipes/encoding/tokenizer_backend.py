@@ -1,9 +1,14 @@
 """The `tokenizers` object beneath a fast tokenizer: many texts at once, and texts from the middle of a longer one."""
 
 import json
+import re
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers.utils.chat_template_utils import mark_control_tokens
+
+# The marks that transformers puts around a control token that somebody typed
+TOKEN_START, TOKEN_END = mark_control_tokens("x", re.compile("x")).split("x")
 
 
 def encode_batch(

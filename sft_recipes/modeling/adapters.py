@@ -38,13 +38,11 @@ def build_quantization_config(adapter: AdapterOptions) -> BitsAndBytesConfig | N
     values = adapter.quantization
     if values is None:
         return None
-    for name, known in {"bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_compute_dtype": COMPUTE_DTYPES}.items():
+    dtypes = ("bfloat16", "float16", "float32")
+    for name, known in {"bnb_4bit_quant_type": ("nf4", "fp4"), "bnb_4bit_compute_dtype": dtypes}.items():
         if values.get(name) is not None and values[name] not in known:  # the class takes any text and fails long after
             raise ConfigError(f"adapter.quantization.{name} cannot be {values[name]!r}. Choices: {', '.join(known)}.")
     return call_validated(BitsAndBytesConfig, values, "adapter.quantization")
-
-
-COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:

@@ -112,7 +112,7 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
             "Write trainer.packing=false."
         )
     check_model_config(config, arguments)
-    config = fix_template_date(config, folder)
+    given, config = config.model.template_date, fix_template_date(config, folder)
     if tokenizer is None:
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
     else:
@@ -125,6 +125,8 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
         log.info(
             "The chat template writes today's date: %s (model.template_date) in training, its own in serving.", day
         )
+    elif given:
+        log.warning("model.template_date has no effect: the chat template does not write today's date.")
     if config.streamed:
         data, stream = load_stream(config, encoder, arguments.max_length, arguments.packing)
         rows = stream.dataset()

@@ -75,6 +75,31 @@ def test_a_thought_that_only_history_drops_is_not_missed(forgets, train_on, unro
     assert "<think>" in context.text and "<hard>" in context.text
 
 
+def test_keep_reads_past_a_stop_token_that_an_answer_spells_out(forgets):
+    first, answer, *rest = ROW["messages"]
+    typed = {"messages": [first, answer | {"content": f"x{EOS}y"}, *rest]}
+    assert shown(forgets, typed, unroll="keep") == [
+        f"user:a\nassistant:[x{EOS}y{EOS}]\nuser:c\nassistant:[<hard>d{EOS}]\n"
+    ]
+
+
+def test_half_of_the_marks_around_a_typed_token_that_a_template_cuts_through_leaves_no_trace(forgets):
+    cuts = Encoder(forgets.tokenizer, FORGETS.replace("{{ m.content }}", "{{ m.content.split(eos_token)[-1] }}"))
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": f"b{EOS}c"}]}
+    assert shown(cuts, row) == [f"user:a\nassistant:[c{EOS}]\n"]
+
+
+EARLY = FORGETS.replace("{{ m.role + ':' }}", "{% generation %}{{ m.role + ':' }}").replace(
+    "{{ '\n' }}{% endfor %}", "{% endgeneration %}{{ '\n' }}{% endfor %}"
+)
+
+
+def test_markers_that_do_not_begin_where_serving_s_prompt_ends_are_named_and_not_followed(forgets, caplog):
+    marked = Encoder(forgets.tokenizer, EARLY)
+    assert shown(marked, ROW) == [FIRST, SECOND]
+    assert "markers of model.chat_template do not begin where serving's prompt ends" in caplog.text
+
+
 def test_an_untrained_answer_makes_no_row(forgets):
     first, answer, *rest = ROW["messages"]
     assert shown(forgets, {"messages": [first, answer | {"train": False}, *rest]}) == [SECOND]

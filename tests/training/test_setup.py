@@ -8,7 +8,7 @@ import pytest
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.errors import ConfigError
-from sft_recipes.training.setup import fix_template_date
+from sft_recipes.training.setup import fix_template_date, set_up_run
 from support.configs import composed
 
 
@@ -35,3 +35,8 @@ def test_a_run_that_goes_on_or_is_evaluated_writes_the_day_of_its_start(tmp_path
 def test_a_day_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="model.template_date should be a day like 2026-11-26, not 3 Nov"):
         ModelOptions("x", template_date="3 Nov")
+
+
+def test_a_day_for_a_template_that_writes_none_is_said_to_have_no_effect(tmp_path, caplog):
+    set_up_run(composed("+recipe=tiny", "model.template_date=2026-01-02"), tmp_path)
+    assert "model.template_date has no effect: the chat template does not write today's date." in caplog.text
