@@ -27,15 +27,9 @@ PRIVATE_NAMES = {
         "_parse_overrides_and_create_caching_repo": "the search path that Hydra itself will use",
     },
     "data/sources.py": {"_fingerprint": "the identity of a dataset's rows"},
-    "evaluation/benchmarks.py": {
-        "_yaml_loader": "reads a task's YAML with its includes, without running its functions"
-    },
     "modeling/packed_attention.py": {"_attn_implementation": "the attention in force"},
     "sweeps/job_folders.py": {"hydra._internal": "BasicSweeper, Hydra's own, which the docs tell plugins to follow"},
     "sweeps/local_gpus.py": {"hydra._internal": "BasicLauncher, as above"},
-    "sweeps/optuna_study.py": {
-        "_return_value": "the exception of a failed job, which return_value would raise at once"
-    },
     "training/resumable_trainer.py": {
         "_get_train_sampler": "a sampler whose order an epoch's number decides, which transformers gives no generator",
         "_init_training_state": "where a resumed run begins",
@@ -48,8 +42,6 @@ PRIVATE_NAMES = {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
         "torch.utils._python_dispatch": "TorchDispatchMode, as above",
         "_CHUNKED_LOGPROB_CHUNK_SIZE": "the tokens that TRL's LM head takes at once on a CPU",
-        "_forward_tile": "the GPU kernel of TRL's LM head, which takes no fake tensors",
-        "_backward_tile": "as _forward_tile",
     },
 }
 
