@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from sft_recipes.config.config_files import TRUST_FLAG, check_choices, check_recipes, needs_trust
+from sft_recipes.config.config_files import TRUST_FLAG, check_choices, check_recipes
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.nested_values import load_yaml
@@ -140,7 +140,7 @@ def rerun_command(hydra: HydraConf, sweep: bool = False) -> str:
         options += ["-cd", places["command-line"]] if "command-line" in places else []
         options += ["-cp", places["main"]] if Path(places["main"]) != config_folder("conf") else []
         options += ["-cn", primary] if primary not in PRIMARY_CONFIGS else []
-        if needs_trust(GlobalHydra.instance().config_loader(), primary, [*of_hydra, *typed]):
+        if check_recipes(GlobalHydra.instance().config_loader(), primary, [*of_hydra, *typed], trusted=True):
             options.append(TRUST_FLAG)
         job_of_sweep = hydra.mode == RunMode.MULTIRUN and not sweep
         left_out = r"hydra[./](mode|sweep|sweeper|launcher)\b" if job_of_sweep else r"hydra\.mode="

@@ -51,20 +51,14 @@ def compose(
         except (*USER_ERRORS, OSError) as error:
             raise ConfigError(user_message(error)) from error
         for group, values in groups.items():
-            lay_over(composed, group, values)
+            if group == "data" and any(isinstance(value, Mapping) for value in values.values()):  # in place of ours
+                composed.data = {key: each for key, each in composed.data.items() if not isinstance(each, DictConfig)}
+            composed.merge_with({group: values})
         config = from_hydra(composed)
     from trl import SFTConfig  # seconds, in which the command would only be waiting to train
 
     validate_kwargs(SFTConfig, config.trainer.fields, "trainer")
     return config
-
-
-def lay_over(composed: DictConfig, group: str, values: Any) -> None:
-    """Merges `values` into a group of the composed config; datasets replace those that were composed."""
-    OmegaConf.set_struct(composed, False)
-    if group == "data" and any(isinstance(value, Mapping) for value in values.values()):
-        composed.data = {key: value for key, value in composed.data.items() if not isinstance(value, DictConfig)}
-    composed.merge_with({group: values})
 
 
 @contextmanager

@@ -64,14 +64,15 @@ def config_files(
             yield ConfigFile(default.config_path, default.package or "", values, found.path)
 
 
-def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[str], trusted: bool = False) -> None:
-    """Raises ConfigError for a secret in the user's files among those of a config, and unless `trusted` for code.
+def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[str], trusted: bool = False) -> bool:
+    """Whether the user's files among those of a config hold code; raises ConfigError for it unless it is `trusted`.
 
-    Code is Hydra's `_target_` and all keys of `hydra` that are not harmless, wherever a file's package puts them. It is
-    looked for before Hydra composes the config, which would run it. Hydra takes the files of a sweep over files job by
-    job, so each of them is looked at.
+    Also raises ConfigError for a secret in them. Code is Hydra's `_target_` and all keys of `hydra` that are not
+    harmless, wherever a file's package puts them. It is looked for before Hydra composes the config, which would run
+    it. Hydra takes the files of a sweep over files job by job, so each of them is looked at.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
+    has_code = False
     alternatives = [fixed := [one.input_line for one in parsed if not one.is_sweep_override()]]
     for sweep in parsed:
         if "." not in sweep.key_or_group and sweep.is_discrete_sweep():
@@ -80,11 +81,13 @@ def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[st
         for file in config_files(loader, primary, alternative, skip_missing=len(alternatives) > 1):
             for path, value in file.leaves() if file.is_users_own() else ():
                 check_no_secrets(value, path)
-                if not trusted and is_code(path, value):
+                has_code = has_code or is_code(path, value)
+                if has_code and not trusted:
                     raise ConfigError(
                         f"{file.path}.yaml sets {path}, with which a recipe can run code or write files. "
                         f"Type it yourself, or add {TRUST_FLAG} if you have read the file and trust it."
                     )
+    return has_code
 
 
 def is_code(path: str, value: Any) -> bool:
@@ -95,15 +98,6 @@ def is_code(path: str, value: Any) -> bool:
     """
     of_hydra = path.partition(".")[0] == "hydra" and ("${" in str(value) or not HARMLESS.fullmatch(path))
     return of_hydra or "_target_" in f"{path} {value}"
-
-
-def needs_trust(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[str]) -> bool:
-    """Whether a config is composed with --trust-recipe alone."""
-    try:
-        check_recipes(loader, primary, overrides)
-    except ConfigError:
-        return True
-    return False
 
 
 def check_choices(composed: DictConfig, hydra: HydraConf, loader: ConfigLoaderImpl) -> None:
