@@ -238,6 +238,8 @@ def private_uses(path: Path) -> set[str]:
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             found |= set() if own else {node.attr}
+        elif isinstance(node, ast.keyword) and is_private(node.arg or ""):
+            found.add(node.arg)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found |= {part for part in node.value.split(".") if is_private(part)} if "." in node.value else set()
     return found
