@@ -33,12 +33,8 @@ log = logging.getLogger(__name__)
 
 def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[TrainerCallback]]:
     """TRL's arguments, checked, and the callbacks; rows are encoded and packed before TRL sees them."""
-    values, effective = dict(config.trainer.fields), config.trainer.effective_batch_size
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    values |= accumulation_steps(effective, values, processes)
-    if effective:
-        steps = values.get("gradient_accumulation_steps")
-        log.info("Effective batch of %d rows on %d process(es): %s accumulated.", effective, processes, steps)
+    values, processes = dict(config.trainer.fields), int(os.environ.get("WORLD_SIZE", 1))
+    values |= accumulation_steps(config.trainer.effective_batch_size, values, processes)
     callbacks = [LossLogger(), *load_callbacks(config.callbacks)]
     stopping = config.trainer.early_stopping()
     if stopping:
