@@ -66,13 +66,15 @@ def own_folder(folder: Path) -> Iterator[None]:
     """Holds the run's folder against a second run; the system lets go of it when the process ends, however it ends.
 
     A lock and not a file with a process id: a killed run leaves the file, and its id may be another's.
-
     Raises ConfigError, with the process and machine of the first run.
     """
     if int(os.environ.get("RANK", 0)):  # of the processes of one run the first holds it
         yield
         return
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+    lock = folder / ".lock"
+    if lock.is_symlink():  # of a folder from elsewhere: what it points to would be written over
+        lock.unlink()
+    with lock.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -87,7 +89,7 @@ def own_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / ".lock").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def written(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from transformers import TrainingArguments as Arguments
 from sft_recipes.config.validation import import_function
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.packed_attention import check_no_cross_document_attention
+from sft_recipes.reporting.run_folder import replace_file
 from sft_recipes.reporting.text import format_duration
 from sft_recipes.training.checkpoints import last_checkpoint_line
 
@@ -155,7 +156,7 @@ class SampleAnswers(TrainerCallback):
         if state.is_world_process_zero and self.path.is_file():  # what a run wrote after the step it is resumed from
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            replace_file(self.path, "".join(kept))
 
     def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % self.every:

@@ -61,6 +61,15 @@ def test_with_overwrite_what_the_run_wrote_is_removed_and_nothing_else(command, 
     assert "old" not in {(old_run / name).read_text() for name in hydras}
 
 
+def test_a_lock_that_is_a_link_leaves_what_it_points_to(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine.txt")
+    with own_folder(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_a_run_that_is_still_writing_is_not_overwritten(command, old_run):
     with own_folder(old_run):
         code, _, said = command("hydra.run.dir=run", "overwrite=true")
