@@ -69,8 +69,8 @@ def find_source_leaks(config: Config, sources: Collection[SourceRows]) -> LeakTe
 def build_leak_test(
     config: Config, held_out: Iterable[list[str]], samples: Iterable[list[list[str]]]
 ) -> LeakTest | None:
-    """Whether a conversation gives away held-out rows or questions of `curation.decontaminate`; None where neither is
-    looked for. What repeats in one of the `samples` of rows is no sign of a leak.
+    """Whether a conversation gives away held-out rows or questions of `curation.decontaminate`; None where leaks are
+    not looked for. What stands in a fifth of one of the `samples` of rows is their template, and no sign of a leak.
     """
     if config.curation.leaks is None:
         return None

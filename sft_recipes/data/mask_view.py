@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from sft_recipes.data.collator import to_conversation
-from sft_recipes.encoding.chat_template import prepare_tokenizer
+from sft_recipes.data.collator import CompletionOnlyCollator
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 
 Token = tuple[str, bool, bool]  # what it adds to the text, whether the loss is taken on it, whether it is a stop token
@@ -47,11 +46,10 @@ def show_mask(row: Any, tokenizer: PreTrainedTokenizerFast, chat_template: str |
 
     `chat_template` is the name of one of ours, a path, or None for the tokenizer's own.
     """
-    template, _ = prepare_tokenizer(tokenizer, chat_template)
-    encoder = Encoder(tokenizer, template)
-    encoded = encoder.encode([to_conversation(row)])
-    ids, labels = encoded["input_ids"][0].tolist(), encoded["labels"][0].tolist()
-    return MaskHTML(MASK_STYLE + render_html(mask_tokens(encoder, ids, labels)))
+    collate = CompletionOnlyCollator(tokenizer, chat_template)
+    batch = collate([row])
+    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+    return MaskHTML(MASK_STYLE + render_html(mask_tokens(collate.encoder, ids, labels)))
 
 
 def mask_tokens(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> list[Token]:
