@@ -42,6 +42,8 @@ PRIVATE_NAMES = {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
         "torch.utils._python_dispatch": "TorchDispatchMode, as above",
         "_CHUNKED_LOGPROB_CHUNK_SIZE": "the tokens that TRL's LM head takes at once on a CPU",
+        "_forward_tile": "the GPU kernel of TRL's LM head, which takes no fake tensors",
+        "_backward_tile": "as _forward_tile",
     },
 }
 
