@@ -89,7 +89,7 @@ def load_environment(escaping: bool) -> Environment:
         # escaping leaves control characters and changes of direction, which show one text as another
         finalize=show_controls if escaping else None,
     )
-    environment.globals |= {"get_path": get_path, "get_number": get_number}
+    environment.globals |= {"get_path": get_path, "get_number": get_number, "lines": render_lines}
     texts = (format_value, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
     environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
     return environment

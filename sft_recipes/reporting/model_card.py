@@ -90,18 +90,18 @@ def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
     """The tuned model's metrics as the hub's evaluation results."""
     from huggingface_hub import EvalResult
 
-    def result(dataset: str, name: str, metric: str, label: str, value: float) -> EvalResult:
-        return EvalResult("text-generation", dataset, name, metric, round(value, 4), metric_name=label)
-
-    results = []
+    found = []
     for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text"):
-        if (value := get_number(metrics, metric.name)) is not None:
-            names = ("raw_text", "raw text") if metric.measured_on == "raw_text" else ("held_out", "held-out rows")
-            results.append(result(*names, metric.hub_type or metric.path.rpartition(".")[2], metric.label, value))
+        measured_on = ("raw_text", "raw text") if metric.measured_on == "raw_text" else ("held_out", "held-out rows")
+        kind = metric.hub_type or metric.path.rpartition(".")[2]
+        found.append((*measured_on, kind, metric.label, get_number(metrics, metric.name)))
     for task, value in iterate_leaves(as_mapping(get_path(metrics, "after.lm_eval"))):
-        if finite_number(value) is not None:
-            results.append(result(task, task, "score", "score", value))
-    return results
+        found.append((task, task, "score", "score", finite_number(value)))
+    return [
+        EvalResult("text-generation", *names, round(value, 4), metric_name=label)
+        for *names, label, value in found
+        if value is not None
+    ]
 
 
 def is_adapter(run: RunFiles) -> bool:

@@ -101,6 +101,12 @@ def loss_history(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in metrics.get("history") or [] if isinstance(entry, dict) and "step" in entry]
 
 
+def weight_changes(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The norm of the change over the norm before, for each part of the model that has a finite one."""
+    changes = iterate_leaves(as_mapping(metrics.get("weight_change")))
+    return {part: value for part, value in changes if finite_number(value) is not None}
+
+
 def history_table(metrics: Mapping[str, Any], most: int = 12) -> Rows:
     """The losses on the way, a row a step: evenly thinned, but with all held-out losses and the last step."""
     steps: dict[int, dict[str, Any]] = {}

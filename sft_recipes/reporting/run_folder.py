@@ -40,11 +40,6 @@ def read_run(folder: Path) -> RunFiles:
         if (folder / "error.txt").is_file():
             why = f"it failed: {(folder / 'error.txt').read_text(encoding='utf-8', errors='replace').strip()}"
         raise ConfigError(f"{folder} is not the folder of a finished run: {why.removesuffix('.')}.")
-    return read_files(folder)
-
-
-def read_files(folder: Path) -> RunFiles:
-    """What a run's folder holds, finished or not."""
     supervision, config = read_json(folder / "supervision.json"), folder / ".hydra" / "config.yaml"
     return RunFiles(
         folder=folder,

@@ -2,17 +2,18 @@
 
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.config.nested_values import as_mapping, get_path, iterate_leaves
 from sft_recipes.errors import ConfigError
-from sft_recipes.reporting import result_notes, result_tables, setup_sections
+from sft_recipes.reporting import result_tables, setup_sections
 from sft_recipes.reporting.curation_report import curation_tables
 from sft_recipes.reporting.document import Picture, render_lines, save_pictures, write_pages
 from sft_recipes.reporting.figures import has_curve, plot_losses, plot_weight_change
 from sft_recipes.reporting.model_card import write_model_card
+from sft_recipes.reporting.provenance import TRAINER_DEFAULTS
 from sft_recipes.reporting.run_folder import RunFiles, read_json, read_run
 from sft_recipes.reporting.text import fit_cell, render_table
 
@@ -24,12 +25,12 @@ def write_report(folder: Path, price_per_hour: float | None = None) -> str:
     """
     run = read_run(folder)
     # What templates/report.jinja is given: the run, its figures, and the modules whose functions it calls
-    values = {"notes": result_notes, "setup": setup_sections, "tables": result_tables, "price_per_hour": price_per_hour}
-    values |= {"card": False, "curves": None, "weight_curves": None, "curation": []}
+    values = {"setup": setup_sections, "tables": result_tables, "price_per_hour": price_per_hour, "card": False}
+    values |= {"advice": forgetting_advice(run), "curves": None, "weight_curves": None, "curation": []}
     if has_curve(history := result_tables.loss_history(run.metrics)):
         label = "Training loss, held-out loss and learning rate"
         values["curves"] = Picture(plot_losses(history), "loss.png", label)
-    if changes := result_notes.weight_changes(run.metrics):
+    if changes := result_tables.weight_changes(run.metrics):
         figure = plot_weight_change(changes)
         values["weight_curves"] = Picture(figure, "weight_change.png", "Relative change of the weights")
     if record := run.supervision.get("curation"):
@@ -38,15 +39,15 @@ def write_report(folder: Path, price_per_hour: float | None = None) -> str:
     save_pictures(folder, pictures)
     write_model_card(run, values, pictures)
     write_pages(folder, "report.jinja", run.name, run=run, **values)
-    return terminal_report(run, shutil.get_terminal_size().columns)
+    return terminal_report(run, values["advice"], shutil.get_terminal_size().columns)
 
 
-def terminal_report(run: RunFiles, width: int) -> str:
+def terminal_report(run: RunFiles, advice: Sequence[str], width: int) -> str:
     """The result in so many columns: the metrics, the warnings, what reduces forgetting, three examples."""
     lines = render_table(result_tables.result_table(run.metrics))
     for note in render_lines("terminal.jinja", metrics=run.metrics):
         lines += ["", *textwrap.wrap(fit_cell(note.replace("`", ""), 10_000), width)]
-    if advice := result_notes.forgetting_advice(run):
+    if advice:
         lines += ["", "What reduces forgetting:"]
         for line in advice:
             lines += textwrap.wrap(f"- {line.replace('`', '')}", width, subsequent_indent="  ")
@@ -54,6 +55,24 @@ def terminal_report(run: RunFiles, width: int) -> str:
     cell = max(20, (width - 10) // 3)
     table = [[terminal_cell(text, cell) for text in (question, *answers)] for question, _, *answers in examples]
     return "\n".join([*lines, "", *render_table(table)]).rstrip()
+
+
+def forgetting_advice(run: RunFiles) -> list[str]:
+    """What would reduce forgetting in this run, each with the config for it; none where the check passed."""
+    if get_path(run.metrics, "forgetting.verdict") in (None, "passed"):
+        return []
+    trainer = TRAINER_DEFAULTS | as_mapping(run.config.get("trainer"))
+    sources = [name for name, source in as_mapping(run.config.get("data")).items() if isinstance(source, dict)]
+    rehearses = any(is_raw_text(run, name) for name in sources)
+    return render_lines("advice.jinja", config=run.config, trainer=trainer, sources=sources, rehearses=rehearses)
+
+
+def is_raw_text(run: RunFiles, name: str) -> bool:
+    """Whether a source is raw text: every token of it carries loss, and not because the config says so of answers."""
+    audit = as_mapping(get_path(run.supervision, "sources")).get(name, {})
+    return get_path(run.config["data"][name], "train_on") != "all" and (
+        0 < audit.get("tokens", 0) == audit.get("supervised_tokens")
+    )
 
 
 def terminal_cell(text: str, width: int) -> str:

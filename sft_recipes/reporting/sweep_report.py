@@ -78,16 +78,17 @@ def write_sweep_report(folder: Path) -> str:
         figure = plot_front(groups, front, objective)
         pictures["pareto"] = Picture(figure, "pareto.png", f"{objective} against forgetting, by job.")
     summary, command = summary_line(folder, jobs, objective), folder / COMMAND_FILE
-    failed = [
-        f"job {job.name} ({describe_job(job, groups)}): {job.reason or job.stopped}"
-        for job in jobs
-        if job.reason or job.stopped
-    ]
+    seeds = any(len(group.jobs) > 1 for group in groups)
+    keys, failed = [*groups[0].settings, *["seed"] * seeds], []  # what the jobs do not share
+    for job in jobs:
+        if why := job.reason or job.stopped:
+            shown = [f"{short_name(key)} {tidy_value(job.settings[key])}" for key in keys if key in job.settings]
+            failed.append(f"job {job.name} ({', '.join(shown) or 'alone'}): {why}")
     values = {
         "summary": summary,
         "command": command.read_text(encoding="utf-8") if command.is_file() else "",
         "rows": [[cell.replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in table_rows(groups, objective, str)],
-        "seeds": any(len(group.jobs) > 1 for group in groups),
+        "seeds": seeds,
         "unfinished": failed,
         "chosen": choice_lines(finished or groups, front, objective),
     }
@@ -163,10 +164,3 @@ def choice_lines(groups: Sequence[Group], front: Mapping[str, Any], objective: s
     if len(front) > 1:
         lines.append(f"Pareto front of {objective} and forgetting: job {'; '.join(front)}")
     return lines
-
-
-def describe_job(job: Job, groups: Sequence[Group]) -> str:
-    """A job by what it does not share with the others."""
-    keys = [*groups[0].settings, *(["seed"] if any(len(group.jobs) > 1 for group in groups) else [])]
-    shown = (f"{short_name(key)} {tidy_value(job.settings[key])}" for key in keys if key in job.settings)
-    return ", ".join(shown) or "alone"

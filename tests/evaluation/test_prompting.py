@@ -6,7 +6,7 @@ from sft_recipes.config.options import EvaluateOptions
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.generation import generate_answers
 from sft_recipes.evaluation.prompting import prompt_questions
-from sft_recipes.reporting.result_notes import describe_prompt
+from sft_recipes.reporting.document import render_lines
 from sft_recipes.reporting.result_tables import result_table
 from support.commands import read_metrics, run_command
 from support.small_models import Parrot
@@ -71,10 +71,10 @@ def test_it_stands_between_base_and_tuned_and_is_described():
     prompted = {"exact_match": 0.5, "system": True, "few_shot": 1, "as_text": True}
     metrics = {"before": {"exact_match": 0.0, "prompted": prompted}, "exact_match": 1.0}
     assert result_table(metrics) == [["", "base", "prompted", "tuned"], ["exact match", "0.0%", "50.0%", "100.0%"]]
-    assert describe_prompt(metrics) == (
+    assert render_lines("prompt.jinja", metrics=metrics) == [
         "Prompted is the base model behind a system prompt and 1 row with their answers, as plain text, since it came "
         "without a chat template."
-    )
+    ]
 
 
 def test_a_run_measures_it_and_evaluating_again_gives_the_same(tmp_path):

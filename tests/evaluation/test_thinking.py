@@ -4,7 +4,7 @@ import pytest
 
 from sft_recipes.evaluation.generation import generate_answers
 from sft_recipes.evaluation.thinking import score_thoughts, split_thought
-from sft_recipes.reporting.result_notes import run_warnings
+from sft_recipes.reporting.document import render_lines
 from sft_recipes.reporting.result_tables import result_table
 from support.small_models import Parrot
 
@@ -66,9 +66,9 @@ def test_base_and_tuned_stand_in_the_table():
 
 
 def test_a_fall_of_the_share_is_a_warning_with_the_way_out():
-    assert run_warnings(metrics({"share": 0.9}, {"share": 0.85})) == []
-    assert run_warnings(metrics({"share": 0.1}, {"share": 0.9})) == []
-    (warning,) = run_warnings(metrics({"share": 0.9}, {"share": 0.05}))
+    assert render_lines("warnings.jinja", metrics=metrics({"share": 0.9}, {"share": 0.85})) == []
+    assert render_lines("warnings.jinja", metrics=metrics({"share": 0.1}, {"share": 0.9})) == []
+    (warning,) = render_lines("warnings.jinja", metrics=metrics({"share": 0.9}, {"share": 0.05}))
     assert warning.startswith(
         "Thinking: 90% of the base model's answers begin with a thought, 5% of the tuned model's."
     )
@@ -76,6 +76,13 @@ def test_a_fall_of_the_share_is_a_warning_with_the_way_out():
 
 
 def test_thoughts_without_an_answer_behind_them_are_a_warning():
-    assert run_warnings(metrics({"share": 1.0, "answered": 0.1}, {"share": 1.0, "answered": 0.95})) == []
-    (warning,) = run_warnings(metrics({"share": 1.0, "answered": 1.0}, {"share": 1.0, "answered": 0.4}))
+    assert (
+        render_lines(
+            "warnings.jinja", metrics=metrics({"share": 1.0, "answered": 0.1}, {"share": 1.0, "answered": 0.95})
+        )
+        == []
+    )
+    (warning,) = render_lines(
+        "warnings.jinja", metrics=metrics({"share": 1.0, "answered": 1.0}, {"share": 1.0, "answered": 0.4})
+    )
     assert "40% of the tuned model's thoughts are followed by an answer" in warning and "max_new_tokens" in warning
