@@ -85,4 +85,5 @@ def test_which_way_is_better(name, lower):
 def test_what_is_not_measured_cannot_be_the_objective():
     assert measured_metrics(inputs(asked=(), held_out=(), texts=())) == []
     assert measured_metrics(inputs(asked=(), texts=())) == ["eval_loss"]
+    assert {"thinks", "answered"} <= {*measured_metrics(inputs())}
     assert "train_loss" not in measured_metrics(inputs()) and "train_loss" in measured_metrics(inputs(), training=True)

@@ -1,10 +1,16 @@
 """The base is measured once for runs that ask it the same, and no weights are measured twice."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from sft_recipes.data.token_rows import TrainingData, to_dataset
+from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.evaluation import base_cache, suite
 from sft_recipes.training import trainer
 from support.commands import SHORT_TINY_RUN, read_metrics
+from support.configs import composed
 
 QUICK = [*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=2", "evaluate.weight_change=false"]
 
@@ -34,3 +40,18 @@ def test_a_second_run_asks_the_base_nothing_and_the_last_evaluation_is_used(tiny
     measured.clear()
     tiny_run(*QUICK, "evaluate.cache=false")
     assert measured[0] == "base"
+
+
+def test_another_gpu_and_another_bitsandbytes_have_measurements_of_their_own(chat_tokenizer, monkeypatch):
+    tokenizer, template, _ = chat_tokenizer("tiny", "chatml")
+    config, rows = composed("+recipe=tiny"), to_dataset({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    inputs = suite.EvalInputs(TrainingData(rows, rows, [], {}), ["a"], [], [], config.evaluate, 0)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=SimpleNamespace())
+    gpu, own_version, found = ["H100"], base_cache.version, []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: gpu[0])
+    for name, number in (("H100", "1"), ("A100", "1"), ("A100", "2"), ("A100", "2")):
+        gpu[0] = name
+        versions = {"bitsandbytes": number}
+        monkeypatch.setattr(base_cache, "version", lambda package, v=versions: v.get(package) or own_version(package))
+        found.append(base_cache.base_identity(model, Encoder(tokenizer, template), inputs, config))
+    assert len(set(found)) == 3 and found[2] == found[3]
