@@ -151,9 +151,7 @@ def fit_to_width(rows: Rows, objective: str, width: int) -> list[str]:
     _, *rest = table_columns(objective)
     left_out = []
     for head in [*reversed(rest), "job"]:
-        if len(render_table(rows)[0]) <= width:
-            break
-        if head in rows[0]:
+        if head in rows[0] and len(render_table(rows)[0]) > width:
             place = rows[0].index(head)
             rows = [[*row[:place], *row[place + 1 :]] for row in rows]
             left_out.append(head)
