@@ -129,7 +129,8 @@ def check_libraries(arguments: SFTConfig) -> None:
     except (RuntimeError, ValueError) as error:  # it is not installed, or is none
         raise ConfigError(f"trainer.report_to: {one_line(error)}") from error
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
-    if not (arguments.fsdp or arguments.deepspeed):  # which leave the model where it is until training starts
+    sharded = arguments.fsdp and arguments.world_size > 1  # its model is moved only when training starts
+    if not sharded and not arguments.deepspeed:
         rehearse_step(arguments)
 
 
