@@ -64,6 +64,8 @@ class Source:
 
     def __post_init__(self):
         check_held_out(self.held_out)
+        if self.split is None and self.held_out_split is None:
+            raise ValueError("split=null holds all rows out. Write held_out_split, the split that they are in.")
         if len((self.sep or ",").replace("\\t", "\t")) != 1:
             raise ValueError(f"sep should be one character, not {self.sep!r}.")
         try:

@@ -139,7 +139,7 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
     Warns of fields that are not used.
     """
     kind = values.get("type", "none")
-    if kind in PEFT_VARIANTS:
+    if str(kind) in PEFT_VARIANTS:  # a list cannot be looked up
         raise ConfigError(f"adapter.type cannot be {kind!r}. Write {PEFT_VARIANTS[kind]}.")
     if kind not in ("none", "lora"):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING  # takes seconds
@@ -147,6 +147,8 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
         known = ["none", *sorted(method.value.lower() for method in PEFT_TYPE_TO_CONFIG_MAPPING)]
         if kind not in known:
             raise ConfigError(f"adapter.type cannot be {kind!r}.{did_you_mean(str(kind), known)}")
+    if not isinstance(values.get(kind) or {}, Mapping):
+        raise ConfigError(f"adapter.{kind} should be a mapping, not {show_value(values[kind])}.")
     if kind == "lora" and not values.get("lora"):
         raise ConfigError("adapter.type=lora needs adapter.lora. Write adapter=lora.")
     if kind == "lora":

@@ -98,6 +98,7 @@ class HintPart(NamedTuple):
     kind: Any  # the class without its parameters; Literal, or Enum for a class of it
     words: tuple[Any, ...] = ()  # the values of a Literal or an Enum
     interval: str = ""  # of a number: [1, inf)
+    inner: Any = Any  # the type of a list's items, or of a mapping's values
 
 
 def hint_parts(hint: Any) -> list[HintPart]:
@@ -113,7 +114,8 @@ def hint_parts(hint: Any) -> list[HintPart]:
         return [HintPart(get_args(hint)[0], interval=hint.__metadata__[0])]
     if inspect.isclass(hint) and issubclass(hint, Enum):
         return [HintPart(Enum, tuple(member.value for member in hint))]
-    return [HintPart(origin or hint, get_args(hint) if origin is Literal else ())]
+    inner = get_args(hint)[-1] if origin in (list, dict) else Any
+    return [HintPart(origin or hint, get_args(hint) if origin is Literal else (), inner=inner)]
 
 
 def words_of(parts: Iterable[HintPart]) -> list[str]:
@@ -170,14 +172,17 @@ def matches_type(value: Any, hint: Any) -> bool:
 
     >>> matches_type("no", bool), matches_type(1, float), matches_type(True, int), matches_type(None, int | None)
     (False, True, False, True)
+    >>> matches_type(["mmlu"], list[str]), matches_type([None], list[str])
+    (True, False)
     """
-    for kind, words, _ in hint_parts(hint):
+    for kind, words, _, inner in hint_parts(hint):
         if kind in (Enum, Literal):
             fits = isinstance(value, str) or value in words
         elif isinstance(value, bool) and kind in (int, float):  # true is a 1 in Python
             fits = False
-        else:
-            fits = isinstance(value, Mapping | kind if is_dataclass(kind) else YAML_TYPES.get(kind, object))
+        elif fits := isinstance(value, Mapping | kind if is_dataclass(kind) else YAML_TYPES.get(kind, object)):
+            items = value.values() if kind is dict else value if kind is list else ()
+            fits = all(matches_type(item, inner) for item in items)
         if fits:
             return True
     return False

@@ -51,7 +51,7 @@ def number_repeats(words: Iterable[str]) -> list[str]:
 
 def hash_windows(words: Sequence[str], size: int) -> list[int]:
     """A hash of every `size` words in a row, good for this process."""
-    return list(map(hash, zip(*(words[start:] for start in range(size)), strict=False)))
+    return list(map(hash, zip(*(words[start:] for start in range(min(size, len(words) + 1))), strict=False)))
 
 
 def find_template(texts: Sequence[list[str]], share: float = 0.2) -> frozenset[int]:

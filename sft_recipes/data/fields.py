@@ -78,7 +78,9 @@ class RowFields:
     def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with lists where it has the JSON text of one, and without the nulls of Arrow."""
         row = row if isinstance(row, dict) else drop_nulls(row)
-        return row | {key: read_json(row[key], key) for key in self.parsed if isinstance(row.get(key), str)}
+        return row | {
+            key: read_json(row[key], key) for key in self.parsed if row.get(key) and isinstance(row[key], str)
+        }
 
     def texts(self, row: Mapping[str, Any]) -> Iterator[Said]:
         """Everything that a row says: its field, the text, and whether it is rendered behind what came before it. A

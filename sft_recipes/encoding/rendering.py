@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
-from jinja2 import Environment, meta
+from jinja2 import Environment, TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -70,9 +70,12 @@ def set_defaults(template: str, settings: Mapping[str, Any]) -> str:
 
 
 def check_settings(where: str, settings: Mapping[str, Any], template: str) -> None:
-    """Raises ConfigError for a variable that the template does not read."""
-    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(remove_markers(template))
-    known = meta.find_undeclared_variables(parsed) - {"messages", "tools", "raise_exception", "strftime_now"}
+    """Raises ConfigError for a variable that the template does not read, and for a template that is no Jinja."""
+    try:
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(remove_markers(template))
+        known = meta.find_undeclared_variables(parsed) - {"messages", "tools", "raise_exception", "strftime_now"}
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"model.chat_template, line {error.lineno}: {error.message}") from error
     for key in settings.keys() - known:
         raise ConfigError(f"{where}.{key}: the chat template does not read {key}.{did_you_mean(key, known)}")
 

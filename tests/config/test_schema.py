@@ -105,7 +105,7 @@ PLACES = {
 def test_what_is_written_instead_of_a_retired_name_exists(name):
     instead = re.split(r"[ =]", RENAMED_OPTIONS[name])[0]
     place, _, field = instead.rpartition(".")
-    assert instead in ("hydra.run.dir", "nothing:", "adapter", "data_checks") or field in PLACES[place]
+    assert instead in ("hydra.run.dir", "nothing:", "adapter", "data_checks", "python") or field in PLACES[place]
 
 
 def test_a_retired_name_of_the_trainer_is_no_field_of_it_today():
@@ -218,7 +218,9 @@ def test_a_hint_that_names_what_is_not_imported_is_passed_over():
         (True, int, False),
         (None, int | None, True),
         ("auto", int | str, True),
-        ([1], list[str], True),
+        (["a"], list[str], True),
+        ([1], list[str], False),
+        ({"a": [None]}, dict[str, list[int]], False),
         ({}, dict | str | None, True),
         ("a", dict, False),
     ],
