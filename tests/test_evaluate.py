@@ -10,9 +10,10 @@ from sft_recipes.data.prepare import TrainingData
 from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements
 from support.benchmark_tasks import CHOICE, world_questions
 from support.commands import SHORT_TINY_RUN, read_metrics, run_command
+from support.paths import ALL_TESTS
 from support.rows import question_rows, write_jsonl
 
-SHORT = ["trainer.max_steps=6", "evaluate.rows=12", "trainer.logging_steps=1"]
+SHORT = ["trainer.max_steps=6", "evaluate.rows=12", "trainer.logging_steps=1", "trainer.check_memory=false"]
 BEST = ["trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2",
         "trainer.save_steps=2", "evaluate.temperature=0", "evaluate.raw_text=null", *SHORT]  # fmt: skip
 
@@ -101,7 +102,10 @@ def test_evaluate_of_a_folder_without_a_model_says_so(tmp_path, capsys):
     assert f"{tmp_path / 'empty'} has no .hydra/config.yaml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("metric", ["p_stop", "exact_match", "eval_chrf", "loss_position_stop"])
+METRICS = ["p_stop", "exact_match", "eval_chrf", "loss_position_stop"]  # of the loss, and of answers
+
+
+@pytest.mark.parametrize("metric", METRICS if ALL_TESTS else METRICS[:2])
 def test_the_best_checkpoint_by_a_metric_of_ours_is_the_one_that_is_kept(tmp_path, metric):
     lower = metric.startswith("loss")
     code, _ = run_command(tmp_path, f"trainer.metric_for_best_model={metric}", *BEST)

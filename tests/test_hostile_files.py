@@ -99,8 +99,9 @@ ANSWERS = ['{"prompt": 1, "reference": {"a": []}, "base": null, "tuned": 10}\n',
            '{"prompt": ' + "9" * 5000 + "}\n"]  # fmt: skip
 
 
-@pytest.mark.parametrize("answers", ANSWERS)
-@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize(
+    ("kind", "answers"), [*((kind, "{}\n") for kind in METRICS), *(("types within", each) for each in ANSWERS)]
+)
 def test_crafted_metrics_and_answers_get_a_report_or_a_line(tmp_path, kind, answers, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS[kind]))

@@ -311,7 +311,7 @@ def run_command(folder: Path, monkeypatch, capsys, overrides: list[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"][:: 1 if ALL_TESTS else 6])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "tiny"][:: 1 if ALL_TESTS else 9])
 def test_a_recipe_previews_and_trains_two_steps_on_rows_in_the_shape_of_its_data(name, tmp_path, monkeypatch, capsys):
     overrides = [f"+recipe={name}", "+debug=smoke", "model=tiny", "data.held_out=0"]
     overrides += ["trainer.max_steps=2", "trainer.logging_steps=1", "evaluate.rows=0"]

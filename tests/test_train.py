@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,18 +14,38 @@ from sft_recipes.__main__ import main
 from sft_recipes.data.mask_view import mask_tokens, render_terminal
 from sft_recipes.encoding.chat_template import load_template
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.modeling import save_load
 from sft_recipes.training import trainer as trainer_module
 from sft_recipes.training.trainer import SupervisedTrainer
-from support.commands import SHORT_TINY_RUN, read_metrics
+from support.commands import SHORT_TINY_RUN, read_metrics, run_command
 from support.paths import ROOT
 
 
-def test_a_run_leaves_config_log_metrics_report_and_a_model_that_can_be_served(tiny_run):
-    code, printed, folder = tiny_run(*SHORT_TINY_RUN)
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """What a run of four steps of the tiny recipe printed, and its folder, which tests only read."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    code, printed = run_command(folder, *SHORT_TINY_RUN)
     assert code == 0
+    return printed, folder
+
+
+@pytest.fixture(scope="module")
+def previewed(tmp_path_factory):
+    """What a preview of the tiny recipe prints in 80 columns, and its folder."""
+    where = tmp_path_factory.mktemp("previewed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.chdir(where)
+        code, printed = run_command(where / "run", "mode=preview", "preview.rows=3", "name='<b>mine'")
+    assert code == 0
+    return printed, where / "run"
+
+
+def test_a_run_leaves_config_log_metrics_report_and_a_model_that_can_be_served(short_run):
+    printed, folder = short_run
     assert {path.name for path in folder.iterdir()} >= {".hydra", "metrics.json", "report.md", "answers.jsonl", "model"}
-    assert "Training " in (folder / "sft_recipes.log").read_text()
+    log = (folder / "sft_recipes.log").read_text()
+    assert "Training " in log and "ushed" not in log  # to the hub, which nobody asked for
     assert "| exact match" in printed and "| exact match" in (folder / "report.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     text = tokenizer.apply_chat_template(
@@ -49,12 +68,12 @@ def test_full_fine_tuning_lowers_the_loss_and_saves_weights_that_load(tiny_run, 
     assert model.get_input_embeddings().num_embeddings >= len(AutoTokenizer.from_pretrained(folder / "model"))
 
 
-def test_an_adapter_run_trains_its_matrices_and_the_rows_of_new_tokens_in_fp32(tiny_run):
-    code, _, folder = tiny_run(*SHORT_TINY_RUN)
+def test_an_adapter_run_trains_its_matrices_and_the_rows_of_new_tokens_in_fp32(short_run):
+    _, folder = short_run
     from safetensors.torch import load_file
 
     weights = load_file(folder / "model" / "adapter_model.safetensors")
-    assert code == 0 and {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert [tuple(weight.shape)[0] for name, weight in weights.items() if "trainable_tokens_delta" in name] == [2]
 
 
@@ -66,15 +85,15 @@ def test_qlora_trains_on_a_cpu_with_fp32_adapters(tiny_run):
     assert code == 0 and {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-def test_two_runs_with_one_seed_are_the_same_run(tiny_run):
-    first = read_metrics(tiny_run(*SHORT_TINY_RUN, "evaluate.rows=0")[2])["train_loss"]
+def test_two_runs_with_one_seed_are_the_same_run(short_run, tiny_run):
+    first = read_metrics(short_run[1])["train_loss"]
     again = read_metrics(tiny_run(*SHORT_TINY_RUN, "evaluate.rows=0")[2])["train_loss"]
     other = read_metrics(tiny_run(*SHORT_TINY_RUN, "evaluate.rows=0", "seed=1")[2])["train_loss"]
     assert first == again != other
 
 
-def test_held_out_rows_are_measured_at_the_end(tiny_run):
-    _, _, folder = tiny_run(*SHORT_TINY_RUN)
+def test_held_out_rows_are_measured_at_the_end(short_run):
+    _, folder = short_run
     assert read_metrics(folder)["eval_loss"] > 0
     assert json.loads((folder / "supervision.json").read_text())["sources"]["tiny"]["held_out"] > 0
 
@@ -134,24 +153,24 @@ def test_two_processes_train_as_one_with_the_same_effective_batch(tiny_run, tmp_
     assert together["train_tokens"] == alone["train_tokens"]
 
 
-def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(tiny_run):
-    _, _, folder = tiny_run(*SHORT_TINY_RUN)
+def test_a_mixture_of_chat_and_prose_is_trained_in_one_run(short_run):
+    _, folder = short_run
     counts = json.loads((folder / "supervision.json").read_text())["sources"]
     assert counts["prose"]["kept"] / (counts["prose"]["kept"] + counts["tiny"]["kept"]) == pytest.approx(0.15, abs=0.01)
     assert counts["prose"]["supervised_tokens"] == counts["prose"]["tokens"]
     assert counts["tiny"]["supervised_tokens"] < counts["tiny"]["tokens"]
 
 
-def test_the_preview_s_page_is_dark_where_the_system_is_and_has_a_legend(tiny_run):
-    code, _, folder = tiny_run("mode=preview", "preview.rows=0", "name='<b>mine'")
+def test_the_preview_s_page_is_dark_where_the_system_is_and_has_a_legend(previewed):
+    _, folder = previewed
     page = (folder / "preview.html").read_text(encoding="utf-8")
-    assert code == 0 and page.count("@media screen and (prefers-color-scheme: dark)") == 2  # the page and the mask
+    assert page.count("@media screen and (prefers-color-scheme: dark)") == 2  # the page and the mask
     assert '<meta name="color-scheme" content="light dark">' in page and "<title>&lt;b&gt;mine: preview" in page
     legend = page.partition("<h2>")[0]
     assert '<span class="on">with loss</span>' in legend and '<span class="stop">stop token, with loss</span>' in legend
 
 
-def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
+def test_preview_shows_the_dataset_the_trainer_gets(previewed, tiny_run, monkeypatch):
 
     trained = {}
 
@@ -162,10 +181,9 @@ def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
             return super().train(*given, **options)
 
     monkeypatch.setattr(trainer_module, "SupervisedTrainer", Spy)
-    monkeypatch.setenv("COLUMNS", "80")
     tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0")
-    code, printed, folder = tiny_run("mode=preview")
-    assert code == 0 and (folder / "preview.html").is_file()
+    printed, folder = previewed
+    assert (folder / "preview.html").is_file()
     assert printed.endswith("\nrun/preview.html shows the same in a browser.\n")  # from where the command was typed
     longest = max(trained["rows"], key=lambda row: len(row["input_ids"]))
     for row in (trained["rows"][0], longest):
@@ -175,25 +193,19 @@ def test_preview_shows_the_dataset_the_trainer_gets(tiny_run, monkeypatch):
         )
 
 
-@pytest.mark.parametrize(
-    ("adapter", "lines"),
-    [
-        (
-            "none",
-            ["498,336 parameters. Estimated", "weights 1.9 MiB, gradients 1.9 MiB, optimizer 3.8 MiB"],
-        ),  # × 4 × 4 × 8
-        ("lora", ["542,304 parameters, 43,968 of them trained. Estimated", "weights 2.1 MiB, gradients 0.2 MiB"]),
-    ],
-)
-def test_preview_says_what_the_run_will_hold(tiny_run, adapter, lines):
-    _, printed, _ = tiny_run("mode=preview", f"adapter={adapter}")
-    assert all(line in printed for line in lines)
-    assert re.search(r"Estimated peak memory [\d.]+ [MG]iB of [\d.]+ [MG]iB available:", printed)
+def test_preview_says_what_the_run_will_hold(previewed, tiny_run):
+    for printed, *lines in (
+        (tiny_run("mode=preview", "adapter=none")[1], "498,336 parameters. Estimated",
+         "weights 1.9 MiB, gradients 1.9 MiB, optimizer 3.8 MiB"),  # × 4 × 4 × 8
+        (previewed[0], "542,304 parameters, 43,968 of them trained. Estimated", "weights 2.1 MiB, gradients 0.2 MiB"),
+    ):  # fmt: skip
+        assert all(line in printed for line in lines)
+        assert re.search(r"Estimated peak memory [\d.]+ [MG]iB of [\d.]+ [MG]iB available:", printed)
 
 
-def test_preview_rows_is_how_many_are_drawn(tiny_run):
-    _, printed, _ = tiny_run("mode=preview", "preview.rows=3")
-    assert re.findall(r"^(\w+) row: data", printed, re.MULTILINE) == ["first", "longest", "drawn", "drawn", "drawn"]
+def test_preview_rows_is_how_many_are_drawn(previewed):
+    drawn = re.findall(r"^(\w+) row: data", previewed[0], re.MULTILINE)
+    assert drawn == ["first", "longest", "drawn", "drawn", "drawn"]
 
 
 def test_a_smoke_run_too_short_to_judge_says_so(tiny_run):
@@ -229,28 +241,13 @@ def test_a_prompt_is_trained_where_the_template_adds_no_tokens(tiny_run, capsys)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
-def test_an_adapter_run_goes_on_where_it_ended(tiny_run, tmp_path, adapter):
-    code, _, folder = tiny_run(f"adapter={adapter}", *SHORT_TINY_RUN)
-    first = read_metrics(folder)
-    folder.rename(tmp_path / "first")
-    code, _, folder = tiny_run(f"adapter={adapter}", f"model.id={tmp_path / 'first'}", "trainer.packing=true",
+def test_an_adapter_run_goes_on_where_it_ended(short_run, tiny_run, tmp_path, adapter):
+    start = short_run[1]
+    if adapter == "qlora":
+        start = tiny_run(f"adapter={adapter}", *SHORT_TINY_RUN)[2].rename(tmp_path / "first")
+    first = read_metrics(start)
+    code, _, folder = tiny_run(f"adapter={adapter}", f"model.id={start}", "trainer.packing=true",
                               "model.chat_template=null", *SHORT_TINY_RUN)  # fmt: skip
     assert code == 0 and read_metrics(folder)["history"][0]["loss"] < first["history"][0]["loss"]
     base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(ROOT / "sft_recipes" / "tiny" / "model")
-
-
-def test_the_hub_gets_the_model_and_its_card_and_only_when_asked(tiny_run, monkeypatch):
-    sent = []
-    monkeypatch.setattr(
-        save_load, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}", url=f"hub/me/{name}")
-    )
-    monkeypatch.setattr("sft_recipes.training.setup.check_push", lambda *_: None)
-    monkeypatch.setattr(save_load, "upload_folder", lambda **values: sent.append(values))
-    tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0")
-    assert sent == []
-    code, _, folder = tiny_run(*SHORT_TINY_RUN, "trainer.max_steps=1", "evaluate.rows=0", "trainer.push_to_hub=true")
-    assert code == 0 and [(each["repo_id"], each["folder_path"]) for each in sent] == [("me/tiny", folder / "model")]
-    assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= {
-        path.name for path in (folder / "model").iterdir()
-    }

@@ -21,7 +21,7 @@ from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.merge import merge
 from sft_recipes.reporting.run_folder import write_json
-from support.paths import ROOT
+from support.paths import ALL_TESTS, ROOT
 
 CODE = 'open("it_ran", "w")\nfrom transformers import LlamaConfig\nclass Mine(LlamaConfig):\n    model_type = "mine"\n'
 
@@ -156,8 +156,11 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("door", ["my.yaml", "-cd", "-m", "compose"])
-@pytest.mark.parametrize("recipe", RECIPES)
+DOORS = ["my.yaml", "-cd", "-m", "compose"]
+TRIED = [(recipe, door) for recipe in RECIPES for door in (DOORS if ALL_TESTS or recipe == "a callback" else DOORS[:1])]
+
+
+@pytest.mark.parametrize(("recipe", "door"), TRIED)
 def test_a_recipe_sets_values_and_runs_no_code(command, tmp_path, recipe, door):
     start = "# @package _global_\n" if "target" in recipe or "callback" in recipe else ""
     for folder in ("conf/recipe", "conf/hydra/callbacks"):
@@ -184,7 +187,8 @@ def test_a_folder_whose_name_begins_as_ours_is_the_user_s():
     assert [file._replace(origin=file.origin + more).is_users_own() for more in ("", "_of_mine")] == [False, True]
 
 
-def test_whoever_trusts_a_recipe_gets_its_log_handler(command, tmp_path):
+def test_whoever_trusts_a_recipe_gets_its_log_handler(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft_recipes.preview.main", lambda *_: 0.0)
     (tmp_path / "my.yaml").write_text(
         "hydra: {job_logging: {handlers: {mine: {class: logging.FileHandler, filename: it_ran}}}}"
     )
@@ -219,6 +223,7 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path):
 
 def test_commands_of_one_second_have_two_folders(command, tmp_path, monkeypatch):
     monkeypatch.setattr("hydra.core.utils.datetime", SimpleNamespace(now=lambda: datetime(1970, 1, 1)))
+    monkeypatch.setattr("sft_recipes.preview.main", lambda _, folder: (folder / "preview.html").touch() or 0.0)
     for _ in range(2):
         assert command("model=tiny", "data=tiny", "mode=preview")[0] == 0
         assert command("-m", "model=tiny", "data=tiny", "mode=preview", "seed=1,2")[0] == 0

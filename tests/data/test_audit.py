@@ -1,10 +1,7 @@
 """The ledger: each problem found in a row that has it and in no other, and done with as the policy says."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError
 from support.base_tokenizers import encoder_with_template
 from support.configs import data_config
-from support.paths import ROOT, TINY_MODEL
 from support.rows import question_rows, write_jsonl
 
 
@@ -210,34 +206,6 @@ def test_another_token_or_order_or_packing_is_another_digest():
         for r in (rows, some_rows(1), rows.select(range(26, -1, -1)), pack_rows(rows, 64, 0), pack_rows(rows, 64, 1))
     ]
     assert len(set(found)) == 5
-
-
-def test_the_digest_does_not_depend_on_the_hash_seed(tmp_path):
-    path = write_jsonl(tmp_path / "rows.jsonl", question_rows(50))
-    script = (
-        "from pathlib import Path\nfrom support.configs import data_config\nfrom sft_recipes.data.prepare import load_data\n"
-        "from sft_recipes.config.options import ModelOptions\nfrom sft_recipes.encoding.encoder import Encoder\nfrom sft_recipes.modeling.loading import load_tokenizer\n"
-        "from sft_recipes.data.digest import digest_rows\n"
-        f"tokenizer, template, _ = load_tokenizer(ModelOptions({str(TINY_MODEL)!r}, 'chatml'))\n"
-        f"data = load_data(data_config(file={{'data_files': {path!r}}}, held_out=5), Encoder(tokenizer, template), 64)\n"
-        "print(digest_rows(data.train)['sha256'])"
-    )
-    environment = {
-        "PATH": "",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "HF_HOME": str(tmp_path),
-    }
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
 
 
 def test_supervision_json_has_what_a_run_was_trained_on(encoder, tmp_path):

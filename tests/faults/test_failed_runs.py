@@ -145,7 +145,7 @@ def test_a_push_that_fails_leaves_the_model_and_the_line_to_repeat_it(run, monke
     assert f"Push it with: hf upload me/mine {folder}" in said
 
 
-def test_a_push_uploads_the_model_and_nothing_else_of_the_run(run, monkeypatch):
+def test_a_push_uploads_the_model_with_its_card_and_nothing_else_of_the_run(run, monkeypatch):
     sent = []
     monkeypatch.setattr(save_load, "whoami", lambda **_: {"name": "me"})
     monkeypatch.setattr(
@@ -155,6 +155,8 @@ def test_a_push_uploads_the_model_and_nothing_else_of_the_run(run, monkeypatch):
     code, said = run("trainer.push_to_hub=true")
     assert code == 0 and "Pushed to the hub/me/mine." in said
     assert [(one["repo_id"], Path(one["folder_path"])) for one in sent] == [("me/mine", Path("run/model").resolve())]
+    pushed = {path.name for path in Path("run/model").iterdir()}
+    assert {"README.md", "adapter_model.safetensors", "tokenizer.json"} <= pushed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from peft import AutoPeftModelForCausalLM
 
+from sft_recipes.modeling.save_load import load_run
 from sft_recipes.reporting.run_report import write_report
 
 
@@ -96,3 +99,19 @@ def test_a_run_without_a_model_has_no_card(tmp_path):
     (tmp_path / "metrics.json").write_text('{"mode": "evaluate", "exact_match": 0.5}')
     write_report(tmp_path)
     assert not (tmp_path / "model").exists()
+
+
+def test_the_card_s_snippet_loads_the_model_that_was_trained_and_gets_the_report_s_answer(trained, capsys):
+    """The embedded base lies in bf16, and the run computed in fp32."""
+    card = (trained / "model" / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(trained / "model"))
+    first, values = json.loads((trained / "answers.jsonl").read_text().splitlines()[0]), {}
+    exec(code.replace('"Hi!"', json.dumps(first["prompt"])), values)
+    assert capsys.readouterr().out.strip() == first["tuned"]
+    ours, tokenizer = load_run(trained)
+    ids = tokenizer(first["reference"], return_tensors="pt").input_ids
+    plain = AutoPeftModelForCausalLM.from_pretrained(trained / "model")
+    with torch.no_grad():
+        expected, exact, rounded = (model(ids).logits.float() for model in (ours, values["model"], plain))
+    assert torch.equal(exact, expected) and (rounded - expected).abs().max() > 0.1
+    assert "does not stop at `<|im_end|>`" in card and "`tie_weights`" in card

@@ -19,7 +19,7 @@ STEPS = [
     "model=tiny", "model.chat_template=chatml", "data=file", "data.file.data_files=rows.jsonl", "data.held_out=4",
     "trainer.max_length=128", "trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=1",
     "trainer.num_train_epochs=3", "trainer.learning_rate=1e-3", "trainer.logging_steps=3", "trainer.save_strategy=steps",
-    "trainer.save_steps=4", "trainer.activation_checkpointing=false", "adapter=lora", "evaluate.rows=2",
+    "trainer.save_steps=4", "trainer.activation_checkpointing=false", "trainer.check_memory=false", "adapter=lora", "evaluate.rows=2",
     "evaluate.max_new_tokens=4", "evaluate.raw_text=null", "evaluate.weight_change=false",
 ]  # fmt: skip
 
@@ -36,10 +36,10 @@ def train(where: Path, run: str, *arguments: str, **environment: str) -> subproc
     return subprocess.run(command, cwd=where, env=os.environ | FINDS_US | environment, capture_output=True, text=True)
 
 
-def resume(where: Path, run: str, *arguments: str) -> subprocess.CompletedProcess:
+def resume(where: Path, run: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """`python -m sft_recipes resume RUN`."""
     command = [sys.executable, "-m", "sft_recipes", "resume", run, *arguments]
-    return subprocess.run(command, cwd=where, env=os.environ | FINDS_US, capture_output=True, text=True)
+    return subprocess.run(command, cwd=where, env=os.environ | FINDS_US | environment, capture_output=True, text=True)
 
 
 def train_until(where: Path, run: str, line: str, number: signal.Signals, *arguments: str) -> tuple[int, str]:
