@@ -26,15 +26,23 @@ class OptunaSweeper(GridSweeper):
     """Optuna chooses the values of `n_trials` jobs, `n_jobs` of them at a time, by the syntax of Hydra's own plugin.
 
     With a `storage` (`sqlite:///sweep.db`) the study outlives the process: `n_trials` counts those of every start, and
-    trials that broke off are run first, with the values that they had. `sampler` is the name of one of
-    optuna.samplers, and what it takes.
+    trials that broke off are run first, with the values that they had; `study_name` keeps several apart in one storage.
+    `sampler` is the name of one of optuna.samplers, and what it takes. Without a `direction` it is the objective's.
     """
 
     def __init__(
-        self, sampler: Mapping[str, Any], n_trials: int, n_jobs: int, storage: str | None, params: DictConfig = None
+        self,
+        sampler: Mapping[str, Any],
+        n_trials: int,
+        n_jobs: int,
+        direction: str | None = None,
+        storage: str | None = None,
+        study_name: str | None = None,
+        params: DictConfig | None = None,
     ):
         super().__init__(None, params)
-        self.sampler, self.n_trials, self.n_jobs, self.storage = sampler, n_trials, n_jobs, storage
+        self.sampler, self.n_trials, self.n_jobs, self.direction = sampler, n_trials, n_jobs, direction
+        self.storage, self.study_name = storage, study_name
 
     def sweep(self, arguments: list[str]) -> None:
         optuna = import_optuna()
@@ -43,7 +51,8 @@ class OptunaSweeper(GridSweeper):
             f"{key}={one.get_value_element_as_str()}" for key, one in overrides.items() if not one.is_sweep_override()
         ]
         space = [override for override in overrides.values() if override.is_sweep_override()]
-        name, direction = self.storage and "sft_recipes", objective_direction(self.config.objective)
+        name = self.study_name or (self.storage and "sft_recipes")
+        direction = self.direction or objective_direction(self.config.objective)
         study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, load_if_exists=True)
         before = len(study.trials)
         options = dict(self.sampler)

@@ -77,3 +77,11 @@ def test_choices_and_ranges_give_their_values(command, monkeypatch, typed, kinds
     ]
     assert command("-m", *SHORT_ROWS_RUN, "+sweep=optuna", *rest, typed)[0] == 0
     assert len(seeds) > 2 and set(seeds) <= kinds and len(set(seeds)) > 1
+
+
+@pytest.mark.skipif(int(optuna.__version__[0]) < 4, reason="Optuna 2's storage needs SQLAlchemy below 2")
+def test_a_direction_and_a_name_of_ones_own_are_the_study_s(command, tried):
+    storage = "sqlite:///study.db"
+    typed = [f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=mine", "hydra.sweeper.direction=maximize"]
+    assert command(*SEARCH, *typed, "hydra.sweeper.n_trials=1", "hydra.sweep.dir=sweep")[0] == 0
+    assert optuna.load_study(study_name="mine", storage=storage).direction.name == "MAXIMIZE"
