@@ -55,6 +55,8 @@ def group_style(place: int) -> dict[str, Any]:
 
 def plot_front(groups: Sequence[Group], front: Mapping[str, tuple[float, float]], objective: str) -> "Figure":
     """The objective of every finished job over what it forgot, and a line through the Pareto front's means."""
+    from matplotlib.ticker import PercentFormatter
+
     figure, axes = styled_subplots(height=3.4)
     for job in (job for group in groups for job in group.jobs):
         point = get_path(job.metrics, "forgetting.change"), get_path(job.metrics, objective)
@@ -63,7 +65,7 @@ def plot_front(groups: Sequence[Group], front: Mapping[str, tuple[float, float]]
     axes.plot(*zip(*front.values(), strict=True), marker="o", color=SERIES[0])
     for name, point in front.items():
         axes.annotate(name, point, (5, 5), textcoords="offset points", color=COLOURS["ink"])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.1%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set(xlabel="rise of the loss on raw text: what was forgotten", ylabel=objective)
     return figure
 
