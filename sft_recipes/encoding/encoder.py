@@ -110,7 +110,7 @@ class Encoder:
             check_unicode(conversation["text"])
             return [Context(conversation, [("raw", conversation["text"], is_trained)], [], conversation["text"])]
         given = [conversation["messages"], conversation.get("tools"), conversation.get("chat_template_kwargs") or {}]
-        if any(map(self.has_typed_token, iterate_strings(given))):
+        if marked := any(map(self.has_typed_token, iterate_strings(given))):
             if any("train_detail" in message for message in given[0]):
                 raise DataError("it spells out a special token, and an answer is trained in part: one has to go")
             given = mark_control_tokens(given, self.typed)
@@ -127,10 +127,13 @@ class Encoder:
         if rows is None:
             rows, whole = render_rows(self.render, self.answers, given, wanted, train_on, unroll)
         check_unicode(whole)
-        return [self.to_context(conversation, row, train_on, whole, unrolled=row is not rows[-1]) for row in rows]
+        whole = whole.translate(UNMARKED) if marked else whole
+        return [
+            self.to_context(conversation, row, train_on, marked, whole, unrolled=row is not rows[-1]) for row in rows
+        ]
 
     def to_context(
-        self, conversation: Mapping[str, Any], row: Row, train_on: str, whole: str, unrolled: bool
+        self, conversation: Mapping[str, Any], row: Row, train_on: str, marked: bool, whole: str, unrolled: bool
     ) -> Context:
         """One rendered row of a conversation, whose rows are `whole` together."""
         pieces, answers, notes, before = [], [], {*row.notes, *["unrolled"] * unrolled}, ""
@@ -139,22 +142,22 @@ class Encoder:
                 answers.append(len(pieces))
                 notes.add(what)
             if text:
-                pieces += self.to_pieces(text, loss, before)
+                pieces += self.to_pieces(text, loss, before, marked)
                 before = text
         given = conversation.get("chat_template_kwargs") or {}
         shown = conversation["messages"][: row.length]
         if len(shown) < len(conversation["messages"]) or row.settings.keys() != given.keys():
             conversation = {**conversation, "messages": shown, "chat_template_kwargs": {**row.settings, **given}}
         thinks = any(message and has_thoughts(message) for *_, message in row.spans.values())
-        return Context(conversation, pieces, answers, whole.translate(UNMARKED), frozenset(notes - {"answer"}), thinks)
+        return Context(conversation, pieces, answers, whole, frozenset(notes - {"answer"}), thinks)
 
-    def to_pieces(self, text: str, loss: bool, before: str) -> Iterator[Piece]:
+    def to_pieces(self, text: str, loss: bool, before: str, marked: bool) -> Iterator[Piece]:
         """A part of a row as pieces, for the `start` of a text, `inside` it or `after` a special token; special tokens
-        that the row spells out, around which transformers' marks stand, are pieces of their own. A template that splits
-        a text may leave one of two marks, which is dropped."""
+        that a `marked` row spells out, around which transformers' marks stand, are pieces of their own. A template that
+        splits a text may leave one of two marks, which is dropped. In other rows such a character is text."""
         anchor = self.stop if before.endswith(self.stop) else next(filter(before.endswith, self.special), "")
         place = "start" if not before else f"after {anchor}" if anchor else "inside"
-        for number, part in enumerate(TYPED.split(text)):
+        for number, part in enumerate(TYPED.split(text) if marked else [text]):
             if part:
                 yield "typed" if number % 2 else place, part, loss
                 place = "inside"

@@ -134,6 +134,14 @@ def test_typed_control_tokens_stay_text(chat_tokenizer, kind, template):
     check_typed_tokens(tokenizer, Encoder(tokenizer, marked), SAYS.get(template, str))
 
 
+def test_characters_of_private_use_stay_text_and_are_no_typed_tokens(chat_tokenizer):
+    """Icon fonts have U+F0000 and U+F0001, which transformers puts around a typed control token."""
+    tokenizer, marked, _ = chat_tokenizer("tiny", "chatml")
+    encoder, answer = Encoder(tokenizer, marked), "an \U000f0001 icon, \U000f0000two\U000f0001"
+    check_one_answer(tokenizer, encoder, answer)
+    assert encoder.encode([{"messages": ask("Say x", answer)}])["typed"] == [False]
+
+
 @pytest.mark.parametrize("template", PLAIN)
 @pytest.mark.parametrize("kind", REAL_KINDS)
 def test_all_of_this_holds_with_a_real_vocabulary(chat_tokenizer, kind, template):
