@@ -169,6 +169,12 @@ def test_a_model_whose_replies_are_all_without_use_ends_the_call_in_one_line_tha
     assert json.loads((tmp_path / "run0" / "generate.json").read_text())["requests"] == 20  # five rounds of four
 
 
+def test_a_seed_task_without_an_instruction_is_none(tmp_path):
+    tasks = [*[f"Name a tree of land {number}." for number in range(8)], None]
+    write_jsonl(tmp_path / "seeds.jsonl", [{"instruction": task} for task in tasks])
+    assert read_seed_tasks(str(tmp_path / "seeds.jsonl")) == tasks[:8]
+
+
 def test_six_examples_are_seed_tasks_and_two_are_made_ones():
     seeds = read_seed_tasks(None)
     pool = TaskPool(seeds, ["mine 1", "mine 2", "mine 3"], 0.7)

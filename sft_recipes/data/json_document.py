@@ -40,20 +40,22 @@ def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
     Under the key `field` stands a list of rows, or a mapping from columns to lists of one length.
     """
     document = Document(file, head, ITEM_CHARACTERS if field is None else PART_CHARACTERS)
-    if field is not None:
-        document.enter(field)
-    if document.peek() == "[":
-        yield from document.array()
-    elif field is None:
+    if field is None and document.peek() != "[":
         while document.peek():
             yield document.value()
+    elif field is None:
+        yield from document.array()
     else:
-        columns, text, line = document.value()
-        lists = list(columns.values()) if isinstance(columns, dict) else []
-        if not lists or not all(isinstance(cells, list) and len(cells) == len(lists[0]) for cells in lists):
-            raise DataError(f"field {field}: should be a list of rows, or lists of one length by column.")
-        yield from ((dict(zip(columns, cells, strict=True)), text, line) for cells in zip(*lists, strict=True))
-    if field is None and document.peek():
+        names = []
+        for name in document.keys():  # to the end, or a file that breaks off and a second document would go unseen
+            names.append(name)
+            if name != field:
+                document.value()
+            else:
+                yield from document.array() if document.peek() == "[" else document.columns(field)
+        if field not in names:
+            raise DataError(f"field {field}: the file has {', '.join(names)}.")
+    if document.peek():
         document.fail("more follows after the rows")
 
 
@@ -125,18 +127,22 @@ class Document:
             yield self.value()
             separator = self.take(",]")
 
-    def enter(self, field: str) -> None:
-        """Goes to the value of a key of the object that begins here."""
-        separator, names = self.take("{"), []
+    def columns(self, field: str) -> Iterator[Item]:
+        """The rows of the mapping from columns to lists of one length that begins here."""
+        columns, text, line = self.value()
+        lists = list(columns.values()) if isinstance(columns, dict) else []
+        if not lists or not all(isinstance(cells, list) and len(cells) == len(lists[0]) for cells in lists):
+            raise DataError(f"field {field}: should be a list of rows, or lists of one length by column.")
+        return ((dict(zip(columns, cells, strict=True)), text, line) for cells in zip(*lists, strict=True))
+
+    def keys(self) -> Iterator[str]:
+        """The keys of the object that begins here; the value of each is to be read before the next one."""
+        separator = self.take("{")
         while separator != "}":
             name = self.value()[0] if self.peek() == '"' else self.take('"')
             self.take(":")
-            if name == field:
-                return
-            names.append(name)
-            self.value()
+            yield name
             separator = self.take(",}")
-        raise DataError(f"field {field}: the file has {', '.join(names)}.")
 
     def fail(self, why: str, place: int | None = None) -> None:
         """Raises DataError with the line."""

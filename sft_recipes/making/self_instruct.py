@@ -103,8 +103,8 @@ def read_seed_tasks(path: str | None) -> list[str]:
     """The instructions of a .jsonl of seed tasks, ours where none is named; raises DataError where they are too few."""
     where = Path(path or Path(__file__).with_name("seed_tasks.jsonl"))
     try:
-        lines = where.read_text(encoding="utf-8").splitlines()
-        tasks = [str(json.loads(line)["instruction"]) for line in lines if line.strip()]
+        rows = [json.loads(line) for line in where.read_text(encoding="utf-8").splitlines() if line.strip()]
+        tasks = [row["instruction"] for row in rows if isinstance(row["instruction"], str)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"generate.source={where} should be a .jsonl with an instruction in each line ({error!r})."

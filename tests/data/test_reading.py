@@ -311,6 +311,19 @@ def test_a_file_that_breaks_off_is_refused_with_the_line(read, tmp_path, name, c
         read(written(tmp_path / name, content))
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"rows": [{"a": 1}]}\n{"rows": [{"a": 2}]}\n', "line 2: not JSON (more follows after the rows)"),
+        ('{"rows": [{"a": 1}], "more":', "line 1: not JSON (Expecting value)"),
+        ('{"rows": [{"a": 1}]', "line 1: not JSON (its end stands where , or } should)"),
+    ],
+)
+def test_what_follows_the_rows_under_a_key_is_read_to_the_end(read, tmp_path, content, fault):
+    with pytest.raises(DataError, match=re.escape(fault)):
+        read(written(tmp_path / "a.json", content), field="rows")
+
+
 def test_a_packed_file_that_breaks_off_is_refused(read, tmp_path):
     packed = gzip.compress(b"".join(b'{"text": "%d"}\n' % (number * 7919) for number in range(10_000)))
     with pytest.raises(DataError, match=r"a.jsonl.gz cannot be read to its end"):
