@@ -47,7 +47,7 @@ def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
         yield from document.array()
     else:
         names = []
-        for name in document.keys():  # to the end, or a file that breaks off and a second document would go unseen
+        for name in document.entries():  # to the end, or a file that breaks off and a second document would go unseen
             names.append(name)
             if name != field:
                 document.value()
@@ -135,7 +135,7 @@ class Document:
             raise DataError(f"field {field}: should be a list of rows, or lists of one length by column.")
         return ((dict(zip(columns, cells, strict=True)), text, line) for cells in zip(*lists, strict=True))
 
-    def keys(self) -> Iterator[str]:
+    def entries(self) -> Iterator[str]:
         """The keys of the object that begins here; the value of each is to be read before the next one."""
         separator = self.take("{")
         while separator != "}":
