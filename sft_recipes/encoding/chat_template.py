@@ -54,7 +54,7 @@ def prepare_tokenizer(
     text, spans = render_template(
         tokenizer, fix_date(template, day), [QUESTION, PLAIN], settings=answers.switches[False]
     )
-    if spans and not any_stop and not text[: spans[-1][1]].endswith(answers.stops):
+    if spans and not any_stop and not text[: spans[-1][1]].rstrip().endswith(answers.stops):
         raise ConfigError(
             f"model.chat_template has its stop token {answers.stops[0]} behind the {{% generation %}} block, so the "
             "model would not learn to stop. Write it inside."

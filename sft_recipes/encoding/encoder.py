@@ -126,6 +126,8 @@ class Encoder:
                 rows, whole = [Row(len(given[0]), text, given[2], each)], text
         if rows is None:
             rows, whole = render_rows(self.render, self.answers, given, wanted, train_on, unroll)
+            for row in rows if self.markers_suffice else ():  # an answer that the template does not mark is context
+                row.spans = {i: span for i, span in row.spans.items() if any(map(partial(overlaps, span), spans))}
         check_unicode(whole)
         whole = whole.translate(UNMARKED) if marked else whole
         return [
@@ -201,6 +203,11 @@ class Encoder:
         heads = encode_batch(self.inner, [text[:cut] for text, cut in zip(texts, cuts, strict=True)])
         tails = encode_batch(backend, [text[cut:] for text, cut in zip(texts, cuts, strict=True)])
         return [head + tail for head, tail in zip(heads, tails, strict=True)]
+
+
+def overlaps(one: Sequence, other: Sequence) -> bool:
+    """Whether two spans, which begin with their start and end, have a character in common."""
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def check_unicode(text: str) -> None:

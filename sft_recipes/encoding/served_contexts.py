@@ -105,7 +105,7 @@ def do_markers_suffice(render: Callable, answers: AnswerFormat) -> bool:
 
     The log says where they begin elsewhere.
     """
-    suffice = True
+    suffice = not answers.next_turn[0]  # a stop token that only the next turn writes is behind the marked answer
     for turns in ((PLAIN, QUESTION, PLAIN), (THINKING, QUESTION, THINKING), (CALL, RESULT, PLAIN)):
         turns, tools = [QUESTION, *turns], TOOLS if CALL in turns else None
         try:

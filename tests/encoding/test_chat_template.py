@@ -167,6 +167,16 @@ UNFIT = {
 }
 
 
+def test_a_newline_behind_the_stop_token_may_stand_within_the_markers(tokenizer_folder, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token + '\n' }}"
+        "{% endgeneration %}{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+    assert prepare_tokenizer(tokenizer, str(path)) == (path.read_text(), [])
+
+
 @pytest.mark.parametrize("text", UNFIT)
 def test_an_unfit_template_is_refused_with_what_to_do(tokenizer_folder, tmp_path, text):
     path = tmp_path / "mine.jinja"

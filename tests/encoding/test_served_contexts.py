@@ -100,6 +100,27 @@ def test_markers_that_do_not_begin_where_serving_s_prompt_ends_are_named_and_not
     assert "markers of model.chat_template do not begin where serving's prompt ends" in caplog.text
 
 
+def test_an_answer_that_a_template_does_not_mark_is_context(forgets):
+    marked = Encoder(
+        forgets.tokenizer,
+        "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' and not m.copied %}{% generation %}"
+        "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+    )
+    first, answer, *rest = ROW["messages"]
+    row = {"messages": [first, answer | {"copied": True}, *rest]}
+    assert shown(marked, row) == [f"user:a\nassistant:b\nuser:c\nassistant:[d{EOS}]\n"]
+
+
+def test_a_stop_token_that_the_next_turn_writes_is_trained_with_markers_too(forgets):
+    marked = Encoder(
+        forgets.tokenizer,
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ eos_token + m.content + ':' }}{% endif %}{% endfor %}",
+    )
+    assert shown(marked, ROW) == [f"{EOS}a:[b{EOS}]c:[d{EOS}]"]
+
+
 def test_an_untrained_answer_makes_no_row(forgets):
     first, answer, *rest = ROW["messages"]
     assert shown(forgets, {"messages": [first, answer | {"train": False}, *rest]}) == [SECOND]
