@@ -41,7 +41,6 @@ def run_lm_eval(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     found = {}
     with eval_mode(model, use_cache=True), weights_not_tied_again(model), preserved_random_state():
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
@@ -97,6 +96,7 @@ def load_task(task: str) -> dict[str, Any]:
 
     What a task shuffles or samples is the same for every model that is asked.
     """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are of what every local task leaves open
     set_seed(LM_EVAL_SEED)
     try:
         loaded = task_manager(everything=not is_task_file(task)).load([task])

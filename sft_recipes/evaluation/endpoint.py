@@ -1,5 +1,6 @@
 """A model at any OpenAI-compatible endpoint, asked by OpenAI's client library: the judge, or a maker of rows."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Endpoint:
     def __init__(self, options: EndpointOptions, **limits: Any):
         from openai import DefaultHttpxClient, OpenAI  # imported late: it takes half a second
 
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # which has a line on every request
         self.options, self.key = options, os.environ.get(options.api_key_env)
         self.limits = {"model": options.model} | {name: value for name, value in limits.items() if value is not None}
         # The client would send what it finds in OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS, … to any host

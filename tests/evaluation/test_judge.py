@@ -48,9 +48,11 @@ def test_wins_losses_and_ties_are_the_tuned_models_in_both_orders(judge_server):
     assert len(judge_server.seen) == 8  # the same answer twice is not asked about
 
 
-def test_each_pair_is_sent_in_both_orders_once(judge_server):
+def test_each_pair_is_sent_in_both_orders_once_without_a_line_in_the_log(judge_server, caplog):
+    caplog.set_level("INFO")
     run_judge(answers(("x", "y"), ("v", "w")), options(judge_server))
     sent = [PARTS.search(request["messages"][0]["content"]).groups() for _, _, request in judge_server.seen]
+    assert not caplog.text
     assert sorted(sent) == [
         ("question 0", "x", "y"), ("question 0", "y", "x"), ("question 1", "v", "w"), ("question 1", "w", "v"),
     ]  # fmt: skip
