@@ -129,7 +129,9 @@ def check_libraries(arguments: SFTConfig) -> None:
     except (RuntimeError, ValueError) as error:  # it is not installed, or is none
         raise ConfigError(f"trainer.report_to: {one_line(error)}") from error
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
-    sharded = arguments.fsdp and arguments.world_size > 1  # its model is moved only when training starts
+    # A sharded model is moved only when training starts; accelerate launch --use_fsdp says so by the environment alone
+    by_launch = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
+    sharded = arguments.world_size > 1 and (arguments.fsdp or any(by_launch))
     if not sharded and not arguments.deepspeed:
         rehearse_step(arguments)
 

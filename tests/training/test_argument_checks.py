@@ -3,9 +3,10 @@
 import pytest
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
+from trl import SFTConfig
 
 from sft_recipes.errors import ConfigError
-from sft_recipes.training.arguments import build_arguments
+from sft_recipes.training.arguments import build_arguments, check_libraries
 from support.configs import composed, error_of
 
 SCHEDULES = {"cosine_with_min_lr": "{min_lr: 1e-6}", "warmup_stable_decay": "{num_decay_steps: 1}"}
@@ -62,3 +63,16 @@ def test_a_search_for_the_batch_size_is_refused_since_it_starts_again_with_train
     assert "trainer.auto_find_batch_size is not used here." in error_of(
         build, tmp_path, "trainer.auto_find_batch_size=true"
     )
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
+def test_no_trial_step_is_taken_where_accelerate_launch_shards_the_model(tmp_path, monkeypatch, way):
+    """Its environment alone says so. A sharded model is on its GPU only when training starts, and the rows are there."""
+    tried = []
+    monkeypatch.setattr("sft_recipes.training.arguments.rehearse_step", tried.append)
+    monkeypatch.setattr(SFTConfig, "world_size", 2)
+    build(tmp_path)
+    assert len(tried) == 1
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    check_libraries(tried[0])
+    assert len(tried) == 1
