@@ -151,9 +151,10 @@ def describe_out_of_memory(step: StepShape, doing: str) -> str:
 
 
 def memory_advice(step: StepShape, memory: int) -> str:
-    """What to write for the first of a few changes with which the run would fit: one alone, else several."""
+    """What to write for the first of a few changes with which the run would fit: one alone, or with those before."""
     changes = smaller_steps(step)
-    for some in [*([one] for one in changes), *(changes[:number] for number in range(2, len(changes) + 1))]:
+    alone_or_with = [[[one], changes[:number]] for number, one in enumerate(changes, start=1)]
+    for some in sum(alone_or_with, [])[1:]:  # the first is the same alone
         written = {tuple(change): what for what, change in some}  # QLoRA in LoRA's place
         fields = {key: value for _, change in some for key, value in change.items()}
         if estimate_memory(replace(step, **fields)).total <= memory:

@@ -153,6 +153,18 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_write(tmp_path):
     assert "Take a smaller model or a shorter trainer.max_length" in tight
 
 
+def test_the_same_training_in_smaller_parts_is_advised_before_another_one():
+    """Smaller batches with activations computed again give the same weights; LoRA, which would fit alone, does not."""
+    shape = LlamaConfig(
+        vocab_size=1000, hidden_size=512, intermediate_size=1280, num_hidden_layers=5, num_attention_heads=4
+    )
+    line = error_of(check_memory, small(model_config=shape, rows=4, length=100, accumulation_steps=2), GIB // 4)
+    assert (
+        "Write trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps=8 "
+        "trainer.activation_checkpointing=true. Or" in line
+    )
+
+
 def test_what_fits_is_not_refused():
     assert check_memory(small(), memory=GIB).total < GIB
 
