@@ -35,14 +35,15 @@ class LRSuggestion:
 
     def lines(self) -> list[str]:
         """The suggestion in sentences."""
-        lines = [f"The smoothed loss falls fastest at a learning rate of {self.steepest:.2g}."]
+        lines, why = [f"The smoothed loss falls fastest at a learning rate of {self.steepest:.2g}."], ""
         if self.diverges is None:
             lines.append("It does not diverge in this range. Raise lr_find.end to see where it does.")
         else:
+            why = ", the lower of these"
             lines.append(f"It diverges at {self.diverges:.2g}, a tenth of which is {self.diverges / 10:.2g}.")
         if not self.clear:
             lines.append("It hardly falls, so this is a guess. Use more trainer.max_steps or larger batches.")
-        return [*lines, f"Try trainer.learning_rate={self.rate:.2g}, the lower of these, and half and twice of it."]
+        return [*lines, f"Try trainer.learning_rate={self.rate:.2g}{why}, and half and twice of it."]
 
 
 class StopAtDivergence(TrainerCallback):
