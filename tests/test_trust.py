@@ -183,7 +183,7 @@ def test_a_recipe_sets_values_and_runs_no_code(command, tmp_path, recipe, door):
 
 
 def test_a_folder_whose_name_begins_as_ours_is_the_user_s():
-    file = ConfigFile("recipe/mine", "", {}, f"file://{ROOT}/recipes")
+    file = ConfigFile("recipe/mine", "", {}, f"file://{ROOT}/recipes", "")
     assert [file._replace(origin=file.origin + more).is_users_own() for more in ("", "_of_mine")] == [False, True]
 
 

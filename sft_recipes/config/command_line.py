@@ -51,7 +51,7 @@ def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = Fa
     places = [options.config_dir, options.config_path, options.config_name, ConfigStore.instance().repo.get("recipe")]
     if any(places) or any("hydra.searchpath" in override for override in overrides):  # else all files are ours
         check_recipes(loader, primary, overrides, trusted)
-    if options.cfg:  # a run does it on its own
+    if options.cfg and not options.multirun:  # a run does it on its own, and Hydra refuses the two together
         composed = loader.load_configuration(primary, overrides, RunMode.RUN)
         check_choices(composed, composed.hydra, loader)
     return [*rest, "--config-name", primary, *overrides]

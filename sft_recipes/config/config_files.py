@@ -36,6 +36,7 @@ class ConfigFile(NamedTuple):
     place: str
     values: dict[str, Any]  # as they stand: not resolved, ??? where one is missing
     origin: str  # file://FOLDER, or a scheme of Hydra's
+    parent: str  # the file whose defaults list it
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """Every value of the file with its path in the config."""
@@ -61,7 +62,7 @@ def config_files(
         found = files.load_config(default.config_path) if default.config_path else None
         if found:
             values = OmegaConf.to_container(found.config)
-            yield ConfigFile(default.config_path, default.package or "", values, found.path)
+            yield ConfigFile(default.config_path, default.package or "", values, found.path, default.parent or "")
 
 
 def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[str], trusted: bool = False) -> bool:
@@ -116,13 +117,15 @@ def check_choices(composed: DictConfig, hydra: HydraConf, loader: ConfigLoaderIm
     for file in files:
         paths = [path.split(".") for path, _ in file.leaves()]
         for source in sources.keys() & {path[1] for path in paths if path[0] == "data" and len(path) > 1}:
-            sources[source].append(file.path)
+            sources[source].append(file)
     chosen = [file.path.removeprefix("data/") for file in files if file.path.startswith("data/")]
-    for name, paths in sources.items():
-        both = [path.replace("/", "=") for path in paths if path.startswith("data/")]
+    for name, setters in sources.items():
+        # a file that builds on another one, defaults: [dolly, _self_], is one choice with it
+        tops = [file.path for file in setters if not file.parent.startswith("data/")]
+        both = [path.replace("/", "=") for path in tops if path.startswith("data/")]
         if len(both) > 1:
             raise ConfigError(f"{' and '.join(both)} both bring a source called {name}. Choose one of them.")
-        if not paths and chosen:
+        if not setters and chosen:
             if (config_folder("conf") / "data" / f"{name}.yaml").is_file():
                 raise ConfigError(
                     f"data.{name} would be added to data={','.join(chosen)}. Write data={name} to train on it alone, "

@@ -52,9 +52,7 @@ class CurationOptions:
     leaks: LeakOptions | None = LeakOptions()  # null splits and trains without looking for leaks
     decontaminate: list[str | dict] = field(default_factory=list)  # files or datasets of questions that no row may hold
     near_duplicates: NearDuplicateOptions | None = NearDuplicateOptions()
-    filters: dict[str, dict | None] = field(
-        default_factory=dict
-    )  # by name: thresholds, and action=off, report or remove
+    filters: dict[str, dict | None] = field(default_factory=dict)  # by name: thresholds, and off, report or remove
     own_filters: list[str] = field(default_factory=list)  # module.function(conversation) -> the reason to remove it
     select: SelectOptions | None = None
     output: Literal["jsonl", "parquet"] = "jsonl"  # what mode=curate writes the rows to that are kept

@@ -60,6 +60,13 @@ def test_two_choices_that_bring_one_source_are_refused():
     assert error_of(compose, "tiny", "data=[tiny,prose]") == line
 
 
+def test_a_choice_of_ones_own_may_build_on_one_of_ours(command, tmp_path):
+    (tmp_path / "my/data").mkdir(parents=True)
+    (tmp_path / "my/data/mine.yaml").write_text("defaults: [dolly, _self_]\ndolly: {split: 'train[:50]'}\n")
+    code, shown, _ = command("-cd", "my", "data=mine", "--cfg", "job", "-p", "data.dolly")
+    assert code == 0 and "split: train[:50]" in shown
+
+
 def test_sources_that_a_choice_or_a_file_names_can_be_changed(tmp_path):
     assert list(compose("lima", "data=file", "data.file.data_files=my.jsonl").sources) == ["file"]
     assert set(compose("lima", "data=[lima,file]", "data.file.data_files=my.jsonl").sources) == {"lima", "file"}
