@@ -80,7 +80,7 @@ def render_rows(
         starts[index] = len(prompt) if whole.startswith(prompt) else len(whole)
         row = next((row for row in rows if row.text.startswith(text[:stop])), None)
         if row is None and train_on == "all":
-            if not wanted[index]:
+            if not wanted[index] or "train_detail" in messages[index]:
                 raise DataError(f"the chat template shows messages[{index}] otherwise later, so it cannot be left out")
             continue
         if row is None:

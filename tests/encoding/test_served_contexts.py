@@ -136,8 +136,10 @@ def test_every_token_is_trained_once_where_all_are(forgets):
     whole = SECOND.replace("[", "").replace("]", "")
     assert shown(forgets, ROW, train_on="all") == [f"[{whole}]"]
     first, answer, *rest = ROW["messages"]
-    with pytest.raises(DataError, match=r"shows messages\[1\] otherwise later, so it cannot be left out"):
-        forgets.contexts({"messages": [first, answer | {"train": False}, *rest]}, "all")
+    part = [{"begin_offset": 0, "end_offset": 0, "train": False}]
+    for mark in ({"train": False}, {"train_detail": part}):
+        with pytest.raises(DataError, match=r"shows messages\[1\] otherwise later, so it cannot be left out"):
+            forgets.contexts({"messages": [first, answer | mark, *rest]}, "all")
 
 
 def test_an_answer_that_does_not_follow_its_prompt_is_refused_in_one_line(forgets):
