@@ -55,7 +55,7 @@ def group_style(place: int) -> dict[str, Any]:
 
 def plot_front(groups: Sequence[Group], front: Mapping[str, tuple[float, float]], objective: str) -> "Figure":
     """The objective of every finished job over what it forgot, and a line through the Pareto front's means."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, axes = styled_subplots(height=3.4)
     for job in (job for group in groups for job in group.jobs):
@@ -65,6 +65,7 @@ def plot_front(groups: Sequence[Group], front: Mapping[str, tuple[float, float]]
     axes.plot(*zip(*front.values(), strict=True), marker="o", color=SERIES[0])
     for name, point in front.items():
         axes.annotate(name, point, (5, 5), textcoords="offset points", color=COLOURS["ink"])
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels of small rises (0.0150%) would lie over each other
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set(xlabel="rise of the loss on raw text: what was forgotten", ylabel=objective)
     return figure

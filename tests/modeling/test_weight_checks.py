@@ -38,6 +38,12 @@ def test_an_embedding_of_zeros_is_refused_and_another_matrix_of_zeros_is_named(c
         check_weights(model, "mine")
 
 
+def test_a_model_that_names_no_head_is_checked(monkeypatch):
+    model = small_llama()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    check_weights(model, "mine")
+
+
 def test_a_bias_and_a_fresh_adapter_may_be_zero():
     model = small_llama()
     with torch.no_grad():
