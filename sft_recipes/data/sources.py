@@ -19,7 +19,7 @@ from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import import_function, validate_kwargs
 from sft_recipes.data.detection import describe_choice, detect_formatter
-from sft_recipes.data.formatters import FORMATTERS, Conversation
+from sft_recipes.data.formatters import FORMATTERS, USUAL, Conversation
 from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
 from sft_recipes.data.reading import KINDS, Row, read_file
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
@@ -175,7 +175,9 @@ def find_formatter(
         validate_kwargs(function, row | chosen, where)
     if not columns:
         return None
-    if missing := [column for column in chosen.values() if column not in columns and not own]:
+    later = USUAL if source.streaming else ()  # what rows may lack, and rows of a stream that are not read yet may have
+    missing = [column for key, column in chosen.items() if column not in columns and key not in later]
+    if missing and not own:
         raise DataError(f"data.{name}: formatter {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
     formatter = SourceFormatter(function, **chosen)
     formatter.label, formatter.nulls = label, dict.fromkeys(columns if own else chosen.values())

@@ -107,6 +107,17 @@ def test_a_broken_row_is_named_by_its_place_in_the_stream(encoder, tmp_path):
         stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)})
 
 
+def test_a_named_column_that_a_row_may_lack_may_begin_after_the_first_rows_of_a_stream(encoder, tmp_path):
+    rows = [*question_rows(10), question_rows(1, 50)[0] | {"role_play": "Be brief."}]
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", rows)}
+    file["formatter"] = {"name": "alpaca", "system": "role_play"}
+    given = stream(encoder, held_out=4, file=file).one_pass()
+    assert sum("Be brief." in encoder.tokenizer.decode(row["input_ids"]) for row in given) == 1
+    file["formatter"] = {"name": "alpaca", "output": "reply"}
+    with pytest.raises(DataError, match="formatter alpaca needs 'reply', the rows have"):
+        stream(encoder, file=file)
+
+
 @pytest.mark.parametrize(
     ("rows", "length", "policy", "line"),
     [
