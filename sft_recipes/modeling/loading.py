@@ -178,7 +178,7 @@ def load_model(
 def check_weights(model: PreTrainedModel | PeftModel, id: str) -> None:
     """Raises ConfigError for weights that are not finite and for an embedding of zeros; the log names other matrices of
     zeros, which a module may begin with on purpose, as an adapter's do."""
-    zeros, embeddings = [], [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    zeros, layers = [], (model.get_input_embeddings(), model.get_output_embeddings())  # of which there may be one alone
     for name, value in model.named_parameters():
         if not value.is_floating_point() or value.is_meta or not value.numel():
             continue
@@ -188,7 +188,7 @@ def check_weights(model: PreTrainedModel | PeftModel, id: str) -> None:
                 f"model.id={id}: {name} has values that are not finite (NaN or infinity), so no loss could be. Its "
                 "file is damaged, or its training failed: take another copy."
             )
-        if low == high == 0 and any(value is weight for weight in embeddings):
+        if low == high == 0 and any(value is getattr(layer, "weight", None) for layer in layers):
             raise ConfigError(f"model.id={id}: {name} is all zeros. Its file is not whole: take another copy.")
         if low == high == 0 and value.ndim > 1 and "lora_" not in name:
             zeros.append(name)
