@@ -16,7 +16,7 @@ from sft_recipes import train
 from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.data.sweep_cache import cache
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.reporting.sweep_figures import plot_curves
+from sft_recipes.reporting.sweep_figures import plot_curves, plot_front
 from sft_recipes.reporting.sweep_report import is_sweep, read_jobs, write_sweep_report
 from sft_recipes.reporting.sweep_table import rank_groups, within_noise
 from sft_recipes.training.trainer import build_trainer
@@ -150,6 +150,15 @@ def test_the_pareto_front_is_of_the_jobs_that_no_other_beats_in_target_and_forge
     path = folder(jobs)
     assert "Pareto front of eval_loss and forgetting: job 0; 1" in write_sweep_report(path).splitlines()
     assert (path / "pareto.png").is_file() and "eval_loss against forgetting" in (path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("rise", [0.0004, 0.004, 0.4])
+def test_the_labels_of_a_rise_however_small_do_not_lie_over_each_other(rise):
+    figure = plot_front([], {"3": (-rise / 80, 5.5), "2": (rise, 4.6)}, "eval_loss")
+    figure.canvas.draw()
+    shown = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    places = sorted((label.get_window_extent().x0, label.get_window_extent().x1) for label in shown)
+    assert all(left[1] < right[0] for left, right in zip(places, places[1:], strict=False)) and len(places) > 2
 
 
 def test_noise_is_what_welchs_test_says():
