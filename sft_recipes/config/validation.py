@@ -61,8 +61,7 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
         if name not in fields:
             raise ConfigError(unknown_field(path, name, fields, field_owner(target, where)))
         hint = hints.get(name, Any)
-        if not matches_type(value, hint):
-            raise ConfigError(f"{path} should be {describe_type(hint)}, not {show_value(value)}.")
+        check_type(path, value, hint)
         if isinstance(value, str) and value not in (known := words_of(hint_parts(hint)) or [value]):
             raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, known)}")
         for part in hint_parts(hint):
@@ -71,6 +70,25 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
         if field.default is field.empty and name not in values:
             path = f"{where}.{name}".lstrip(".")
             raise ConfigError(f"{path} is missing. Write {path}=…")
+
+
+def check_type(path: str, value: Any, hint: Any) -> None:
+    """Raises ConfigError for a value that is not of the hinted type, or names the item of a list or mapping.
+
+    >>> check_type("report_to", ["wandb", 1], list[str] | str)
+    Traceback (most recent call last):
+    sft_recipes.errors.ConfigError: report_to[1] should be text, not 1.
+    """
+    if matches_type(value, hint):
+        return
+    for part in hint_parts(hint):
+        if part.kind is dict and isinstance(value, Mapping):
+            for key, item in value.items():
+                check_type(f"{path}.{key}", item, part.inner)
+        if part.kind is list and isinstance(value, list | tuple):
+            for place, item in enumerate(value):
+                check_type(f"{path}[{place}]", item, part.inner)
+    raise ConfigError(f"{path} should be {describe_type(hint)}, not {show_value(value)}.")
 
 
 def check_interval(path: str, value: Any, interval: str) -> None:

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 from trl import SFTConfig
 
+from sft_recipes.config.compose import compose
 from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.options import DataOptions, MixOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
@@ -141,6 +142,7 @@ def needs_id(id: str, revision: str | None = None) -> str:
         ({"length": "long"}, "data.x.length should be a whole number or null, not 'long'."),
         ({"output": 3}, "data.x.output should be text, not 3."),
         ({"names": "a"}, "data.x.names should be a list or null, not 'a'."),
+        ({"names": ["a", 1]}, "data.x.names[1] should be text, not 1."),
         ({"more": [1]}, "data.x.more should be a mapping or null, not [1]."),
         ({"policy": "kep"}, "data.x.policy cannot be 'kep'. Did you mean keep?"),
         ({"policy": False}, 'data.x.policy should be "drop", "keep", not false.'),
@@ -155,6 +157,11 @@ def needs_id(id: str, revision: str | None = None) -> str:
 )
 def test_check_names_the_place_what_was_found_and_what_to_write(values, line):
     assert error_of(validate_kwargs, alpaca_like, values, "data.x") == line
+
+
+def test_a_filter_that_is_no_mapping_is_named():
+    line = "curation.filters.refusal should be a mapping or null, not 3."
+    assert error_of(compose, "tiny", "curation.filters.refusal=3") == line
 
 
 def test_check_accepts_what_the_signature_accepts():
