@@ -247,7 +247,7 @@ def test_the_embedded_model_answers_from_the_command_line_without_data_being_nam
         (["generate.what=answers"], "generate.what=answers needs your instructions. Write generate.source=my_questions.jsonl."),
         (["generate.rows=0"], "generate.rows should be at least 1, not 0."),
         (["generate.prompts=nowhere"], "generate.prompts=nowhere: there is no instructions.txt."),
-        (["generate.endpoint={url: 'x', model: m}"], "generate.endpoint.url=x should begin with http:// or https://."),
+        (["generate.endpoint={url: 'x', model: m}"], "generate.endpoint.url=x should be an address such as https://HOST/v1."),
         (["generate.endpoint={url: 'http://localhost/v1', name: m}"], "generate.endpoint.name is not a field of generate.endpoint."),
         (["generate.out=nowhere/x.jsonl"], "generate.out=nowhere/x.jsonl: there is no folder nowhere."),
         (["generate.source=none.jsonl"], "generate.source=none.jsonl should be a .jsonl with an instruction in each line"),

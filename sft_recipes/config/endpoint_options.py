@@ -27,8 +27,12 @@ class EndpointOptions:
     timeout: Positive = 120.0  # seconds a request
 
     def __post_init__(self):
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"{self.place}.url={self.url} should begin with http:// or https://.")
+        try:
+            host = urlsplit(self.url).hostname
+        except ValueError:  # http://[::1
+            host = None
+        if not host or not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"{self.place}.url={self.url} should be an address such as https://HOST/v1.")
         check_key_name(self.api_key_env, self.url, self.place)
 
 

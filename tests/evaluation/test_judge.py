@@ -146,7 +146,8 @@ def test_a_judge_that_is_not_there_is_told_before_training():
 @pytest.mark.parametrize(
     "fields, line",
     [
-        ({"url": "localhost:8000"}, "evaluate.judge.url=localhost:8000 should begin with http:// or https://."),
+        ({"url": "localhost:8000"}, "evaluate.judge.url=localhost:8000 should be an address such as https://HOST/v1."),
+        ({"url": "http://[::1"}, "evaluate.judge.url=http://[::1 should be an address such as https://HOST/v1."),
         ({"prompt": "nowhere.txt"}, "evaluate.judge.prompt=nowhere.txt: there is no such file."),
         ({"api_key": "sk-1"}, "evaluate.judge.api_key is not a field of evaluate.judge. Did you mean api_key_env?"),
     ],
