@@ -209,9 +209,17 @@ def test_a_mistake_in_a_recipe_of_ones_own_is_one_line(command, my_conf, tmp_pat
     assert "Traceback" not in said
 
 
-def test_a_recipe_of_ones_own_that_is_misspelled_is_found(command, my_conf):
-    my_conf("recipe/mien.yaml", RECIPE)
-    assert command("-cd", "my_conf", "+recipe=mine") == (2, "", "There is no recipe=mine. Did you mean mien?\n")
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("recipe/mine.yml", "my_conf/recipe/mine.yml should be my_conf/recipe/mine.yaml."),
+        ("mine.yaml", "my_conf/mine.yaml should be my_conf/recipe/mine.yaml."),
+        ("recipe/mien.yaml", "There is no recipe=mine. Did you mean mien?"),
+    ],
+)
+def test_a_recipe_that_stands_elsewhere_is_found(command, my_conf, file, line):
+    my_conf(file, RECIPE)
+    assert command("-cd", "my_conf", "+recipe=mine") == (2, "", f"{line}\n")
 
 
 def test_a_folder_that_is_not_there_is_one_line(command, tmp_path):

@@ -86,8 +86,8 @@ def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
 def check_user_folder(folder: Path, overrides: Sequence[str]) -> None:
     """Raises ConfigError for what Hydra would pass over in the user's `-cd` folder.
 
-    That is a file with the name of one of ours (Hydra takes the first of the two), and a chosen recipe without the line
-    that gives it its place in the config.
+    That is a file with the name of one of ours (Hydra takes the first of the two), a chosen recipe without the line
+    that gives it its place in the config, and one in another folder than recipe/, or with the extension .yml.
     """
     for mine in sorted(folder.rglob("*.yaml")):
         load_yaml(mine)
@@ -98,6 +98,10 @@ def check_user_folder(folder: Path, overrides: Sequence[str]) -> None:
                 raise ConfigError(f"{choice} is in two files, {ours} and {mine}. Rename yours.")
         if f"+{choice}" in overrides and "@package" not in mine.read_text(encoding="utf-8"):
             raise ConfigError(f"{mine} should begin with the line # @package _global_")
+    for name in re.findall(r"^\+recipe=(\w[\w/-]*)$", "\n".join(overrides), re.MULTILINE):
+        places = [place / "recipe" / f"{name}.yaml" for place in (folder, config_folder("recipes"))]
+        if not any(map(Path.is_file, places)) and (other := next(folder.rglob(f"{name}.y*ml"), None)):
+            raise ConfigError(f"{other} should be {places[0]}.")
 
 
 def raise_usage_error(complaint: str) -> None:
