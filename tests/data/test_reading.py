@@ -248,8 +248,11 @@ def test_a_column_that_was_named_may_be_missing_from_some_rows_and_not_from_all(
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     data = prepare("context")
     assert sorted("given" in encoder.tokenizer.decode(ids) for ids in data.train["input_ids"]) == [False, True]
-    with pytest.raises(DataError, match=r"^data.file: formatter alpaca needs 'contxt', the rows have instruction, con"):
-        prepare("contxt")
+    # a stream's later rows may have it (tests/data/test_streaming.py); there `context` is counted as an unread field
+    if way == "loaded":
+        line = r"^data.file: formatter alpaca needs 'contxt', the rows have instruction, con"
+        with pytest.raises(DataError, match=line):
+            prepare("contxt")
 
 
 def test_a_row_without_a_field_is_a_fault(read, tmp_path):
