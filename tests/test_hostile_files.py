@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from multiprocessing import get_context
 
 import pytest
 
@@ -163,3 +164,8 @@ def test_a_template_without_an_end_gets_a_line(hostile_model, monkeypatch, fault
 def test_a_template_that_refuses_is_for_others_to_judge():
     check_template_ends("{{ raise_exception('no') }}")
     check_template_ends("{% for message in messages %}{{ message.content }}{% endfor %}")
+
+
+def test_a_template_is_tried_in_a_worker_of_multiprocessing_too():
+    with get_context("fork").Pool(1) as pool:
+        pool.apply(check_template_ends, ("{{ messages[0].content }} in a worker",))
