@@ -151,7 +151,10 @@ def hold_out(
         drawn = np.random.default_rng(config.seed).permutation(len(chosen))[:number]
     if leaks is None or not number:
         return np.sort(drawn)
-    read_texts = lambda places: read_words(rows, formatter, chosen[list(places)])  # noqa: E731
+
+    def read_texts(places: Iterable[int]) -> Iterator[list[str]]:
+        return read_words(rows, formatter, chosen[list(places)])
+
     out = hold_out_groups(drawn, len(chosen), read_texts, leaks.threshold)
     if not len(out):
         raise ConfigError(

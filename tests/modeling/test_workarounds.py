@@ -166,9 +166,8 @@ def test_trl_s_reference_adapter_lacks_the_rows_of_new_tokens(tuned, tmp_path):
 def eight_bit_state(model: torch.nn.Module) -> torch.dtype:
     """The type of AdamW's first moment of a model's first weight, after a step in 8 bits."""
     optimizer = AdamW8bit(model.parameters(), min_8bit_size=1)
-    model(
-        torch.ones(1, 1, dtype=torch.long) if isinstance(model, torch.nn.Embedding) else torch.ones(1, 64)
-    ).sum().backward()
+    given = torch.ones(1, 1, dtype=torch.long) if isinstance(model, torch.nn.Embedding) else torch.ones(1, 64)
+    model(given).sum().backward()
     optimizer.step()
     return optimizer.state[next(model.parameters())]["state1"].dtype
 
