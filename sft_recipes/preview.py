@@ -37,7 +37,7 @@ from sft_recipes.training.memory import (
     format_bytes,
     memory_advice,
 )
-from sft_recipes.training.run_metadata import describe_time, measure_padding
+from sft_recipes.training.run_metadata import describe_time, measure_padding, plural
 from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
 
 
@@ -190,14 +190,16 @@ def describe_training(setup: RunSetup) -> str:
     if arguments.packing:
         rows = len(pack_lengths(lengths, arguments.max_length))
         fill = lengths.sum() / rows / arguments.max_length
-        lines.append(f"Packed into {rows:,} rows of {arguments.max_length} tokens, {fill:.1%} full.")
+        lines.append(f"Packed into {plural(rows, 'row')} of {arguments.max_length} tokens, {fill:.1%} full.")
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     steps, epochs = math.ceil(rows / batch), arguments.num_train_epochs
     if arguments.max_steps > 0:
         epochs = arguments.max_steps * batch / rows
-        lines.append(f"{arguments.max_steps:,} steps of {batch} rows.")
+        lines.append(f"{plural(arguments.max_steps, 'step')} of {plural(batch, 'row')}.")
     else:
-        lines.append(f"{steps:,} steps an epoch of {batch} rows; {epochs:g} epochs.")
+        lines.append(
+            f"{plural(steps, 'step')} an epoch of {plural(batch, 'row')}; {epochs:g} epoch{'s' * (epochs != 1)}."
+        )
     step = describe_step(setup.config, arguments, setup.longest, setup.new_token_ids)
     estimate, available = estimate_memory(step), available_memory()
     lines.append(describe_memory(estimate, available))
