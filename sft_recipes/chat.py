@@ -142,8 +142,8 @@ def dim_text(text: str) -> str:
 
 def sampling_options(run: Path) -> dict[str, float]:
     """Temperature and top_p of the run's sampled answers."""
-    said = {key: get_number(read_json(run / "metrics.json"), f"after.sampled.{key}") for key in SAMPLING}
-    return {key: said[key] or default for key, default in SAMPLING.items()}
+    measured = {key: get_number(read_json(run / "metrics.json"), f"after.sampled.{key}") for key in SAMPLING}
+    return {key: measured[key] or default for key, default in SAMPLING.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:

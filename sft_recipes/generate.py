@@ -32,7 +32,7 @@ IDLE = 5  # rounds without a new row, after which no more are asked for
 
 
 def main(config: Config, folder: Path) -> float:
-    """Makes rows, prints what came of it, and gives back their number."""
+    """Makes rows, prints the result, and returns their number."""
     record = generate(config, folder)
     cost = "" if record["cost"] is None else f" This call cost {record['cost']:g}."
     print(f"{record['rows']:,} rows are in {record['out']}, {record['made']:,} of them made now.{cost}")

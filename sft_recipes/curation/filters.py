@@ -83,13 +83,13 @@ def repetition(
     and numbers repeat by nature and are not counted.
     """
     answer = last_answer(conversation)
-    said = [word for word in split_words(MARKUP.sub(" ", answer)) if word.isalpha()]
-    if len(said) >= words:
-        windows = [said[start : start + 200] for start in range(0, max(1, len(said) - 100), 200)]
+    answer_words = [word for word in split_words(MARKUP.sub(" ", answer)) if word.isalpha()]
+    if len(answer_words) >= words:
+        windows = [answer_words[start : start + 200] for start in range(0, max(1, len(answer_words) - 100), 200)]
         share = min(len(set(window)) / len(window) for window in windows)
         if share < unique:
             return f"{share:.0%} of the answer's words are unique"
-        runs = hash_windows(said, 4)
+        runs = hash_windows(answer_words, 4)
         if len(set(runs)) < (1 - phrases) * len(runs):
             return f"{1 - len(set(runs)) / len(runs):.0%} of the answer's runs of four words repeat others"
     rows = [line.strip() for line in answer.splitlines() if len(line.strip()) > 20]

@@ -22,12 +22,12 @@ def score_quality(conversation: Conversation, count: Callable[[str], int] = coun
     unless a filter objects (empty, damaged, repeated, cut off, echoed, refused); 0.01 less for two spaces in a line or
     a space at an end, so that of copies the tidy one is the better. Short exact answers score low.
     """
-    said, asked = (count(join_messages(conversation, role)) for role in ("assistant", "user"))
+    answered, asked = (count(join_messages(conversation, role)) for role in ("assistant", "user"))
     words = split_words(last_answer(conversation))[:200]
     whole = not any(FILTERS[name](conversation) for name in BAD_SIGNS) if "messages" in conversation else True
     parts = (
-        min(1.0, log(1 + said) / log(401)),
-        min(1.0, said / max(1, asked)),
+        min(1.0, log(1 + answered) / log(401)),
+        min(1.0, answered / max(1, asked)),
         len(set(words)) / max(1, len(words)),
         whole,
     )

@@ -129,8 +129,8 @@ def text(row: Row, /, text: str = "text") -> Conversation:
     """Raw text, trained on every token."""
     beside = {key: value for key, value in row.items() if key != text}
     refuse_media(beside)
-    said = {"text": read_filled(read_column(row, text, "text"), text)}
-    return said if is_trained(beside) else said | CONTEXT
+    raw_text = {"text": read_filled(read_column(row, text, "text"), text)}
+    return raw_text if is_trained(beside) else raw_text | CONTEXT
 
 
 FORMATTERS: dict[str, Callable[..., Conversation]] = {
@@ -175,12 +175,12 @@ def _answered(turns: Any, field: str) -> list[Message]:
 def _system(row: Row, column: str, messages: list[Message], field: str) -> list[Message]:
     """The row's system prompt as a message, unless the first turn is the same one."""
     names = ("system", "system_prompt") if column == "system" else (column,)
-    said = {name: found for name in names if (found := _optional_text(row, name))}
+    prompts = {name: found for name in names if (found := _optional_text(row, name))}
     if inside := messages[0]["role"] == "system":
-        said[f"{field}[0]"] = messages[0]["content"]
-    if len({*said.values()}) > 1:
-        raise DataError(f"{' and '.join(said)} are both system prompts, and differ: one of them has to go.")
-    return [] if inside else [{"role": "system", "content": found} for found in {*said.values()}]
+        prompts[f"{field}[0]"] = messages[0]["content"]
+    if len({*prompts.values()}) > 1:
+        raise DataError(f"{' and '.join(prompts)} are both system prompts, and differ: one of them has to go.")
+    return [] if inside else [{"role": "system", "content": found} for found in {*prompts.values()}]
 
 
 def _tools(row: Row, column: str) -> Conversation:

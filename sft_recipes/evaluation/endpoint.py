@@ -52,18 +52,18 @@ class Endpoint:
 
         try:
             if isinstance(prompt, str):
-                said = self.client.completions.create(prompt=prompt, **self.limits)
-                choice, text = said.choices[0], said.choices[0].text
+                reply = self.client.completions.create(prompt=prompt, **self.limits)
+                choice, text = reply.choices[0], reply.choices[0].text
             else:
-                said = self.client.chat.completions.create(messages=list(prompt), **self.limits)
-                choice, text = said.choices[0], said.choices[0].message.content
+                reply = self.client.chat.completions.create(messages=list(prompt), **self.limits)
+                choice, text = reply.choices[0], reply.choices[0].message.content
         except OpenAIError as error:
             cause = error.__cause__ if isinstance(error, APIConnectionError) else None  # which it does not tell itself
             why = one_line(cause or error)[:300]
             return Reply(error=why.replace(self.key, "…") if self.key else why)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             return Reply(error=f"not a completion: {one_line(error)[:200]}")
-        read, written = getattr(said.usage, "prompt_tokens", None), getattr(said.usage, "completion_tokens", None)
+        read, written = getattr(reply.usage, "prompt_tokens", None), getattr(reply.usage, "completion_tokens", None)
         return Reply(text or "", read, written, cut=choice.finish_reason == "length")
 
     def describe_failure(self, error: str) -> str:

@@ -57,11 +57,11 @@ def generate_answers(
                     text, another, _ = text.partition(NEXT_QUESTION)
                     text, ended = text.strip(), ended or bool(another)
                 thought, text = split_thought(text, tokenizer.decode(prompt[-PROMPT_END:]))
-                said = {"text": text, "stops": ended}
+                answer = {"text": text, "stops": ended}
                 if thought:
                     size = len(tokenizer(thought, add_special_tokens=False).input_ids)
-                    said |= {"thought": thought, "thought_tokens": size}
-                results.append({"prompt": past[-1]["content"], "reference": split_thought(reference)[1]} | said)
+                    answer |= {"thought": thought, "thought_tokens": size}
+                results.append({"prompt": past[-1]["content"], "reference": split_thought(reference)[1]} | answer)
     return results
 
 

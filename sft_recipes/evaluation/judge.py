@@ -80,17 +80,17 @@ def combine_verdicts(base_first: Reply, tuned_first: Reply) -> dict[str, Any]:
     {'verdict': 'win', 'base_first': 'tuned', 'tuned_first': 'tuned'}
     """
     words = {"base_first": {"first": "base", "second": "tuned"}, "tuned_first": {"first": "tuned", "second": "base"}}
-    said = {}
+    winners = {}
     for (order, names), reply in zip(words.items(), (base_first, tuned_first), strict=True):
         word = parse_verdict(reply.text)
-        said[order] = names.get(word, word)
+        winners[order] = names.get(word, word)
     if base_first.error or tuned_first.error:
-        return {"verdict": "failed"} | said
-    if None in said.values():
-        return {"verdict": "unparsed"} | said
-    if len(set(said.values())) == 2:
-        return {"verdict": "tie", "inconsistent": True} | said
-    return {"verdict": {"tuned": "win", "base": "loss", "tie": "tie"}[said["base_first"]]} | said
+        return {"verdict": "failed"} | winners
+    if None in winners.values():
+        return {"verdict": "unparsed"} | winners
+    if len(set(winners.values())) == 2:
+        return {"verdict": "tie", "inconsistent": True} | winners
+    return {"verdict": {"tuned": "win", "base": "loss", "tie": "tie"}[winners["base_first"]]} | winners
 
 
 def win_rate(wins: int, ties: int, losses: int) -> dict[str, Any]:

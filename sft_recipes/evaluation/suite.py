@@ -90,8 +90,8 @@ def measure_model(
     """
     options, found = questions.options, {}
     if questions.asked:
-        said = generate_eval_answers(model, encoder, questions)
-        found |= score_answers(said) | score_by_length(said) | {"thinking": score_thoughts(said)}
+        generations = generate_eval_answers(model, encoder, questions)
+        found |= score_answers(generations) | score_by_length(generations) | {"thinking": score_thoughts(generations)}
         others = {}  # what else is said to the same questions, and how it came about
         if options.temperature:
             how = {"temperature": options.temperature, "top_p": options.top_p}
@@ -103,8 +103,8 @@ def measure_model(
             others["prompted"] = generate_eval_answers(model, encoder, helped), how
         for name, (answers, how) in others.items():
             found[name] = score_answers(answers) | how
-            said = [one | {name: other["text"]} for one, other in zip(said, answers, strict=True)]
-        found["answers"] = said
+            generations = [one | {name: other["text"]} for one, other in zip(generations, answers, strict=True)]
+        found["answers"] = generations
     if len(questions.data.held_out):
         found["held_out"] = held_out or evaluate_held_out(model, encoder, questions)
     if questions.texts:

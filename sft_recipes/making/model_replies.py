@@ -66,8 +66,8 @@ class LocalModel:
         size, how = self.at_once, {"temperature": self.options.temperature} if self.options.temperature else {}
         for start in range(0, len(asked), size):
             batch, how["seed"] = asked[start : start + size], seed + start
-            said = generate_answers(self.model, self.tokenizer, batch, size, self.options.max_new_tokens, **how)
-            for number, answer in enumerate(said, start):
+            answers = generate_answers(self.model, self.tokenizer, batch, size, self.options.max_new_tokens, **how)
+            for number, answer in enumerate(answers, start):
                 yield number, Reply(answer["text"], None, None, cut=not answer["stops"])
 
     def continue_texts(self, number: int, seed: int) -> list[Reply]:
