@@ -161,15 +161,15 @@ def main(arguments: list[str] | None = None) -> None:
         options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
         options |= sampling_options(given.run) if given.sample else {}
         model, tokenizer = load_run(given.run, trust_remote_code=given.trust_remote_code)
-    if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
-        model.to("cuda")
-    chat = Chat(model, tokenizer, options)
-    if given.system:
-        chat.system(given.system)
-    if given.prompt is None:
-        chat_loop(chat)
-    else:
-        print(chat.ask(given.prompt), file=sys.stderr)
+        if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
+            model.to("cuda")
+        chat = Chat(model, tokenizer, options)
+        if given.system:
+            chat.system(given.system)
+        if given.prompt is None:
+            chat_loop(chat)
+        else:
+            print(chat.ask(given.prompt), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,19 @@ import gzip
 import json
 import os
 import pickle
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-from multiprocessing import get_context
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes import chat, load_run, report
 from sft_recipes import merge as merging
-from sft_recipes.encoding.template_limits import check_template_ends
+from sft_recipes.encoding.chat_template import TEMPLATES_FOLDER
 from sft_recipes.errors import ConfigError
 from support.commands import SHORT_ROWS_RUN
 from support.paths import ROOT
@@ -145,27 +148,58 @@ def test_pickled_weights_get_a_line_and_run_nothing(hostile_model, command, capf
     assert code == 2 and "Traceback" not in said and not os.path.exists("it_ran")
 
 
-TEMPLATES = {
-    "does not end": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
-    "writes more than memory holds": "{{ 'a' * 10 ** 10 }}",
-    "writes more than memory": "{{ 'a' * 2 ** 25 }}",  # which fits, but not for every row
-    "(writes more than memory|does not end)": "{% for a in range(9999) %}{{ 'a' * 99999 }}{% endfor %}",
+LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+FULL = "writes more than memory holds|does not end"  # by how busy the machine is
+BOMBS = {
+    LOOP: "does not end",
+    "{{ 9 ** (9 ** (7 + messages | length)) }}": "does not end",
+    "{{ 'a' * 10 ** 10 }}": FULL,
+    "{{ 'a'.center(10 ** 10) }}": FULL,
+    "{% set x = namespace(y='ab') %}{% for a in range(99) %}{% set x.y = x.y ~ x.y %}{% endfor %}": FULL,
+    "{% for a in range(99999) %}{{ 'a' * 99999 }}{% endfor %}": FULL,
+    "{{ 'a' * 2 ** 25 }}": "writes 33,[0-9,]+ characters for a short conversation|does not end",  # which fits, but not for all rows
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", TEMPLATES)
-def test_a_template_without_an_end_gets_a_line(hostile_model, monkeypatch, fault):
-    monkeypatch.setattr("sft_recipes.encoding.template_limits.SECONDS", 3)
-    (hostile_model / "model" / "chat_template.jinja").write_text(TEMPLATES[fault])
-    with pytest.raises(ConfigError, match=f"model.chat_template {fault}"):
-        load_run(hostile_model)
+@pytest.fixture
+def quick_limits(monkeypatch):
+    """A template is given up after half a second."""
+    monkeypatch.setattr("sft_recipes.encoding.template_limits.SECONDS", 0.5)
 
 
-def test_a_template_that_refuses_is_for_others_to_judge():
-    check_template_ends("{{ raise_exception('no') }}")
-    check_template_ends("{% for message in messages %}{{ message.content }}{% endfor %}")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_that_harms_with_some_rows_alone_gets_a_line_that_names_one(command, tmp_path, quick_limits, bomb):
+    chatml = (TEMPLATES_FOLDER / "chatml.jinja").read_text()
+    (tmp_path / "theirs.jinja").write_text(f"{chatml}{{% if 'xyzzy' in messages | tojson %}}{bomb}{{% endif %}}")
+    rows = [{"instruction": f"Say {word}.", "output": "No."} for word in ("a", "b", "xyzzy", "c")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, said = command(*SHORT_ROWS_RUN, "mode=preview", "model.chat_template=theirs.jinja")
+    assert (code, len(said.splitlines()[-1]) < 300, "Traceback" in said) == (2, True, False)
+    assert re.search(f"model.chat_template ({BOMBS[bomb]})", said) and "line 3" in said
 
 
-def test_a_template_is_tried_in_a_worker_of_multiprocessing_too():
-    with get_context("fork").Pool(1) as pool:
-        pool.apply(check_template_ends, ("{{ messages[0].content }} in a worker",))
+def test_a_template_that_harms_every_row_is_given_up_by_every_command(hostile_model, command, quick_limits, capfd):
+    (hostile_model / "model" / "chat_template.jinja").write_text("{{ 'a' * 10 ** 10 }}")
+    own = f"model.id={hostile_model}/model", "model.chat_template=null"
+    for mode in ("train", "preview"):
+        code, _, said = command(*SHORT_ROWS_RUN, *own, f"mode={mode}")
+        assert code == 2 and "model.chat_template writes more than memory holds" in said.splitlines()[-1]
+    weights = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(hostile_model / "model"))
+    weights.save_pretrained(hostile_model / "model")
+    for main, rest in ((chat.main, ["--prompt", "x"]), (merging.main, ["--out", "out"])):
+        with pytest.raises(SystemExit) as left:
+            main([str(hostile_model), *rest])
+        assert left.value.code == 2
+        assert "model.chat_template writes more than memory holds" in capfd.readouterr().err.splitlines()[-1]
+    code, _, said = command("model=tiny", "data=tiny", "mode=evaluate", f"evaluate.run={hostile_model}", *own)
+    assert code == 2 and "model.chat_template writes more than memory holds" in said.splitlines()[-1]
+
+
+def test_the_limits_hold_for_what_libraries_render_and_leave_the_process_as_it_was(tokenizer_folder, quick_limits):
+    before = resource.getrlimit(resource.RLIMIT_DATA), signal.getitimer(signal.ITIMER_VIRTUAL)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("neox"))
+    for template in (LOOP, "{{ 'a' * 10 ** 10 }}"):
+        with pytest.raises(ConfigError, match="^model.chat_template "):
+            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template)
+    assert (resource.getrlimit(resource.RLIMIT_DATA), signal.getitimer(signal.ITIMER_VIRTUAL)) == before
+    assert len("a" * 2**31) == 2**31  # more than a template may have

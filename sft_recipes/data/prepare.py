@@ -214,6 +214,8 @@ def encode_rows(
                         pieces.append(-1 - part if "messages" in conversation else 0)
                 except DataError as error:
                     faults.append((number, f"row {number}{place and f' ({place})'}: {error}"))
+                except ConfigError as error:  # of the template, which would not come to an end with the others either
+                    raise ConfigError(f"data.{name}, row {number}{place and f' ({place})'}: {error}") from error
             bar.update(len(batch))
             if contexts:
                 batches.append((given, contexts))

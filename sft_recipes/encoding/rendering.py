@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from sft_recipes.encoding.template_limits import render_within_limits, template_limits
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
 TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # a call with a format that is written out
@@ -31,10 +31,10 @@ def render_template(
     """A conversation's text, and the spans of characters that the template marks as the assistant's.
 
     `settings` are variables of the template, as `chat_template_kwargs` of a row has them; `prompt` adds what serving
-    shows before an answer. Raises DataError where the template fails.
+    shows before an answer. Raises DataError where the template fails, and ConfigError where it has no end.
     """
     try:
-        texts, spans = render_jinja_template(
+        texts, spans = render_within_limits(
             conversations=[messages],
             tools=tools or None,
             chat_template=template,
@@ -42,6 +42,8 @@ def render_template(
             add_generation_prompt=prompt,
             **tokenizer.special_tokens_map | dict(settings or {}),
         )
+    except ConfigError:  # every other row would take as long
+        raise
     except Exception as error:  # whatever a template's own lines raise
         raise DataError(f"the chat template refuses it: {one_line(error)}") from error
     return texts[0], spans[0] if spans else []
@@ -73,9 +75,11 @@ def check_settings(where: str, settings: Mapping[str, Any], template: str) -> No
     """Raises ConfigError for a variable that the template does not read, and for a template that is no Jinja."""
     try:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(remove_markers(template))
-        known = meta.find_undeclared_variables(parsed) - {"messages", "tools", "raise_exception", "strftime_now"}
+        with template_limits:  # what can be computed without a row is computed here
+            known = meta.find_undeclared_variables(parsed)
     except TemplateSyntaxError as error:
         raise ConfigError(f"model.chat_template, line {error.lineno}: {error.message}") from error
+    known -= {"messages", "tools", "raise_exception", "strftime_now"}
     for key in settings.keys() - known:
         raise ConfigError(f"{where}.{key}: the chat template does not read {key}.{did_you_mean(key, known)}")
 

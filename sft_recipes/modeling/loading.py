@@ -23,7 +23,6 @@ from transformers import (
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
-from sft_recipes.encoding.template_limits import check_template_ends
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
@@ -56,7 +55,6 @@ def load_own_tokenizer(model: ModelOptions) -> PreTrainedTokenizerFast:
 
 def prepare_with(tokenizer: PreTrainedTokenizerFast, model: ModelOptions) -> tuple[str, list[int]]:
     """What `prepare_tokenizer` gives for the config's `model`."""
-    check_own_template(tokenizer, model.chat_template)
     settings, day = model.chat_template_kwargs, model.template_date
     return prepare_tokenizer(tokenizer, model.chat_template, True, settings, day, bos=model.bos)
 
@@ -79,16 +77,6 @@ def tokens_without_rows(options: ModelOptions, tokenizer: PreTrainedTokenizerFas
         "new tokens are.", options.id, rows, missing.stop,
     )  # fmt: skip
     return [*missing, *new]
-
-
-def check_own_template(tokenizer: PreTrainedTokenizerFast, choice: str | None = None) -> None:
-    """Raises ConfigError where the tokenizer's own template, or that of a file, has no end."""
-    texts = tokenizer.chat_template if choice is None else None
-    if choice and Path(choice).is_file():
-        texts = Path(choice).read_text(encoding="utf-8")
-    for text in texts.values() if isinstance(texts, dict) else [texts]:
-        if text:
-            check_template_ends(text)
 
 
 def model_folder(id: str) -> str:

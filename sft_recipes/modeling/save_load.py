@@ -20,7 +20,6 @@ from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, explained_files_of, one_line
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.loading import (
-    check_own_template,
     load_adapter_config,
     load_model_config,
     load_weights,
@@ -155,7 +154,6 @@ def load_run(
         )
         check_remote_code(options)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        check_own_template(tokenizer)
         if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
             tokenizer.chat_template = tokenizer.chat_template.get("default")
         quantization = saved_quantization(folder)

@@ -26,7 +26,6 @@ PRIVATE_NAMES = {
         "hydra._internal": "as above: composing would run what a recipe names",
         "_parse_overrides_and_create_caching_repo": "the search path that Hydra itself will use",
     },
-    "encoding/template_limits.py": {"_exit": "os._exit, which ends a copy of the process without its handlers"},
     "data/sources.py": {"_fingerprint": "the identity of a dataset's rows"},
     "modeling/packed_attention.py": {"_attn_implementation": "the attention in force"},
     "sweeps/job_folders.py": {"hydra._internal": "BasicSweeper, Hydra's own, which the docs tell plugins to follow"},
