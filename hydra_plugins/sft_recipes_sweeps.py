@@ -1,6 +1,6 @@
 """Our sweepers under the names that conf/hydra/ gives them: Hydra takes plugins from this namespace alone."""
 
-from sft_recipes.sweeps import halving, job_folders, local_gpus, optuna_study
+from sft_recipes.sweeps import halving, job_folders, local_gpus, optuna_study, ray_train
 
 
 class GridSweeper(job_folders.GridSweeper):
@@ -17,3 +17,7 @@ class HalvingSweeper(halving.HalvingSweeper):
 
 class LocalGpus(local_gpus.LocalGpus):
     """hydra/launcher=local_gpus."""
+
+
+class RayTrain(ray_train.RayTrain):
+    """hydra/launcher=ray_train."""

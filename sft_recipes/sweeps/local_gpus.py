@@ -17,7 +17,8 @@ from typing import Any
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from omegaconf import OmegaConf
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.errors import RunInterrupted
 from sft_recipes.reporting.run_folder import replace_file
@@ -68,10 +69,9 @@ class LocalGpus(BasicLauncher):
         """One job's result; a process that was killed is a job that failed."""
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        task = self.task_function
-        where = sys.modules[task.__module__].__spec__.name, task.__qualname__  # __main__ has another name in the child
+        task = function_name(self.task_function)
         state = Singleton.get_state()["instances"]  # without the resolvers, which cannot be sent
-        rest = where, state, self.hydra_context, self.config, number, list(overrides)
+        rest = task, state, self.hydra_context, self.config, number, list(overrides)
         process = context.Process(target=run_job_here, args=(sender, environment, *rest))
         process.start()
         self.processes.add(process)
@@ -84,22 +84,25 @@ class LocalGpus(BasicLauncher):
         self.processes.discard(process)
         if process.exitcode in STOPPED:
             raise RunInterrupted("A job was stopped.", STOPPED[process.exitcode])
-        return result or self.killed_result(number, overrides, process.exitcode)
-
-    def killed_result(self, number: int, overrides: Sequence[str], code: int | None) -> JobReturn:
-        """The result of a job whose process has left none, with its error.txt."""
+        if result:
+            return result
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
-        folder = Path(composed.hydra.sweep.dir, str(composed.hydra.sweep.subdir))
-        reason = f"its process ended with code {code}{', killed' if code == -signal.SIGKILL else ''}."
-        if folder.is_dir() and not (folder / "error.txt").is_file():
-            replace_file(folder / "error.txt", reason + "\n")
-        result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.FAILED)
-        log.error("Job %s: %s", folder.name, reason)
-        error = RuntimeError(reason)
-        error.logged = True  # or the command would say it again
-        result.return_value = error
-        return result
+        killed = ", killed" if process.exitcode == -signal.SIGKILL else ""
+        return failed_result(composed, overrides, f"its process ended with code {process.exitcode}{killed}.")
+
+
+def failed_result(composed: DictConfig, overrides: Sequence[str], reason: str) -> JobReturn:
+    """The result of a job whose processes have left none, with its error.txt."""
+    folder = Path(composed.hydra.sweep.dir, str(composed.hydra.sweep.subdir))
+    if folder.is_dir() and not (folder / "error.txt").is_file():
+        replace_file(folder / "error.txt", reason + "\n")
+    result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.FAILED)
+    log.error("Job %s: %s", folder.name, reason)
+    error = RuntimeError(reason)
+    error.logged = True  # or the command would say it again
+    result.return_value = error
+    return result
 
 
 def job_environments(n_jobs: int | None) -> list[dict[str, str]]:
@@ -117,17 +120,27 @@ def job_environments(n_jobs: int | None) -> list[dict[str, str]]:
     return [device | {"OMP_NUM_THREADS": threads} for device in devices]
 
 
+def function_name(task: TaskFunction) -> tuple[str, str]:
+    """The module and name of a function, by which another process finds it; __main__ has another name there."""
+    return sys.modules[task.__module__].__spec__.name, task.__qualname__
+
+
+def enter_job(task: tuple[str, str], state: Mapping[type, Any]) -> TaskFunction:
+    """The function of this name, in a process to which Hydra's state has been sent."""
+    function = getattr(import_module(task[0]), task[1])  # which registers our resolvers
+    setup_globals()
+    Singleton.set_state(Singleton.get_state() | {"instances": state})
+    return function
+
+
 def run_job_here(
-    sender: Connection, environment: Mapping[str, str], where: tuple[str, str], state: Any, context: Any, config: Any,
+    sender: Connection, environment: Mapping[str, str], task: tuple[str, str], state: Any, context: Any, config: Any,
     number: int, overrides: list[str],
 ) -> None:  # fmt: skip
     """Runs one job in this process, a child's, and sends its result."""
     os.environ |= environment  # before torch is imported
-    task = getattr(import_module(where[0]), where[1])  # which registers our resolvers
-    setup_globals()
-    Singleton.set_state(Singleton.get_state() | {"instances": state})
     launcher = BasicLauncher()
-    launcher.setup(hydra_context=context, task_function=task, config=config)
+    launcher.setup(hydra_context=context, task_function=enter_job(task, state), config=config)
     try:
         sender.send(launcher.launch([overrides], number)[0])
     except KeyboardInterrupt as stop:

@@ -1,0 +1,105 @@
+"""Jobs whose processes Ray Train starts, on this machine or a cluster: `python -m sft_recipes -m … +where=ray`."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job
+from omegaconf import OmegaConf
+
+from sft_recipes.config.hydra_errors import USER_ERRORS
+from sft_recipes.config.validation import call_validated
+from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.reporting.run_folder import read_json
+from sft_recipes.reporting.sweep_report import objective_value
+from sft_recipes.sweeps.local_gpus import enter_job, failed_result, function_name
+
+
+class RayTrain(BasicLauncher):
+    """Every job is a `ray.train.torch.TorchTrainer`, whose workers get the job's composed config.
+
+    `scaling` and `failure` are the fields of Ray's ScalingConfig and FailureConfig. Where a worker dies, as its node is
+    taken back, Ray starts the job's workers anew, and they go on from its newest checkpoint. `n_jobs` jobs run at once,
+    as soon as the cluster has room for them.
+    """
+
+    def __init__(self, scaling: Mapping[str, Any], failure: Mapping[str, Any], n_jobs: int = 1):
+        super().__init__()
+        self.scaling, self.failure, self.n_jobs = scaling, failure, n_jobs
+        self.interrupted = False
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """The jobs' results in order; raises ConfigError without Ray, and for a field that is not Ray's."""
+        try:
+            import ray.train
+        except ImportError as error:
+            raise ConfigError("+where=ray needs Ray Train. Try pip install 'sft-recipes[ray]'.") from error
+        scaling = call_validated(ray.train.ScalingConfig, self.scaling, "hydra.launcher.scaling")
+        failure = call_validated(ray.train.FailureConfig, self.failure, "hydra.launcher.failure")
+        pool = ThreadPoolExecutor(self.n_jobs)
+        jobs = [
+            pool.submit(self.run_workers, scaling, failure, number, overrides)
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        try:
+            return [job.result() for job in jobs]
+        except BaseException:  # Ctrl-C, too
+            self.interrupted = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            ray.shutdown()  # ends the workers, and the threads that wait for them
+            raise
+        finally:
+            pool.shutdown()
+
+    def run_workers(self, scaling: Any, failure: Any, number: int, overrides: Sequence[str]) -> JobReturn:
+        """One job's result, by what its workers have left in its folder."""
+        from ray.exceptions import RayError
+        from ray.train import RunConfig, TrainingFailedError
+        from ray.train.torch import TorchTrainer
+
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        OmegaConf.update(composed, "hydra.job", {"id": number, "num": number}, force_add=True)
+        folder = Path(composed.hydra.sweep.dir, str(composed.hydra.sweep.subdir)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+        job = {"task": function_name(self.task_function), "state": Singleton.get_state()["instances"]}
+        job |= {"context": self.hydra_context, "composed": composed, "folder": folder, "cwd": os.getcwd()}
+        run = RunConfig(name="ray", storage_path=str(folder / ".hydra"), failure_config=failure)
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or what dill prints to itself is logged
+        try:
+            TorchTrainer(run_in_worker, train_loop_config=job, scaling_config=scaling, run_config=run).fit()
+        except (TrainingFailedError, RayError) as error:  # the second where Ray's own process was killed
+            if self.interrupted:
+                raise
+            return failed_result(composed, overrides, one_line(error))
+        if (folder / "error.txt").is_file():
+            return failed_result(composed, overrides, (folder / "error.txt").read_text(encoding="utf-8").strip())
+        result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.COMPLETED)
+        result.return_value = objective_value(read_json(folder / "metrics.json"), composed.get("objective"))
+        return result
+
+
+def run_in_worker(job: Mapping[str, Any]) -> None:
+    """Runs the job in this process, one of Ray's, which has told torch of the others.
+
+    A mistake of the user's stays in error.txt, and the workers that Ray then starts anew leave at once.
+    """
+    failure = Path(job["folder"], "error.txt")
+    if failure.is_file():
+        return
+    os.chdir(job["cwd"])  # Ray has one of its own, and a config's paths are relative
+    sys.path.append(job["cwd"])
+    task, folders = enter_job(job["task"], job["state"]), ("hydra.sweep.dir", "hydra.sweep.subdir")
+    result = run_job(task, job["composed"], *folders, job["context"])
+    try:
+        result.return_value  # noqa: B018 - raises what the job raised
+    except USER_ERRORS:
+        raise
+    except Exception:
+        failure.unlink(missing_ok=True)
+        raise
