@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,7 @@ def curate_sources(
     Leaks, where they are looked for, are removed first.
     """
     options, origins, talks = config.curation, [], []
+    count = cache(count)  # filters, the score and the lengths ask for the same texts
     for name, source in sources.items():
         read = read_conversations(source.rows, source.formatter, source.trained)
         for number, talk in zip(source.trained.tolist(), read, strict=True):

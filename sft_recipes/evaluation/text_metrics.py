@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu import corpus_chrf
-
 from sft_recipes.config.metrics import metrics_on
 
 Answers = Sequence[Mapping[str, Any]]  # each with `text`, `reference` and `stops`
@@ -34,6 +31,8 @@ def stops(answers: Answers) -> float:
 
 def rouge_l(answers: Answers) -> float:
     """ROUGE-L (Lin 2004), the mean F-measure by rouge-score, whose words are Latin letters and digits only."""
+    from rouge_score.rouge_scorer import RougeScorer  # nltk, SciPy and scikit-learn come with it: 0.7 s
+
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score logs which tokenizer it uses, every time
     scorer = RougeScorer(["rougeL"])
     return fmean(scorer.score(answer["reference"], answer["text"])["rougeL"].fmeasure for answer in answers)
@@ -41,6 +40,8 @@ def rouge_l(answers: Answers) -> float:
 
 def chrf(answers: Answers) -> float:
     """chrF (Popović 2015), sacrebleu's score of the whole corpus, which works for every script."""
+    from sacrebleu import corpus_chrf
+
     return corpus_chrf([a["text"] for a in answers], [[a["reference"] for a in answers]]).score / 100
 
 

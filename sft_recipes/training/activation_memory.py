@@ -23,6 +23,8 @@ from sft_recipes.config.options import AdapterOptions, ModelOptions
 from sft_recipes.modeling.adapters import build_peft_config, train_new_tokens
 from sft_recipes.modeling.workarounds import ensure_lm_head_bias
 
+LEAST_LAYERS, MOST_LAYERS = 3, 6  # of the two models whose difference gives a layer's share
+
 
 @dataclass(frozen=True)
 class StepShape:
@@ -48,10 +50,11 @@ def peak_bytes(step: StepShape) -> int:
     Forward and backward each grow linearly with the number of layers, so a line through two depths gives any other.
     """
     layers = step.model_config.get_text_config().num_hidden_layers
-    few, more = (3, 6) if layers > 6 else (max(layers - 1, 1), layers)
-    low, high = (step_bytes(step, number) for number in (few, more))
+    if layers <= MOST_LAYERS:
+        return max(step_bytes(step, layers))
+    low, high = (step_bytes(step, number) for number in (LEAST_LAYERS, MOST_LAYERS))
     slopes = ((end - start, end) for start, end in zip(low, high, strict=True))
-    return max(end + rise * (layers - more) // max(more - few, 1) for rise, end in slopes)
+    return max(end + rise * (layers - MOST_LAYERS) // (MOST_LAYERS - LEAST_LAYERS) for rise, end in slopes)
 
 
 def step_bytes(step: StepShape, layers: int) -> tuple[int, int]:
