@@ -32,7 +32,7 @@ from sft_recipes.data.token_rows import row_lengths, to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.modeling.adapters import build_peft_config, prepare_peft_config
 from sft_recipes.modeling.loading import load_model
-from sft_recipes.training.trainer import SupervisedTrainer, select_packed_attention
+from sft_recipes.training.trainer import SupervisedTrainer, select_attention
 
 LLAMA = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
          "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256}  # fmt: skip
@@ -129,7 +129,7 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     rows = pack_rows(rows, options.length, seed=0)
     trainer = SupervisedTrainer(model, settings(options, packing=True), train_dataset=rows, processing_class=tokenizer,
                                 peft_config=prepare_peft_config(peft, model, []))  # fmt: skip
-    select_packed_attention(trainer, None)
+    select_attention(trainer, None)
     return measured(trainer, options)
 
 

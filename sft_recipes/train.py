@@ -54,7 +54,7 @@ from sft_recipes.training.trainer import (
     add_sample_answers,
     build_trainer,
     measure_held_out,
-    select_packed_attention,
+    select_attention,
 )
 
 log = logging.getLogger(__name__)
@@ -125,12 +125,15 @@ def run_training(config: Config, folder: Path) -> Run:
         took = f"Measuring base and tuned took {format_duration(measuring)}, training {format_duration(seconds)}."
         log.info("%s Fewer evaluate.rows or evaluate.max_new_tokens take less.", took)
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    on_the_way = sum(entry.get("eval_runtime", 0) for entry in trainer.state.log_history)
     if "held_out" in after and (arguments.load_best_model_at_end or evaluated[-1:] != [result.global_step]):
         trainer.report_evaluation(flatten_loss(after["held_out"]))
     compared, answers = compare_measurements(before, after, inputs)
     metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
     metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
-    metrics |= compared | training_cost(trainer, result) | {"padding": audit["padding"]}
+    metrics |= (
+        compared | training_cost(trainer, result) | {"padding": 0.0 if trainer.padding_free else audit["padding"]}
+    )
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
     metrics |= setup.template_date
     metrics |= {"stopped_at": stop.share} if stop.stopped else {}
@@ -203,8 +206,7 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
         model, arguments, setup.data.held_out, train_dataset=setup.rows, processing_class=tokenizer, peft_config=peft,
         callbacks=setup.callbacks, measure=measure, loraplus_lr_ratio=config.adapter.loraplus_lr_ratio, run=run,
     )  # fmt: skip
-    if arguments.packing:
-        select_packed_attention(trainer, config.model.attn_implementation)
+    select_attention(trainer, config.model.attn_implementation)
     return trainer
 
 

@@ -1,12 +1,15 @@
 """Attention for packed rows: its choice, and the check that packed documents do not attend to each other."""
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -14,7 +17,8 @@ from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.inference import bf16_autocast, eval_mode
 
 log = logging.getLogger(__name__)
-BY_DOCUMENT = "sdpa_by_document"
+BY_DOCUMENT, VARLEN = "sdpa_by_document", "torch_varlen"
+VARLEN_LAYERS = {"full_attention", "sliding_attention"}
 # The largest change of a logit that is taken for rounding: a kernel rounds otherwise at other shapes
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.2, torch.float16: 0.02}
 PROBE_LENGTH = 24  # tokens of each of the two documents that the check packs
@@ -42,23 +46,96 @@ def sdpa_by_document(
     return torch.cat(outputs, dim=1), None
 
 
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    position_ids: torch.Tensor | None = None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """torch's own flash attention over all documents of a row at once (`torch.nn.attention.varlen`), in half precision.
+
+    The same tensors as above. Keys that queries share are not repeated. `sliding_window` counts the token itself and
+    torch's window only those before it. Generation and padded rows, which have no boundaries, go to sdpa.
+    """
+    if cu_seq_lens_q is None:
+        if attention_mask is None and position_ids is not None and (position_ids.diff() < 0).any():
+            raise ValueError("Packed rows need cu_seq_lens_q, as trl's collator gives it with padding_free=True.")
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **arguments)
+    half = get_target_dtype(query, module) or query.dtype  # norms and rotations of queries may be fp32
+    query, key, value = (tensor[0].transpose(0, 1).to(half) for tensor in (query, key, value))
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    ends, longest, shared = cu_seq_lens_q, max_length_q, query.shape[1] != key.shape[1]
+    output = varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=shared
+    )
+    return output[None], None
+
+
+def mask_of_padding(
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    **options: Any,
+) -> torch.Tensor | None:
+    """sdpa's mask, but none for packed rows, which are told by their positions: it would have every pair of tokens."""
+    if attention_mask is None and not allow_is_causal_skip and not use_vmap and q_length == kv_length:
+        return None
+    options |= {"allow_is_causal_skip": allow_is_causal_skip, "use_vmap": use_vmap}
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **options)
+
+
 AttentionInterface.register(BY_DOCUMENT, sdpa_by_document)
 AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)  # generation pads, and then the mask is needed
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(VARLEN, mask_of_padding)
 
 
-def choose_attention(model: PreTrainedModel | PeftModel, device: torch.device) -> str:
-    """The attention implementation for packed rows on the device that the model trains on.
+def attention_choices(model: PreTrainedModel | PeftModel, device: torch.device, half: bool) -> list[str]:
+    """The attention implementations for packed rows on the device that the model trains on, the best first.
 
-    On a CPU sdpa document by document where the model takes any implementation and has no sliding window (which the
-    model's own mask carries). On a GPU flash attention where it is installed, else the model's own choice: we have
-    measured nothing else there.
+    The last is the model's own. On a CPU sdpa document by document comes first where the model takes any implementation
+    and has no sliding window (which the model's own mask carries). On a GPU, with `half` precision, torch's own flash
+    attention does, then flex attention and the package flash-attn. That order is by what they compute: no GPU was there
+    to measure it.
     """
-    config = model.config
-    if device.type != "cpu":
-        return "flash_attention_2" if find_spec("flash_attn") else config._attn_implementation
-    is_plain = config._attn_implementation == "sdpa" and getattr(config, "sliding_window", None) is None
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return BY_DOCUMENT if is_plain and layers == {"full_attention"} else config._attn_implementation
+    config = model.config.get_text_config()
+    own, layers = config._attn_implementation, set(getattr(config, "layer_types", None) or ["full_attention"])
+    if device.type == "cpu":
+        is_plain = own == "sdpa" and getattr(config, "sliding_window", None) is None and layers == {"full_attention"}
+        return [BY_DOCUMENT, own] if is_plain else [own]
+    if device.type != "cuda":
+        return [own]
+    needs_more = getattr(config, "attention_dropout", 0) or getattr(config, "attn_logit_softcapping", None)
+    takes_lengths = own == "sdpa" and model._supports_flash_attn and layers <= VARLEN_LAYERS and not needs_more
+    flash, flex = half and find_spec("flash_attn"), model._supports_flex_attn and find_spec("triton")
+    named = {VARLEN: half and takes_lengths, "flex_attention": flex, "flash_attention_2": flash, own: True}
+    return [name for name, possible in named.items() if possible]
+
+
+def take_first_that_isolates(model: PreTrainedModel | PeftModel, names: Sequence[str]) -> str:
+    """Gives the model the first of these attentions that runs on its device and keeps packed documents apart.
+
+    Raises what the last of them raises.
+    """
+    for name in names:
+        try:
+            model.set_attn_implementation(name)
+            check_no_cross_document_attention(model)
+            break
+        except (ConfigError, RuntimeError, ImportError, ValueError) as error:  # such as a kernel that a GPU lacks
+            if name == names[-1]:
+                raise
+            log.info("Not with %s attention: %s", name, one_line(error)[:200])
+    return name
 
 
 @torch.no_grad()

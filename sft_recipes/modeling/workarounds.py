@@ -27,7 +27,11 @@ PRIVATE_NAMES = {
         "_parse_overrides_and_create_caching_repo": "the search path that Hydra itself will use",
     },
     "data/sources.py": {"_fingerprint": "the identity of a dataset's rows"},
-    "modeling/packed_attention.py": {"_attn_implementation": "the attention in force"},
+    "modeling/packed_attention.py": {
+        "_attn_implementation": "the attention in force",
+        "_supports_flash_attn": "whether a model hands its attention windows and boundaries, not a mask alone",
+        "_supports_flex_attn": "as above",
+    },
     "sweeps/job_folders.py": {"hydra._internal": "BasicSweeper, Hydra's own, which the docs tell plugins to follow"},
     "sweeps/local_gpus.py": {"hydra._internal": "BasicLauncher, as above"},
     "training/resumable_trainer.py": {

@@ -11,12 +11,11 @@ from statistics import fmean, pvariance
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
 from sft_recipes.config.validation import import_function
 from sft_recipes.errors import ConfigError, one_line
-from sft_recipes.modeling.packed_attention import check_no_cross_document_attention
 from sft_recipes.reporting.run_folder import replace_file
 from sft_recipes.reporting.text import format_duration
 from sft_recipes.training.checkpoints import last_checkpoint_line
@@ -49,11 +48,14 @@ class FiniteLossCheck(TrainerCallback):
             )
 
 
-class PackedAttentionCheck(TrainerCallback):
-    """Checks packed attention when training starts, for a model that is placed and sharded only then."""
+class AttentionChoice(TrainerCallback):
+    """Chooses and checks the attention when training starts, for a model that is placed and sharded only then."""
 
-    def on_train_begin(self, *_: Any, model: PreTrainedModel, **__: Any) -> None:
-        check_no_cross_document_attention(model)
+    def __init__(self, select: Callable[[], None]):
+        self.select = select
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.select()
 
 
 class StopAtShare(TrainerCallback):

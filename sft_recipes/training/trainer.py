@@ -1,5 +1,6 @@
 """TRL's trainer with an exact evaluation loss, a stop at a loss that is not finite, and trained weights in fp32."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,16 +30,22 @@ from sft_recipes.evaluation.text_metrics import score_answers
 from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.modeling.adapters import changes_base_weights
 from sft_recipes.modeling.inference import eval_mode
-from sft_recipes.modeling.packed_attention import check_no_cross_document_attention, choose_attention
+from sft_recipes.modeling.packed_attention import (
+    VARLEN,
+    attention_choices,
+    check_no_cross_document_attention,
+    take_first_that_isolates,
+)
 from sft_recipes.modeling.workarounds import (
     cast_trainable_to_fp32,
     ensure_lm_head_bias,
     forget_optimizer_overrides,
     save_adapter_only,
 )
-from sft_recipes.training.callbacks import FiniteLossCheck, PackedAttentionCheck, QuietProgressBar, SampleAnswers
+from sft_recipes.training.callbacks import AttentionChoice, FiniteLossCheck, QuietProgressBar, SampleAnswers
 from sft_recipes.training.resumable_trainer import ResumableTrainer
 
+log = logging.getLogger(__name__)
 Measure = Callable[[PreTrainedModel, Dataset], tuple[dict[str, Any], dict[str, float]]]
 SAMPLE_QUESTIONS = 3  # held-out questions that are asked while training goes on
 
@@ -155,19 +162,29 @@ def build_trainer(model: PreTrainedModel, arguments: SFTConfig, held_out: Datase
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
 
 
-def select_packed_attention(trainer: SFTTrainer, chosen: str | None) -> None:
+def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = False) -> None:
     """Sets the attention for packed rows unless the user has `chosen` one, and checks that it keeps documents apart.
 
-    Only the trainer moves the model to its device, so this comes after it is built. A model that is sharded (FSDP,
-    DeepSpeed) is moved when training starts, and is checked then.
+    Where torch's flash attention can be had, padded rows are put side by side for it, so that none is padded. Only the
+    trainer moves the model to its device, so this comes after it is built; a model that is sharded (FSDP, DeepSpeed) is
+    moved when training starts, and its attention is chosen then.
     """
-    device = trainer.args.device
-    if chosen is None:
-        trainer.model.set_attn_implementation(choose_attention(trainer.model, device))
-    if trainer.model.device.type == device.type:
-        check_no_cross_document_attention(trainer.model)
-    else:
-        trainer.add_callback(PackedAttentionCheck)
+    model, arguments = trainer.model, trainer.args
+    if not is_placed and model.device.type != arguments.device.type:
+        trainer.add_callback(AttentionChoice(partial(select_attention, trainer, chosen, is_placed=True)))
+        return
+    if chosen:
+        if arguments.packing:
+            check_no_cross_document_attention(model)
+        return
+    names = attention_choices(model, arguments.device, arguments.bf16 or arguments.fp16)
+    if arguments.packing:
+        take_first_that_isolates(model, names)
+    elif isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return  # every row begins with tokens of the adapter's own
+    elif names[0] == VARLEN and take_first_that_isolates(model, [VARLEN, names[-1]]) == VARLEN:
+        trainer.padding_free = trainer.data_collator.padding_free = True
+        log.info("The rows of a batch stand side by side, so that none is padded.")
 
 
 def measure_held_out(

@@ -8,9 +8,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft_recipes.errors import ConfigError
-from sft_recipes.modeling.packed_attention import BY_DOCUMENT, check_no_cross_document_attention, choose_attention
+from sft_recipes.modeling import packed_attention
+from sft_recipes.modeling.packed_attention import (
+    BY_DOCUMENT,
+    VARLEN,
+    attention_choices,
+    check_no_cross_document_attention,
+    take_first_that_isolates,
+    varlen_attention,
+)
+from support.small_models import slow_varlen
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "n_embd": 32, "n_layer": 2, "n_head": 4,
@@ -39,8 +48,7 @@ LEAKING = ["bloom", "opt", "mpt", "xglm", "gpt_oss", "mamba", "falcon_mamba", "r
 def test_these_keep_documents_apart(architecture):
     model = small(architecture)
     assert check_no_cross_document_attention(model) <= 1e-5
-    model.set_attn_implementation(choose_attention(model, model.device))
-    assert check_no_cross_document_attention(model) <= 1e-5
+    take_first_that_isolates(model, attention_choices(model, CPU, False))
 
 
 @pytest.mark.parametrize("architecture", LEAKING)
@@ -86,21 +94,91 @@ def test_by_document_still_knows_padding():
 
 
 def test_a_sliding_window_keeps_the_model_s_own_attention():
-    assert choose_attention(small("mistral", sliding_window=16), CPU) == "sdpa"
-    assert choose_attention(small("llama"), CPU) == BY_DOCUMENT
+    assert attention_choices(small("mistral", sliding_window=16), CPU, False) == ["sdpa"]
+    assert attention_choices(small("llama"), CPU, False) == [BY_DOCUMENT, "sdpa"]
 
 
-def test_on_a_gpu_flash_attention_is_taken_where_it_is_installed_else_the_model_s_own(monkeypatch):
-    gpu, model = torch.device("cuda"), small("llama")
-    monkeypatch.setattr("sft_recipes.modeling.packed_attention.find_spec", lambda name: name == "flash_attn")
-    assert choose_attention(model, gpu) == "flash_attention_2"
-    monkeypatch.setattr("sft_recipes.modeling.packed_attention.find_spec", lambda name: None)
-    assert choose_attention(model, gpu) == "sdpa"
+@pytest.mark.parametrize(
+    ("architecture", "half", "installed", "choices"),
+    [
+        ("llama", True, {"triton"}, [VARLEN, "flex_attention", "sdpa"]),
+        ("mistral", True, {"triton", "flash_attn"}, [VARLEN, "flex_attention", "flash_attention_2", "sdpa"]),
+        ("llama", False, {"triton", "flash_attn"}, ["flex_attention", "sdpa"]),  # flash attention takes no fp32
+        ("llama", True, set(), [VARLEN, "sdpa"]),
+        ("gemma2", True, {"triton"}, ["flex_attention", "eager"]),  # caps its logits, which torch's kernel does not
+        ("bloom", True, {"triton"}, ["eager"]),
+    ],
+)
+def test_on_a_gpu_the_kernels_that_know_boundaries_come_first(architecture, half, installed, choices, monkeypatch):
+    monkeypatch.setattr(packed_attention, "find_spec", lambda name: name in installed)
+    assert attention_choices(small(architecture), GPU, half) == choices
+
+
+def test_an_attention_that_fails_here_makes_way_for_the_next_one(caplog):
+    model = small("llama")
+    with caplog.at_level("INFO"):
+        assert take_first_that_isolates(model, [VARLEN, "sdpa"]) == "sdpa"  # torch has no such kernel for a CPU
+    assert model.config._attn_implementation == "sdpa"
+    assert caplog.messages[0].startswith("Not with torch_varlen attention: ")
+    with pytest.raises(ConfigError, match="Write trainer.packing=false"):
+        take_first_that_isolates(small("bloom"), ["eager"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("llama", {}), ("qwen3", {}), ("gpt_neox", {}), ("olmo2", {}), ("mistral", {"sliding_window": 3}),
+     ("gemma3_text", {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]})],
+)  # fmt: skip
+def test_varlen_attention_has_the_logits_and_gradients_of_each_document_alone(architecture, changes, monkeypatch):
+    monkeypatch.setattr(packed_attention, "varlen_attn", slow_varlen)
+    model, lengths = small(architecture, **changes), [5, 7, 1]
+    documents = torch.randint(3, 99, (1, 13), generator=torch.Generator().manual_seed(1)).split(lengths, dim=1)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    ends = torch.tensor([0, 5, 12, 13], dtype=torch.int32)
+    boundaries = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 7, "max_length_k": 7}
+
+    def logits_and_gradients(*batches):
+        model.zero_grad()
+        logits = torch.cat([model(use_cache=False, **batch).logits for batch in batches], dim=1)
+        (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+        return [logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
+
+    model.set_attn_implementation("eager")
+    alone = logits_and_gradients(*({"input_ids": document} for document in documents))
+    model.set_attn_implementation(VARLEN)
+    packed = {"input_ids": torch.cat(documents, dim=1), "position_ids": positions} | boundaries
+    together = logits_and_gradients(packed)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
+    assert check_no_cross_document_attention(model) <= 1e-5
+
+
+def test_varlen_attention_leaves_padded_rows_to_sdpa_and_refuses_packed_ones_without_boundaries():
+    model, ids = small("mistral", sliding_window=3).eval(), torch.arange(3, 21).view(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        known = model(ids, attention_mask=mask).logits[mask == 1], model(ids).logits
+        model.set_attn_implementation(VARLEN)
+        assert torch.equal(model(ids, attention_mask=mask).logits[mask == 1], known[0])
+        assert torch.equal(model(ids).logits, known[1])
+        with pytest.raises(ValueError, match="Packed rows need cu_seq_lens_q"):
+            model(ids[:1], position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]), use_cache=False)
+
+
+def test_torch_s_kernel_takes_what_we_give_it():
+    """Shapes alone, by its own description for devices without values."""
+    like = {"device": "meta", "dtype": torch.bfloat16, "requires_grad": True}
+    query, key, value = (torch.empty(1, heads, 24, 8, **like) for heads in (4, 2, 2))
+    ends = {"cu_seq_lens_q": torch.empty(3, dtype=torch.int32, device="meta"), "max_length_q": 12}
+    output, _ = varlen_attention(None, query, key, value, None, scaling=0.3, sliding_window=8, **ends)
+    output.sum().backward()
+    assert output.shape == (1, 24, 4, 8) and [one.grad.shape for one in (query, key)] == [query.shape, key.shape]
 
 
 def test_a_model_with_an_adapter_is_chosen_for_and_checked_as_well():
     model = get_peft_model(small("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
-    model.set_attn_implementation(choose_attention(model, CPU))
+    take_first_that_isolates(model, attention_choices(model, CPU, False))
     assert model.get_base_model().config._attn_implementation == BY_DOCUMENT
     assert check_no_cross_document_attention(model) <= 1e-5
 

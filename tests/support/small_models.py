@@ -29,3 +29,18 @@ class Parrot(torch.nn.Module):
     def generate(self, input_ids, attention_mask, generation_config, stopping_criteria):
         self.input_ids, self.attention_mask, self.options = input_ids, attention_mask, generation_config
         return torch.cat([input_ids, torch.tensor(self.said)], dim=1)
+
+
+def slow_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """torch.nn.attention.varlen.varlen_attn from its documentation: (tokens, heads, width), one document at a time."""
+    back, ahead = window_size
+    assert (cu_seq_q == cu_seq_k).all() and max_q == max_k == cu_seq_q.diff().max() and ahead == 0
+    repeats, rows = query.shape[1] // key.shape[1], []
+    assert enable_gqa == (repeats > 1)
+    for begin, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        for place in range(begin, end):
+            first = begin if back < 0 else max(begin, place - back)
+            keys, values = (one[first : place + 1].repeat_interleave(repeats, 1) for one in (key, value))
+            weights = (torch.einsum("hd,nhd->hn", query[place], keys) * scale).softmax(-1)
+            rows.append(torch.einsum("hn,nhd->hd", weights, values))
+    return torch.stack(rows)

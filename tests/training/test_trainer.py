@@ -2,14 +2,14 @@
 
 import json
 import re
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from sft_recipes.data.packing import pack_rows
@@ -17,15 +17,15 @@ from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.token_loss import break_down_loss, token_losses
+from sft_recipes.modeling import packed_attention
 from sft_recipes.training import trainer as trainer_module
 from sft_recipes.training.arguments import build_arguments
-from sft_recipes.training.callbacks import PackedAttentionCheck
 from sft_recipes.training.lr_finder import LRRange, run_lr_range_test
 from sft_recipes.training.run_metadata import training_summary
 from sft_recipes.training.trainer import SupervisedTrainer
 from support.commands import SHORT_TINY_RUN
 from support.configs import composed, error_of
-from support.small_models import VOCABULARY, small_llama
+from support.small_models import VOCABULARY, slow_varlen, small_llama
 
 ROWS, RATE = 12, 0.5
 
@@ -165,33 +165,53 @@ def test_the_attention_for_packed_rows_is_chosen_and_checked_when_the_model_is_o
         return move(*arguments)
 
     monkeypatch.setattr(SupervisedTrainer, "_move_model_to_device", moved)
-    for name in ("choose_attention", "check_no_cross_document_attention"):
+    for name in ("attention_choices", "take_first_that_isolates"):
         function = getattr(trainer_module, name)
         monkeypatch.setattr(
             trainer_module, name, lambda *rest, name=name, run=function: order.append(name) or run(*rest)
         )
     code, _, folder = tiny_run(*SHORT_TINY_RUN, "trainer.packing=true", "trainer.max_steps=1", "evaluate.rows=0")
-    assert code == 0 and order == ["moved", "choose_attention", "check_no_cross_document_attention"]
+    assert code == 0 and order == ["moved", "attention_choices", "take_first_that_isolates"]
     line = r"Packing check passed: packed documents do not attend to each other \(sdpa_by_document attention on cpu, "
     assert re.search(line, (folder / "sft_recipes.log").read_text())
 
 
-def test_the_attention_is_chosen_for_the_device_that_a_sharded_model_will_be_moved_to_and_checked_there(monkeypatch):
-    chosen, callbacks = [], []
-    model = SimpleNamespace(
-        device=torch.device("cpu"), config=small_llama().config, set_attn_implementation=chosen.append
-    )
-    trainer = SimpleNamespace(
-        model=model, args=SimpleNamespace(device=torch.device("cuda")), add_callback=callbacks.append
-    )
-    trainer_module.select_packed_attention(trainer, None)
-    assert chosen == ["flash_attention_2" if find_spec("flash_attn") else "sdpa"]  # not the CPU's choice
-    assert callbacks == [PackedAttentionCheck]
-    leaking = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("bloom", vocab_size=99, hidden_size=8, n_head=2, n_layer=1)
-    )
-    with pytest.raises(ConfigError, match="trainer.packing=true: bloom with "):
-        PackedAttentionCheck().on_train_begin(None, None, None, model=leaking)
+def test_the_attention_of_a_sharded_model_is_chosen_when_training_starts_and_it_is_on_its_device(monkeypatch):
+    callbacks, seen = [], []
+    model = small_llama()  # still on the CPU
+    values = {"device": torch.device("cuda"), "packing": True, "bf16": True, "fp16": False}
+    trainer = SimpleNamespace(model=model, args=SimpleNamespace(**values), add_callback=callbacks.append)
+    monkeypatch.setattr(trainer_module, "take_first_that_isolates", lambda model, names: seen.append(names))
+    trainer_module.select_attention(trainer, None)
+    assert model.config._attn_implementation == "sdpa" and not seen
+    callbacks[0].on_train_begin(None, None, None, model=model)
+    (names,) = seen
+    assert names[0] == "torch_varlen" and names[-1] == "sdpa" and len(callbacks) == 1  # not the CPU's choice
+
+
+def test_on_a_gpu_the_rows_of_a_batch_stand_side_by_side_and_a_step_is_the_reference_s(
+    documents, tmp_path, chat_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(trainer_module, "attention_choices", lambda *_: ["torch_varlen", "sdpa"])
+    monkeypatch.setattr(packed_attention, "varlen_attn", slow_varlen)
+    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    run = trainer(documents, tmp_path, tokenizer, 3, 4, 0)
+    trainer_module.select_attention(run, None)
+    batch = run.data_collator([documents[place] for place in (0, 1, 2)])
+    assert batch["input_ids"].shape == (1, sum(len(documents[place]["input_ids"]) for place in (0, 1, 2)))
+    run.train()
+    loss, stepped = reference(documents)
+    assert run.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-5)
+    for name, value in run.model.named_parameters():
+        assert torch.allclose(value.double(), stepped[name], atol=1e-5)
+
+
+def test_rows_to_which_an_adapter_adds_tokens_stay_padded(monkeypatch):
+    monkeypatch.setattr(trainer_module, "attention_choices", lambda *_: ["torch_varlen", "sdpa"])
+    model = get_peft_model(small_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    values = {"device": model.device, "packing": False, "bf16": True, "fp16": False}
+    trainer_module.select_attention(SimpleNamespace(model=model, args=SimpleNamespace(**values)), None)
+    assert model.get_base_model().config._attn_implementation == "sdpa"
 
 
 def test_the_line_before_training_counts_steps_as_transformers_does(documents, tmp_path, chat_tokenizer):
