@@ -131,9 +131,8 @@ def run_training(config: Config, folder: Path) -> Run:
     compared, answers = compare_measurements(before, after, inputs)
     metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
     metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
-    metrics |= (
-        compared | training_cost(trainer, result) | {"padding": 0.0 if trainer.padding_free else audit["padding"]}
-    )
+    metrics |= compared | training_cost(trainer, result) | {"evaluation_seconds": measuring + on_the_way}
+    metrics |= {"padding": 0.0 if trainer.padding_free else audit["padding"]}
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
     metrics |= setup.template_date
     metrics |= {"stopped_at": stop.share} if stop.stopped else {}
