@@ -18,8 +18,10 @@ from sft_recipes.encoding.rendering import (
     set_defaults,
     special_tokens,
 )
-from sft_recipes.errors import ConfigError, DataError, did_you_mean
+from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
+# A comment with this, looked for from one comment to the next: through the rest of the file for each would take minutes
+DECLARED_TOKENS = re.compile(r"\{#(?:(?!\{#|control tokens:).)*control tokens:([^#]*)#\}", re.DOTALL)
 TEMPLATES_FOLDER = Path(__file__).parent / "templates"
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|padding|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>")
 
@@ -73,7 +75,10 @@ def load_template(choice: str | None, tokenizer: PreTrainedTokenizerFast) -> str
         return tokenizer_template(tokenizer)
     for path in (TEMPLATES_FOLDER / f"{choice}.jinja", Path(choice)):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                raise ConfigError(f"model.chat_template={choice} cannot be read: {one_line(error)}.") from error
     names = [path.stem for path in TEMPLATES_FOLDER.glob("*.jinja")]
     raise ConfigError(f"model.chat_template={choice} is no template and no file.{did_you_mean(choice, names)}")
 
@@ -105,9 +110,9 @@ def add_control_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> lis
     Our templates name theirs in the first comment (`control tokens: …`). A template without that comment is refused
     with a ConfigError when it writes something like `<|user|>` that the tokenizer does not know.
     """
-    if declared := re.search(r"\{#-?.*?control tokens:([^#]*?)-?#\}", template, re.DOTALL):
+    if declared := DECLARED_TOKENS.search(template):
         known = [*special_tokens(tokenizer), "none"]
-        missing = [token for token in declared[1].split() if token not in known]
+        missing = [token for token in declared[1].rstrip().removesuffix("-").split() if token not in known]
         size = len(tokenizer)
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         return list(range(size, len(tokenizer)))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from sft_recipes.encoding.template_limits import render_within_limits, template_limits
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
-TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # a call with a format that is written out
+TODAY = re.compile(r"""strftime_now\(\s*(['"])((?:(?!\1).)*)\1\s*\)""")  # a call with a format that is written out
 # A vision model's template reads a list of parts where every other one, and every client, has a text
 READ_TEXT_AS_PARTS = (
     "{%- set as_parts = namespace(messages=[]) %}{%- for message in messages %}{%- set as_parts.messages = "
@@ -73,12 +73,14 @@ def set_defaults(template: str, settings: Mapping[str, Any]) -> str:
 
 def check_settings(where: str, settings: Mapping[str, Any], template: str) -> None:
     """Raises ConfigError for a variable that the template does not read, and for a template that is no Jinja."""
-    try:
-        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(remove_markers(template))
-        with template_limits:  # what can be computed without a row is computed here
+    with template_limits:  # what can be computed without a row is computed here
+        try:
+            parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(remove_markers(template))
             known = meta.find_undeclared_variables(parsed)
-    except TemplateSyntaxError as error:
-        raise ConfigError(f"model.chat_template, line {error.lineno}: {error.message}") from error
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"model.chat_template, line {error.lineno}: {error.message}") from error
+        except (RecursionError, ValueError) as error:  # nested too deeply, a number of 5,000 digits
+            raise ConfigError(f"model.chat_template cannot be read: {one_line(error)}.") from error
     known -= {"messages", "tools", "raise_exception", "strftime_now"}
     for key in settings.keys() - known:
         raise ConfigError(f"{where}.{key}: the chat template does not read {key}.{did_you_mean(key, known)}")

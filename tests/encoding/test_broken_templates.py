@@ -61,8 +61,14 @@ def test_a_broken_template_is_used_or_refused(tokenizer, tmp_path_factory, templ
 @pytest.mark.parametrize(("template", "line"), [
     ("{% for message in messages %}\n{{ message.content }", "line 2: unexpected '}'"),
     ("{{ messages | nope }}", "line 1: No filter named 'nope'."),
+    ("{#" * 500_000, "line 1: Missing end of comment tag"),  # from each of which a search would go to the end
+    ("{#" + "control tokens:" * 50_000, "line 1: Missing end of comment tag"),
+    ("{{ strftime_now('" * 50_000, "line 1: expected token ',', got '{'"),
+    (f"{{{{ {'(' * 5000}1{')' * 5000} }}}}", "cannot be read: maximum recursion depth exceeded"),
+    (f"{{{{ {'9' * 5000} }}}}", "cannot be read: Exceeds the limit (4300 digits)"),
+    (b"\xff", "cannot be read: 'utf-8' codec can't decode byte 0xff"),
 ])  # fmt: skip
 def test_what_is_no_jinja_is_named_with_its_line(tokenizer, tmp_path, template, line):
-    (tmp_path / "mine.jinja").write_text(template)
-    with pytest.raises(ConfigError, match=f"^model.chat_template, {re.escape(line)}"):
+    (tmp_path / "mine.jinja").write_bytes(template if isinstance(template, bytes) else template.encode())
+    with pytest.raises(ConfigError, match=rf"^model.chat_template(=\S+)?,? {re.escape(line)}"):
         prepare_with(copy.deepcopy(tokenizer), ModelOptions("tiny", str(tmp_path / "mine.jinja")))
