@@ -18,6 +18,7 @@ from sft_recipes.config.config_files import ConfigFile
 from sft_recipes.config.endpoint_options import JudgeOptions
 from sft_recipes.config.run_folder import create_dated_folder
 from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.evaluation.benchmarks import check_tasks
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.merge import merge
 from sft_recipes.reporting.run_folder import write_json
@@ -152,6 +153,8 @@ RECIPES = {
     "a launcher's commands": "hydra: {launcher: {setup: [touch it_ran]}}",
     "a target elsewhere": "data: {tiny: {formatter: {_target_: os.remove}}}",
     "a target made of text": "hydra: {sweeper: {sampler: '${oc.decode:x}'}}",
+    "a benchmark's file": "evaluate: {lm_eval: [mmlu, theirs.yaml]}",
+    "a benchmark's file named elsewhere": "evaluate: '${model}'",
     "a file for its callbacks": "defaults: [{override /hydra/callbacks: mine}]",
 }
 
@@ -202,6 +205,42 @@ def test_a_run_s_folder_brings_no_callback(command, tmp_path):
     for given in (["resume", "run"], ["mode=evaluate", "evaluate.run=run"]):
         code, _, _ = command(*given)
         assert code and not (tmp_path / "it_ran").exists()
+
+
+TASK = """task: theirs
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: !function harm.question
+doc_to_choice: [a, b]
+doc_to_target: 0
+"""
+
+
+def test_a_benchmark_s_file_runs_code_where_its_user_types_it_and_never_in_a_preview(command, tmp_path):
+    pytest.importorskip("lm_eval")
+    (tmp_path / "harm.py").write_text("open('it_ran', 'w')\ndef question(row):\n    return 'x'\n")
+    (tmp_path / "theirs.yaml").write_text(TASK)
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "my.yaml").write_text("evaluate: {lm_eval: [theirs.yaml]}\n")
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text(
+        "model: {id: x}\ntrainer: {}\nadapter: {}\ndata: {}\nevaluate: {lm_eval: [theirs.yaml]}\n"
+    )
+    for given in (["resume", "run"], ["mode=evaluate", "evaluate.run=run"], ["my.yaml", "model=tiny", "data=tiny"]):
+        code, _, said = command(*given)
+        assert code == 2 and "evaluate.lm_eval" in said.splitlines()[-1] and not (tmp_path / "it_ran").exists()
+    typed = "model=tiny", "data=tiny", "evaluate.lm_eval=[theirs.yaml]"
+    assert command(*typed, "mode=preview")[0] == 0 and not (tmp_path / "it_ran").exists()
+    check_tasks(["theirs.yaml"])
+    assert (tmp_path / "it_ran").exists()
+
+
+def test_python_s_own_functions_are_no_formatters(command, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"touch it_ran": 1}\n')  # which a shell would be given
+    code, _, said = command("model=tiny", "data=file", "data.file.data_files=rows.jsonl", "mode=preview",
+                            "formatter=subprocess.getoutput")  # fmt: skip
+    assert code == 2 and "subprocess.getoutput is of Python itself" in said and not (tmp_path / "it_ran").exists()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "a\nb", "/tmp/x"])

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
 from sft_recipes.config.nested_values import as_mapping, iterate_leaves
+from sft_recipes.config.own_configs import names_task_file
 from sft_recipes.config.secrets import check_no_secrets
 from sft_recipes.errors import ConfigError
 
@@ -92,11 +93,13 @@ def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[st
 
 
 def is_code(path: str, value: Any) -> bool:
-    """Whether a value of a recipe is an instruction to Hydra.
+    """Whether a value of a recipe is an instruction to Hydra, or a benchmark's file, whose functions lm-eval calls.
 
     >>> is_code("hydra.sweeper.n_trials", 8), is_code("hydra.callbacks.mine._target_", "os.remove")
     (False, True)
     """
+    if path in ("evaluate", "evaluate.lm_eval"):
+        return names_task_file(value)
     of_hydra = path.partition(".")[0] == "hydra" and ("${" in str(value) or not HARMLESS.fullmatch(path))
     return of_hydra or "_target_" in f"{path} {value}"
 

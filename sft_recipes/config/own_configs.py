@@ -1,6 +1,7 @@
 """Configs that Hydra cannot find by itself: a recipe file of one's own, anywhere, and the config of an earlier run."""
 
 import argparse
+import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,9 +11,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
-from sft_recipes.config.nested_values import load_yaml
-from sft_recipes.errors import ConfigError, exit_on_user_error
+from sft_recipes.config.nested_values import as_mapping, load_yaml
+from sft_recipes.errors import ConfigError, exit_on_user_error, printable
 
+log = logging.getLogger(__name__)
 STARTER = Path(__file__).with_name("starter.yaml")
 SAVED, RESUMED = "saved_run", "resumed_run"  # the primary configs that stand for a run's own
 
@@ -83,6 +85,15 @@ def store_resumed_run(run: Path) -> str:
     return store_primary(RESUMED, saved, run)
 
 
+def names_task_file(tasks: Any) -> bool:
+    """Whether tasks of lm-eval are files, which name functions of any module, or stand elsewhere.
+
+    >>> names_task_file(["mmlu", "theirs.yaml"]), names_task_file(["mmlu"]), names_task_file("${name}")
+    (True, False, True)
+    """
+    return bool(re.search(r"\.ya?ml|\$\{", str(tasks)))
+
+
 def store_primary(name: str, values: Mapping[str, Any], run: Path) -> str:
     """Gives Hydra the values as a primary config, over our defaults for keys that an older run lacks; its name."""
     node = OmegaConf.merge(load_yaml(config_folder("conf") / "config.yaml"), values)
@@ -94,7 +105,8 @@ def store_primary(name: str, values: Mapping[str, Any], run: Path) -> str:
 def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     """The composed config of the run in this folder, without what its own command alone decides.
 
-    Whether a model's own code may run is for whoever opens the folder. Raises ConfigError where there is none.
+    Whether a model's own code may run, and that of a benchmark's file, is for whoever opens the folder. Raises
+    ConfigError where there is none.
     """
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
@@ -105,5 +117,9 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
         raise ConfigError(f"{file} does not hold the config of a run.")
     for key in ("overwrite", "hydra", "defaults"):  # no run writes the last two, which would be code of the folder's
         saved.pop(key, None)
+    if names_task_file(tasks := as_mapping(saved.get("evaluate")).get("lm_eval")):
+        log.warning("%s names files of benchmarks, whose functions would run: evaluate.lm_eval=%s. Type what is to be "
+                    "measured, [] for nothing.", run, printable(str(tasks))[:200])  # fmt: skip
+        saved["evaluate"]["lm_eval"] = "???"
     saved["model"] = {key: value for key, value in (saved.get("model") or {}).items() if key != "trust_remote_code"}
     return saved

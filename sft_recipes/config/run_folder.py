@@ -101,6 +101,7 @@ def remove_if_nothing_was_run(folder: Path) -> None:
     """Removes the dated folder of a command that was refused, if it holds nothing but what Hydra wrote into it."""
     hydra = HydraConfig.get()
     named = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    named |= hydra.output_subdir != ".hydra"  # the run that was to be resumed
     if named or {path.name for path in folder.iterdir()} - {".hydra", f"{hydra.job.name}.log"}:
         return
     shutil.rmtree(folder)

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
@@ -235,6 +236,8 @@ def import_function(where: str, label: str) -> Callable:
     module, _, function = label.rpartition(".")
     if not module:
         raise ConfigError(f"{where}={label} is unknown. One of your own is written module.name.")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # a recipe of a stranger's could name subprocess.getoutput
+        raise ConfigError(f"{where}={label} is of Python itself, and no function of your own.")
     try:
         own = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

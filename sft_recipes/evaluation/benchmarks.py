@@ -59,18 +59,18 @@ def run_lm_eval(
     return found
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
+def check_tasks(tasks: Sequence[str], run_code: bool = True) -> None:
     """Raises ConfigError where lm-eval is not installed, for a name that it does not know and a file that is no task.
 
-    lm-eval reads its 15,000 names in 10 s, once; local YAMLs alone do without.
+    lm-eval reads its 15,000 names in 10 s, once; local YAMLs alone do without. A file is loaded if its code may run.
     """
     if not find_spec("lm_eval"):
         raise ConfigError("evaluate.lm_eval needs lm-eval. Run: pip install 'sft-recipes[eval]'")
     for task in tasks:
-        if is_task_file(task):
+        if is_task_file(task) and run_code:
             with preserved_random_state():
                 load_task(task)
-        elif task not in (known := task_manager(everything=True).task_index):
+        elif not is_task_file(task) and task not in (known := task_manager(everything=True).task_index):
             raise ConfigError(f"evaluate.lm_eval={task} is not a task of lm-eval.{did_you_mean(task, known)}")
 
 

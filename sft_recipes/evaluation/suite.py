@@ -51,10 +51,10 @@ def build_eval_inputs(config: Config, data: TrainingData, tokenizer: PreTrainedT
     return EvalInputs(data, list(config.sources), asked, texts, options, config.seed, prompted)
 
 
-def check_evaluation(options: EvaluateOptions) -> None:
+def check_evaluation(options: EvaluateOptions, run_code: bool = True) -> None:
     """Raises ConfigError for benchmarks or a judge that are not to be had, before anything is loaded."""
     if options.lm_eval:
-        check_tasks(options.lm_eval)
+        check_tasks(options.lm_eval, run_code)
     if options.judge:
         check_judge(options.judge)
 

@@ -102,7 +102,7 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     """
     check_readers(config)
     arguments, callbacks = build_arguments(config, folder)
-    check_evaluation(config.evaluate)
+    check_evaluation(config.evaluate, run_code=config.mode != "preview")
     if config.mode == "train" and config.trainer.fields.get("push_to_hub"):
         check_push()
     peft, quantization = build_peft_config(config.adapter), build_quantization_config(config.adapter)
