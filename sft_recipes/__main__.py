@@ -98,7 +98,8 @@ def main() -> None:
     if sys.argv[1:] and sys.argv[1] in VERBS:
         return import_module(f"sft_recipes.{VERBS[sys.argv[1]]}").main(sys.argv[2:])
     try:
-        if sys.argv[1:2] == ["resume"]:
+        resumed = sys.argv[1:2] == ["resume"]
+        if resumed:
             if len(sys.argv) < 3 or "=" in sys.argv[2]:
                 raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
             sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
@@ -110,7 +111,7 @@ def main() -> None:
         if options.help and options.overrides and "=" not in options.overrides[0]:
             return print(describe_topic(options.overrides[0]))
         wanted = "hydra.sweep.dir=multirun/NAME" if options.multirun else "hydra.run.dir=outputs/NAME"
-        named = any(wanted.partition("=")[0] in override for override in options.overrides)
+        named = resumed or any(wanted.partition("=")[0] in override for override in options.overrides)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
             raise ConfigError(f"torchrun starts several processes: name their folder with {wanted}.")
         if not options.shell_completion:
