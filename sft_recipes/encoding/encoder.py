@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import mark_control_tokens
 
 from sft_recipes.encoding.answer_spans import describe_answers, has_thoughts
+from sft_recipes.encoding.conversation_shapes import ShapeCache
 from sft_recipes.encoding.rendering import render_template, special_tokens
 from sft_recipes.encoding.served_contexts import Row, choose_answers, cut_row, do_markers_suffice, render_rows
 from sft_recipes.encoding.tokenizer_backend import TOKEN_END, TOKEN_START, encode_batch, without_dummy_prefix
@@ -62,6 +63,7 @@ class Encoder:
         self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
         self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
         self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
+        self.shapes = ShapeCache(chat_template, self.answers, self.special, self.render_contexts)
 
     def encode(
         self, conversations: Sequence[Mapping[str, Any]], train_on: str = "assistant", unroll: str = "auto"
@@ -105,10 +107,18 @@ class Encoder:
         """
         if train_on not in TRAIN_ON:
             raise ConfigError(f"train_on should be {', '.join(TRAIN_ON)}, not {train_on!r}.")
-        is_trained = conversation.get("train") is not False
         if "text" in conversation:
             check_unicode(conversation["text"])
+            is_trained = conversation.get("train") is not False
             return [Context(conversation, [("raw", conversation["text"], is_trained)], [], conversation["text"])]
+        if row := self.shapes.fill(conversation, train_on, unroll, self.has_typed_token):
+            check_unicode(row.text)
+            return [row]
+        return self.render_contexts(conversation, train_on, unroll)
+
+    def render_contexts(self, conversation: Mapping[str, Any], train_on: str, unroll: str) -> list[Context]:
+        """`contexts` for messages, each of which is rendered."""
+        is_trained = conversation.get("train") is not False
         given = [conversation["messages"], conversation.get("tools"), conversation.get("chat_template_kwargs") or {}]
         if marked := any(map(self.has_typed_token, iterate_strings(given))):
             if any("train_detail" in message for message in given[0]):
