@@ -49,7 +49,7 @@ def main() -> None:
     texts = [render_template(tokenizer, template, each["messages"], each.get("tools"))[0] for each in conversations]
     sides = {
         "TRL: messages, masks, labels, bfd": lambda: trl(messages, tokenizer, template),
-        "ours: raw rows, formatters, labels": lambda: ours(sources, tokenizer, template),
+        "ours: raw rows, formatters, labels": lambda: ours(sources, options.data, tokenizer, template),
         "bare tokenizer: encode_batch": lambda: bare(texts, tokenizer),
     }
     print(f"{machine()}\n{len(texts):,} rows, NeoX tokenizer, ChatML, max_length {MAX_LENGTH}, packed\n")
@@ -91,9 +91,9 @@ def trl(messages: Dataset, tokenizer: PreTrainedTokenizerFast, template: str) ->
     return SFTTrainer._prepare_dataset(trainer, messages, tokenizer, arguments, True, None, "train")
 
 
-def ours(sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
+def ours(sources: dict[str, Dataset], folder: Path, tokenizer: PreTrainedTokenizerFast, template: str) -> Dataset:
     """A run's own code, `data.prepare` and `packed`, all rows to train on; only reading the files is left out."""
-    entries = {name: {"path": "json"} for name in sources} | {"held_out": 0}
+    entries = {name: {"data_files": str(folder / f"{name}.json")} for name in sources} | {"held_out": 0}
     rest = {"name": "benchmark", "model": {"id": "none"}, "formatter": {"name": "auto"}, "adapter": {}, "trainer": {}}
     rest |= {"curation": {"leaks": None, "near_duplicates": None}}  # which TRL does not look for
     with patch.object(prepare, "load_rows", lambda where, *_: ArrowRows(sources[where.removeprefix("data.")])):
