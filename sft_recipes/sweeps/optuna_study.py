@@ -11,7 +11,8 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.errors import ConfigError
+from sft_recipes.config.validation import call_validated
+from sft_recipes.errors import ConfigError, did_you_mean, one_line
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE
 from sft_recipes.sweeps.job_folders import GridSweeper
@@ -53,12 +54,15 @@ class OptunaSweeper(GridSweeper):
         space = [override for override in overrides.values() if override.is_sweep_override()]
         name = self.study_name or (self.storage and "sft_recipes")
         direction = self.direction or objective_direction(self.config.objective)
-        study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, load_if_exists=True)
+        try:
+            study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, load_if_exists=True)
+        except Exception as error:  # of optuna, SQLAlchemy or the database's driver
+            raise ConfigError(f"hydra.sweeper.storage={self.storage}: {one_line(error)}") from error
         before = len(study.trials)
         options = dict(self.sampler)
         if options.get("seed") is not None:
             options["seed"] += before  # or a study that is continued would try the same values again
-        study.sampler = getattr(optuna.samplers, options.pop("name"))(**options)
+        study.sampler = build_sampler(optuna, options)
         open_trials = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         log.info("Optuna looks for the best of %d trials, to %s the objective; %d of them are done.",
                  self.n_trials, direction, before - len(open_trials))  # fmt: skip
@@ -76,6 +80,15 @@ class OptunaSweeper(GridSweeper):
             for trial, result in zip(batch, results, strict=True):
                 value = objective_of(result)  # a job that failed is reported, and the others are run
                 study.tell(trial.number, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+
+
+def build_sampler(optuna: ModuleType, options: Mapping[str, Any]) -> Any:
+    """The sampler of this `name` with the other options; raises ConfigError for what Optuna does not have."""
+    names = [name for name in dir(optuna.samplers) if name.endswith("Sampler")]
+    name, rest = str(options["name"]), {key: value for key, value in options.items() if key != "name"}
+    if name not in names:
+        raise ConfigError(f"hydra.sweeper.sampler.name={name} is no sampler of Optuna's.{did_you_mean(name, names)}")
+    return call_validated(getattr(optuna.samplers, name), rest, "hydra.sweeper.sampler")
 
 
 def suggest_value(trial: "Trial", override: Override) -> None:

@@ -85,3 +85,16 @@ def test_a_direction_and_a_name_of_ones_own_are_the_study_s(command, tried):
     typed = [f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=mine", "hydra.sweeper.direction=maximize"]
     assert command(*SEARCH, *typed, "hydra.sweeper.n_trials=1", "hydra.sweep.dir=sweep")[0] == 0
     assert optuna.load_study(study_name="mine", storage=storage).direction.name == "MAXIMIZE"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("hydra.sweeper.storage=sqlit:///study.db", "hydra.sweeper.storage=sqlit:///study.db: Can't load plugin: "),
+        ("hydra.sweeper.sampler.name=TPESample", "hydra.sweeper.sampler.name=TPESample is no sampler of Optuna's. Did you mean TPESampler?"),
+        ("+hydra.sweeper.sampler.n_startup=3", "hydra.sweeper.sampler.n_startup is not a field of TPESampler. Did you mean n_startup_trials?"),
+    ],
+)  # fmt: skip
+def test_what_optuna_does_not_have_is_said_in_one_line(command, typed, said):
+    code, _, printed = command(*SEARCH, "hydra.sweep.dir=sweep", typed)
+    assert code == 2 and printed.splitlines()[-1].startswith(said)
