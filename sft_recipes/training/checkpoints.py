@@ -131,8 +131,9 @@ def last_checkpoint_line(folder: Path) -> str:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The run's checkpoints, by their steps."""
-    return [Path(path) for path in reversed(sort_checkpoints(str(folder)))]
+    """The run's checkpoints, by their steps; checkpoint-24.bak is none, as it is for transformers."""
+    paths = (Path(path) for path in reversed(sort_checkpoints(str(folder))))
+    return [path for path in paths if path.name.removeprefix("checkpoint-").isdecimal()]
 
 
 def find_damage(checkpoint: Path) -> str | None:

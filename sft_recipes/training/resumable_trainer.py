@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from sft_recipes.errors import RunInterrupted
@@ -27,6 +27,7 @@ from sft_recipes.training.checkpoints import (
     best_checkpoint,
     check_room_for_checkpoint,
     explained_write_errors,
+    newest_first,
     publish_checkpoint,
 )
 
@@ -118,8 +119,8 @@ class ResumableTrainer(SFTTrainer):
             if self.is_world_process_zero():
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.state.best_model_checkpoint = best_checkpoint(folder, self.state)
-        if self.args.should_save:
-            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.should_save and (self.args.save_total_limit or 0) > 0:
+            rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def progress(self) -> dict[str, Any]:
         """What transformers and TRL sum up while they train and leave out of a checkpoint."""
@@ -143,6 +144,14 @@ class ResumableTrainer(SFTTrainer):
         self._total_train_tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
         self._metrics["train"].update(saved["metrics"])
         self._initial_global_step = 0
+
+
+def rotate_checkpoints(folder: Path, most: int, best: str | None) -> None:
+    """Removes the oldest checkpoints where there are more than `most`, but never the newest or the best."""
+    paths = newest_first(folder)
+    kept = {paths[0], Path(best or paths[0])}
+    for path in [path for path in paths if path not in kept][max(most - len(kept), 0) :]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class EpochSeededSampler(LengthGroupedSampler):

@@ -16,7 +16,7 @@ from sft_recipes.config.run_folder import own_folder
 from sft_recipes.errors import ConfigError
 from sft_recipes.training import checkpoints
 from sft_recipes.training.checkpoints import check_disk_space, find_resumable, publish_checkpoint, run_differences
-from sft_recipes.training.resumable_trainer import EpochSeededSampler
+from sft_recipes.training.resumable_trainer import EpochSeededSampler, rotate_checkpoints
 from support.configs import error_of
 
 RUN = {
@@ -85,6 +85,19 @@ def test_a_checkpoint_that_is_published_takes_the_place_of_those_that_an_earlier
     publish_checkpoint(staged, folder, RUN)
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-9"]
     assert (folder / "checkpoint-9" / "model.safetensors").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("most", "best", "left"),
+    [(2, None, [3, 4]), (3, None, [2, 3, 4]), (2, 1, [1, 4]), (1, 2, [2, 4]), (2, 4, [3, 4]), (9, 1, [1, 2, 3, 4])],
+)
+def test_the_newest_checkpoints_are_kept_the_best_in_one_s_place_and_what_the_user_moved_aside(
+    tmp_path, most, best, left
+):
+    for name in (*range(1, 5), "2.bak"):
+        (tmp_path / f"checkpoint-{name}").mkdir()
+    rotate_checkpoints(tmp_path, most, best and str(tmp_path / f"checkpoint-{best}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"checkpoint-{name}" for name in (*left, "2.bak"))
 
 
 @pytest.mark.parametrize(
