@@ -20,10 +20,10 @@ compare: $(VENV)/installed  ## train every recipe on the tiny model and show the
 test: $(VENV)/installed-test  ## run the test suite, with some of the recipes and notebooks
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-test-all: $(VENV)/installed-test  ## run all of it: every recipe, every notebook, and runs that are killed
-	ALL_TESTS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+test-all: $(VENV)/installed-test  ## run all of it: every recipe, every notebook, every fault
+	ALL_TESTS=1 ALL_FAULTS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-test-faults: $(VENV)/installed-test  ## kill runs at every point, and resume them
+test-faults: $(VENV)/installed-test  ## kill runs at every point, damage their checkpoints, fill their disks, and resume them
 	ALL_FAULTS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults
 
 test-oldest:  ## run it in a second environment, on the oldest trl, transformers, peft and datasets that are allowed

@@ -1,41 +1,57 @@
-"""A user's callback that kills its own run: `STOP_AT=torch.save:2:before` at the second call of torch.save, before it.
+"""A user's callback that kills its own run where STOP_AT says: `FUNCTION:CALL:WHEN`.
 
-With `STOP_WITH=SIGTERM` it sends that signal instead of SIGKILL; `STOP_AT=torch.save:2:full` says that the disk is full
-there, and `STOP_AT=torch.save:2:fill` fills it with a file FILLER.
+CALL is a number, or how an argument of the call ends: `torch.save:2:before` is before the second call of torch.save,
+`torch.save:checkpoint-8/optimizer.pt:within` when that file has its first hundred bytes. With `STOP_WITH=SIGTERM` it sends
+that signal, or several, instead of SIGKILL. WHEN may also be `full`, for a disk that is said to be, and `fill`, which fills
+it with a file FILLER.
 """
 
 import contextlib
 import errno
 import os
+import resource
 import signal
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
+
+WITHIN = 100  # bytes
 
 
 class KillAt(TrainerCallback):
     def __init__(self):
         if not (point := os.environ.get("STOP_AT")):
             return
-        where, number, when = point.split(":")
+        where, self.wanted, self.when = point.split(":")
         module, _, name = where.rpartition(".")
         owner = Path if module == "Path" else find_owner(module)
-        self.real, self.left, self.when = getattr(owner, name), int(number), when
+        self.real, self.calls, self.reached = getattr(owner, name), 0, False
         setattr(owner, name, lambda *arguments, **options: self.call(*arguments, **options))
 
-    def call(self, *arguments, **options):
-        self.left -= 1
-        if self.left == 0 and self.when == "full":
+    def call(self, *arguments: Any, **options: Any) -> Any:
+        if self.reached or not self.is_wanted([*arguments, *options.values()]):
+            return self.real(*arguments, **options)
+        self.reached = True
+        if self.when == "full":
             raise OSError(errno.ENOSPC, "No space left on device")
-        if self.left == 0 and self.when == "fill":
+        if self.when == "fill":
             fill_disk(Path(os.environ["FILLER"]))
-        if self.left == 0 and self.when == "before":
-            os.kill(os.getpid(), signal.Signals[os.environ.get("STOP_WITH", "SIGKILL")])
+        if self.when == "before":
+            stop()
+        if self.when == "within":
+            die_within_file()
         result = self.real(*arguments, **options)
-        if self.left == 0 and self.when == "after":
-            os.kill(os.getpid(), signal.Signals[os.environ.get("STOP_WITH", "SIGKILL")])
+        if self.when == "after":
+            stop()
         return result
+
+    def is_wanted(self, given: list[Any]) -> bool:
+        self.calls += 1
+        if self.wanted.isdigit():
+            return self.calls == int(self.wanted)
+        return any(str(value).endswith(self.wanted) for value in given if isinstance(value, (str, Path)))
 
 
 def find_owner(name: str):
@@ -45,6 +61,18 @@ def find_owner(name: str):
     except ModuleNotFoundError:
         module, _, owner = name.rpartition(".")
         return getattr(import_module(module), owner)
+
+
+def stop() -> None:
+    for name in os.environ.get("STOP_WITH", "SIGKILL").split(","):
+        os.kill(os.getpid(), signal.Signals[name])
+
+
+def die_within_file() -> None:
+    """Lets the system kill this process, at once and for good, when it writes behind the first bytes of a file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (WITHIN, WITHIN))
 
 
 def fill_disk(path: Path) -> None:

@@ -10,3 +10,4 @@ TINY_MODEL = ROOT / "sft_recipes" / "tiny" / "model"
 TEMPLATES = sorted(path.stem for path in (ROOT / "sft_recipes" / "encoding" / "templates").glob("*.jinja"))
 
 ALL_TESTS = "ALL_TESTS" in os.environ  # make test-all: every recipe and notebook runs; otherwise some of each kind
+ALL_FAULTS = "ALL_FAULTS" in os.environ  # make test-faults and .ci/run: runs are killed at every point

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from support.paths import ROOT
+import pytest
 
+from support.paths import ALL_FAULTS, ROOT
+from support.processes import Command
+
+NEEDS_ALL_FAULTS = pytest.mark.skipif(not ALL_FAULTS, reason="fault tests that run under make test-faults only")
+KILLABLE = "callbacks=[support.kill_at.KillAt]"  # at STOP_AT
 FINDS_US = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}  # support.kill_at is a callback
 # Forty rows in three epochs of ten steps, saved every fourth step
 ROWS = [
@@ -30,28 +33,24 @@ def write_rows(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
 
 
+def start(where: Path, run: str, *arguments: str, **environment: str) -> Command:
+    """The run of STEPS in a process of its own, started and not waited for."""
+    return Command(where, f"hydra.run.dir={run}", *STEPS, *arguments, **FINDS_US | environment)
+
+
 def train(where: Path, run: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The run of STEPS in a process of its own."""
-    command = [sys.executable, "-m", "sft_recipes", f"hydra.run.dir={run}", *STEPS, *arguments]
-    return subprocess.run(command, cwd=where, env=os.environ | FINDS_US | environment, capture_output=True, text=True)
+    """The run of STEPS, from its beginning to its end."""
+    return start(where, run, *arguments, **environment).wait()
 
 
 def resume(where: Path, run: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """`python -m sft_recipes resume RUN`."""
-    command = [sys.executable, "-m", "sft_recipes", "resume", run, *arguments]
-    return subprocess.run(command, cwd=where, env=os.environ | FINDS_US | environment, capture_output=True, text=True)
+    return Command(where, "resume", run, *arguments, **FINDS_US | environment).wait()
 
 
-def train_until(where: Path, run: str, line: str, number: signal.Signals, *arguments: str) -> tuple[int, str]:
-    """The exit code and stderr of a run that gets a signal when it has logged `line`."""
-    command = [sys.executable, "-m", "sft_recipes", f"hydra.run.dir={run}", *STEPS, *arguments]
-    process = subprocess.Popen(command, cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    seen = ""
-    while line not in seen and (character := process.stderr.read(1)):
-        seen += character
-    process.send_signal(number)
-    seen += process.stderr.read()
-    return process.wait(), seen
+def checkpoints(folder: Path) -> set[str]:
+    """The names of its checkpoints, and of what is left of some."""
+    return {path.name for path in folder.glob("*checkpoint*")}
 
 
 def results(folder: Path) -> dict:

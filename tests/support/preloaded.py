@@ -1,0 +1,29 @@
+"""What a command of ours imports sooner or later, imported once in the fork server of `support.processes`.
+
+Not `sft_recipes.__main__`: a child runs that anew, as `python -m sft_recipes` does.
+"""
+
+import gc
+import os
+import sys
+from importlib import import_module
+
+before = set(os.environ)
+for verb in ("train", "preview", "evaluate", "curate", "generate", "report", "chat", "merge", "training.lr_finder"):
+    import_module(f"sft_recipes.{verb}")
+for late in (  # within functions, ours or a library's
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "hydra_plugins.sft_recipes_sweeps",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "peft.tuners.lora.bnb",
+    "peft.utils.transformers_weight_conversion",
+):
+    import_module(late)
+import_module("sft_recipes.curation.languages").load_detector()  # the file of its model takes 0.7 s to read
+SET_BY_IMPORTS = {name: os.environ[name] for name in os.environ.keys() - before}
+added = {"", *os.environ["PYTHONPATH"].split(os.pathsep)}
+PATHS = [path for path in sys.path if path not in added]  # where any interpreter of this environment looks
+gc.collect()
+gc.freeze()  # or the first collection in a child would copy every page of it
