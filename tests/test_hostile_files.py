@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes import chat, load_run, report
@@ -64,6 +65,22 @@ def test_hostile_rows_get_a_line_in_one_gibibyte(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert [name for name, (_, line) in ROWS.items() if line not in lines[name] or len(lines[name]) > 600] == []
+
+
+@pytest.mark.parametrize("streamed", ["true", "false"])
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"instruction": "a", "output": "x" * 17_000_000}, "17,000,001 characters are more than the 16,777,216 of a row"),
+        (dict.fromkeys(map(str, range(10_001)), "x"), "10,001 fields are more than the 10,000 of a row"),
+    ],
+    ids=["long", "wide"],
+)  # fmt: skip
+def test_a_row_of_parquet_is_no_larger_than_that_of_a_file(command, tmp_path, row, line, streamed):
+    Dataset.from_list([row]).to_parquet(tmp_path / "rows.parquet")
+    more = [f"data.file.streaming={streamed}", "data.file.data_files=rows.parquet", "mode=preview", "formatter=alpaca"]
+    code, _, said = command(*SHORT_ROWS_RUN, *more)
+    assert code == 2 and line in said.splitlines()[-1] and len(said.splitlines()[-1]) < 600
 
 
 def test_a_long_array_on_one_line_is_no_bomb(tmp_path):

@@ -3,15 +3,17 @@
 import pickle
 from array import array
 from collections import UserDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from typing import Any
 
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
-from sft_recipes.data.reading import Row
+from sft_recipes.data.reading import MOST_COLUMNS, ROW_CHARACTERS, Fault, Row
+from sft_recipes.encoding.encoder import iterate_strings
 
 MEMORY_BYTES = 1 << 22  # of one source's rows, beyond which they lie in a file that ends with the process
 BATCH_ROWS = 1000  # that are taken out of Arrow at once
@@ -55,7 +57,7 @@ class FileRows:
 
 
 class ArrowRows:
-    """The rows of a Dataset, each a mapping and no dict: Arrow has filled it with nulls for every key of other rows."""
+    """The rows of a Dataset."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.columns = dataset, dataset.column_names
@@ -69,4 +71,14 @@ class ArrowRows:
         while batch := list(islice(numbers, BATCH_ROWS)):
             columns = self.dataset.select(batch)[:]
             for number, values in zip(batch, zip(*columns.values(), strict=True), strict=True):
-                yield number, UserDict(zip(columns, values, strict=True)), ""
+                yield number, arrow_row(dict(zip(columns, values, strict=True))), ""
+
+
+def arrow_row(values: Mapping[str, Any]) -> Row:
+    """A row of `datasets` as a mapping and no dict, since Arrow has filled it with nulls for every key of other rows; a
+    fault where it is larger than that of a file may be."""
+    if len(values) > MOST_COLUMNS:
+        return Fault(f"{len(values):,} fields are more than the {MOST_COLUMNS:,} of a row")
+    if (size := sum(map(len, iterate_strings(values)))) > ROW_CHARACTERS:
+        return Fault(f"{size:,} characters are more than the {ROW_CHARACTERS:,} of a row")
+    return UserDict(values)

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import logging
-from collections import UserDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import import_function, validate_kwargs
 from sft_recipes.data.detection import describe_choice, detect_formatter
 from sft_recipes.data.formatters import FORMATTERS, USUAL, Conversation
-from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record
+from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record, arrow_row
 from sft_recipes.data.reading import KINDS, Row, read_file
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
@@ -63,7 +62,7 @@ def stream_rows(where: str, source: Source, split: str) -> Iterator[Record]:
         files = find_files(where, source)
         if files is None:
             dataset = load_dataset(**loading_arguments(where, source), split=split, streaming=True)
-            records = ((UserDict(row), "", 0) for row in dataset)
+            records = ((arrow_row(row), "", 0) for row in dataset)
         else:
             names = files if split == "all" else map(str.strip, split.split("+"))
             records = (record for name in names for record in read_split(where, source, files, name))
