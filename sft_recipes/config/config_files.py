@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
 from sft_recipes.config.nested_values import as_mapping, iterate_leaves
-from sft_recipes.config.own_configs import names_task_file
 from sft_recipes.config.secrets import check_no_secrets
 from sft_recipes.errors import ConfigError
 
@@ -97,9 +96,11 @@ def is_code(path: str, value: Any) -> bool:
 
     >>> is_code("hydra.sweeper.n_trials", 8), is_code("hydra.callbacks.mine._target_", "os.remove")
     (False, True)
+    >>> is_code("evaluate.lm_eval", ["mmlu"]), is_code("evaluate.lm_eval", ["mmlu", "theirs.yaml"])
+    (False, True)
     """
     if path in ("evaluate", "evaluate.lm_eval"):
-        return names_task_file(value)
+        return bool(re.search(r"\.ya?ml|\$\{", str(value)))
     of_hydra = path.partition(".")[0] == "hydra" and ("${" in str(value) or not HARMLESS.fullmatch(path))
     return of_hydra or "_target_" in f"{path} {value}"
 

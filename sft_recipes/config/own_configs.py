@@ -10,9 +10,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from sft_recipes.config.config_files import is_code
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
-from sft_recipes.config.nested_values import as_mapping, load_yaml
-from sft_recipes.errors import ConfigError, exit_on_user_error, printable
+from sft_recipes.config.nested_values import get_path, load_yaml
+from sft_recipes.errors import ConfigError, exit_on_user_error
 
 log = logging.getLogger(__name__)
 STARTER = Path(__file__).with_name("starter.yaml")
@@ -85,15 +86,6 @@ def store_resumed_run(run: Path) -> str:
     return store_primary(RESUMED, saved, run)
 
 
-def names_task_file(tasks: Any) -> bool:
-    """Whether tasks of lm-eval are files, which name functions of any module, or stand elsewhere.
-
-    >>> names_task_file(["mmlu", "theirs.yaml"]), names_task_file(["mmlu"]), names_task_file("${name}")
-    (True, False, True)
-    """
-    return bool(re.search(r"\.ya?ml|\$\{", str(tasks)))
-
-
 def store_primary(name: str, values: Mapping[str, Any], run: Path) -> str:
     """Gives Hydra the values as a primary config, over our defaults for keys that an older run lacks; its name."""
     node = OmegaConf.merge(load_yaml(config_folder("conf") / "config.yaml"), values)
@@ -117,9 +109,8 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
         raise ConfigError(f"{file} does not hold the config of a run.")
     for key in ("overwrite", "hydra", "defaults"):  # no run writes the last two, which would be code of the folder's
         saved.pop(key, None)
-    if names_task_file(tasks := as_mapping(saved.get("evaluate")).get("lm_eval")):
-        log.warning("%s names files of benchmarks, whose functions would run: evaluate.lm_eval=%s. Type what is to be "
-                    "measured, [] for nothing.", run, printable(str(tasks))[:200])  # fmt: skip
+    if is_code("evaluate.lm_eval", get_path(saved, "evaluate.lm_eval")):  # which is then missing until it is typed
+        log.warning("%s has benchmarks from files, whose functions run where you name them yourself.", run)
         saved["evaluate"]["lm_eval"] = "???"
     saved["model"] = {key: value for key, value in (saved.get("model") or {}).items() if key != "trust_remote_code"}
     return saved

@@ -90,8 +90,9 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
             f"{where}: {source.path or asked} is not here and could not be downloaded. Offline, give your own rows: "
             f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
         ) from error
-    except OSError as error:  # of the cache that `datasets` keeps
-        raise ConfigError(f"{where}: {one_line(error)}. HF_HOME names the folder for downloads and caches.") from error
+    except OSError as error:  # of the system where it has a number: of the cache that `datasets` keeps
+        place = " HF_HOME names the folder for downloads and caches." if error.errno else ""
+        raise ConfigError(f"{where}: {one_line(error).rstrip('.')}.{place}") from error
     except ConfigError:  # a ValueError, too, and one line already
         raise
     except ValueError as error:
