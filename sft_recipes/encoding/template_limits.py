@@ -76,7 +76,7 @@ def render_within_limits(conversations: list, tools: list | None = None, **optio
     """What transformers' function of this kind gives; raises ConfigError for a template without an end or measure."""
     with template_limits:
         texts, spans = render_jinja_template(conversations, tools, **options)
-    longest = max(map(len, texts))
+    longest = max(map(len, texts), default=0)
     if longest > LONG_TEXT and longest > GROWTH * len(repr((conversations, tools))):
         raise ConfigError(f"model.chat_template writes {longest:,} characters for a short conversation. Take another.")
     return texts, spans
