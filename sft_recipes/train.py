@@ -171,7 +171,7 @@ def explained_out_of_memory(setup: RunSetup, doing: Callable[[], str]) -> Iterat
 
 def collect_audit(setup: RunSetup) -> dict[str, Any]:
     """What the data checks found, the digest of every token, the padding, and how many rows are served as trained."""
-    audit = audit_record(setup.data.audit, {} if setup.stream else digest_rows(setup.rows), setup.config.composed)
+    audit = audit_record(setup.data.audit, setup.data.digest or {}, setup.config.composed)
     audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
     parity = sum(part["parity"] for part in setup.data.audit.values())  # rows compared; a difference ends the run
     counted = {"parity": parity, "curation": setup.data.curation}

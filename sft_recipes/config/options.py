@@ -81,6 +81,7 @@ class DataOptions:
     held_out: NotNegative = 0.02  # a share below 1, or a number of rows, of each source
     held_out_by_length: bool = False  # draw held-out rows evenly over all lengths instead of at random
     max_length_policy: Literal["auto", "drop", "keep", "raise"] = "auto"
+    cache: bool = True  # keep encoded rows for the next run that makes the same, see $SFT_RECIPES_CACHE
 
     def __post_init__(self):
         check_held_out(self.held_out)

@@ -15,7 +15,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.long_rows import apply_max_length_policy
-from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths
+from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths, take_rows
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
 from sft_recipes.encoding.rendering import remove_markers
 from sft_recipes.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
         if action == "drop":
             gone |= hit
     rows = drop_field_names(rows)
-    return (rows.select(np.flatnonzero(~gone)) if gone.any() else rows), record
+    return (take_rows(rows, np.flatnonzero(~gone)) if gone.any() else rows), record
 
 
 def drop_field_names(rows: Dataset) -> Dataset:

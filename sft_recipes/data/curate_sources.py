@@ -88,14 +88,16 @@ def build_leak_test(
     return is_leak
 
 
-def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conversation]:
-    """What each row of a file or dataset asks: its messages before the last answer, or its first column for a question.
-
-    A mapping has the keys of a source in `data`; a text is a file, or the name of a dataset or folder.
-    """
+def asked_source(where: str, asked: str | Mapping[str, Any]) -> Source:
+    """The source that a mapping with its keys describes, or a text: a file, or the name of a dataset or folder."""
     if isinstance(asked, str):
         asked = {"data_files" if find_ending(asked) in BUILDERS else "path": asked}
-    source = call_validated(Source, asked, where)
+    return call_validated(Source, asked, where)
+
+
+def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conversation]:
+    """What each row of a file or dataset asks: its messages before the last answer, or a column for a question."""
+    source = asked_source(where, asked)
     rows = load_rows(where, source, source.split)
     try:
         formatter = find_formatter(where, source, {"name": "auto"}, rows.columns)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ def digest_rows(rows: Dataset) -> dict[str, Any]:
     for row in zip(*columns, strict=True):
         found.add(row)
     return found.record()
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stack_versions() -> dict[str, str]:

@@ -1,14 +1,15 @@
 """All rows at once, best-fit decreasing: each document whole, once, in few rows of `max_length` tokens."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow
 import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from sft_recipes.data.token_rows import row_arrays, row_lengths, to_dataset
+from sft_recipes.data.token_rows import CHUNK_ROWS, join_tables, row_arrays, row_lengths, to_table
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +19,19 @@ def pack_rows(rows: Dataset, max_length: int, seed: int) -> Dataset:
     lengths = row_lengths(rows)
     bins = pack_lengths(lengths, max_length, seed)
     bins = [bins[i] for i in np.random.default_rng(seed).permutation(len(bins))]  # pack gives the fullest first
-    columns = {"seq_lengths": [lengths[documents] for documents in bins]}
-    for key in ("input_ids", "labels"):
-        documents = row_arrays(rows, key)
-        columns[key] = [np.concatenate([documents[i] for i in chosen]) for chosen in bins]
+    columns = {key: row_arrays(rows, key) for key in ("input_ids", "labels")}
+
+    def tables() -> Iterator[pyarrow.Table]:
+        for start in range(0, max(1, len(bins)), CHUNK_ROWS):
+            some = bins[start : start + CHUNK_ROWS]
+            lists = {"seq_lengths": [lengths[documents] for documents in some]}
+            for key, arrays in columns.items():
+                lists[key] = [np.concatenate([arrays[i] for i in documents]) for documents in some]
+            yield to_table(lists, {}, {})
+
     fill = lengths.sum() / len(bins) / max_length
     log.info("Packed %d rows into %d of %d tokens, %.1f %% full.", len(rows), len(bins), max_length, 100 * fill)
-    return to_dataset(columns)
+    return join_tables(tables())
 
 
 def padding_share(rows: Dataset, batch: int, accumulated: int, grouped: bool, seed: int) -> float:

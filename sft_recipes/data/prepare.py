@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
-from sft_recipes.curation.leaks import hold_out_groups
 from sft_recipes.data.audit import (
     check_rows,
     check_train_serve_parity,
@@ -23,30 +23,49 @@ from sft_recipes.data.audit import (
     log_issues,
     row_hashes,
 )
-from sft_recipes.data.curate_sources import LeakTest, Rows, SourceRows, find_source_leaks, read_words, remove_rows
+from sft_recipes.data.choice import choose_rows, hold_out
+from sft_recipes.data.curate_sources import LeakTest, SourceRows, find_source_leaks, remove_rows
+from sft_recipes.data.digest import digest_rows
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, find_issues
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.mixing import mix_rows
+from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.raw_rows import Record
 from sft_recipes.data.reading import Fault
+from sft_recipes.data.row_cache import cache_key, cache_root, cached, first_of_node, hash_values
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
-from sft_recipes.data.sweep_cache import cache_key, cached
-from sft_recipes.data.token_rows import TrainingData, flat_values, take_rows, to_dataset
-from sft_recipes.encoding.encoder import Encoder, Piece, iterate_strings
-from sft_recipes.errors import ConfigError, DataError
+from sft_recipes.data.token_rows import ORIGIN, TrainingData, flat_values, join_tables, take_rows, to_table
+from sft_recipes.encoding.encoder import Encoder, Piece
+from sft_recipes.errors import DataError
 
 log = logging.getLogger(__name__)
 ENCODE_BATCH_ROWS = 1000  # rows that are formatted and encoded at once
 PARITY_ROWS = 50  # rows a source whose prompts are compared with what serving would show
-SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, and at most so many of them held out
 
 
-def load_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
-    """What `prepare_data` gives, mixed; the jobs of a sweep that share it, and run in one process, prepare it once."""
-    data = cached(cache_key(config, encoder, max_length), lambda: prepare_data(config, encoder, max_length))
-    return mix_rows(config, data)
+def load_data(config: Config, encoder: Encoder, max_length: int | None, packing: bool = False) -> TrainingData:
+    """What `prepare_data` gives, mixed, where it is asked for packed, and digested.
+
+    Runs and jobs that share rows encode them once, those that share the mixture mix it once; and so do the processes of
+    one node.
+    """
+
+    def find_or_make() -> TrainingData:
+        key = cache_key(config, encoder, max_length)
+        mixture = [config.composed.get("mix"), {name: each.share for name, each in config.sources.items()}, packing]
+        return cached(hash_values([key, *mixture]), lambda: finish(cached(key, encode, logging.DEBUG)))
+
+    def encode() -> TrainingData:
+        return prepare_data(config, encoder, max_length)
+
+    def finish(data: TrainingData) -> TrainingData:
+        data = mix_rows(config, data)
+        packed = pack_rows(data.train, max_length, config.seed) if packing and len(data.train) else None
+        return replace(data, packed=packed, digest=digest_rows(packed or data.train))
+
+    return first_of_node(find_or_make) if config.data.cache and cache_root() else finish(encode())
 
 
 def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
@@ -123,60 +142,6 @@ def read_source(
     return TrainingData(train, drop_field_names(held_out), questions, audit, examples=some)
 
 
-def choose_rows(where: str, source: Source, rows: Rows, config: Config) -> np.ndarray:
-    """The numbers of the rows that are used: all of a source, unless it says how many, or the run is a smoke test."""
-    chosen = np.arange(len(rows))
-    if source.rows and source.rows > len(rows):
-        log.warning("%s.rows=%d: there are %d rows, and all of them are used.", where, source.rows, len(rows))
-    elif source.rows and source.sample_by == "length":
-        chosen = draw_by_length(rows, chosen, source.rows, config.seed)
-    elif source.rows:
-        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(rows))[: source.rows])
-    return chosen[:SMOKE_ROWS] if config.smoke else chosen
-
-
-def hold_out(
-    where: str, rows: Rows, formatter: Callable | None, chosen: np.ndarray, wanted: float, config: Config
-) -> np.ndarray:
-    """The places within `chosen` of the rows that are held out: so many, or a share, and near-duplicates together."""
-    wanted, leaks = min(wanted, SMOKE_HELD_OUT) if config.smoke else wanted, config.curation.leaks
-    number = round(len(chosen) * wanted) if wanted < 1 else int(wanted)
-    if wanted > 1 and number != wanted:
-        raise ConfigError(f"{where}.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
-    if not 0 <= number < max(len(chosen), 1):
-        raise ConfigError(f"{where}.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
-    if config.data.held_out_by_length:
-        drawn = draw_by_length(rows, chosen, number, config.seed)
-    else:
-        drawn = np.random.default_rng(config.seed).permutation(len(chosen))[:number]
-    if leaks is None or not number:
-        return np.sort(drawn)
-
-    def read_texts(places: Iterable[int]) -> Iterator[list[str]]:
-        return read_words(rows, formatter, chosen[list(places)])
-
-    out = hold_out_groups(drawn, len(chosen), read_texts, leaks.threshold)
-    if not len(out):
-        raise ConfigError(
-            f"{where}: no {number} rows can be held out, since each is a near-duplicate (at {leaks.threshold:g}) of "
-            "rows that would be trained on. Write a larger data.held_out, data.held_out=0, or curation=none."
-        )
-    if len(out) < number:
-        log.warning(
-            "%s: %d rows are held out, not %d: near-duplicates stay together, larger groups of them in training.",
-            where, len(out), number,
-        )  # fmt: skip
-    return out
-
-
-def draw_by_length(rows: Rows, chosen: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Places within `chosen`, one drawn from each of `number` equal parts of the rows sorted by their characters."""
-    random = np.random.default_rng(seed)
-    length = np.array([sum(map(len, iterate_strings(row))) for _, row, _ in rows.records(chosen)])
-    order = np.lexsort((random.permutation(len(chosen)), length))
-    return np.sort([random.choice(part) for part in np.array_split(order, number)]) if number else np.zeros(0, int)
-
-
 def encode_rows(
     name: str,
     config: Config,
@@ -194,14 +159,12 @@ def encode_rows(
     issue; and the columns of FIELD_COLUMNS.
     """
     source, records = config.sources[name], iter(records)
-    columns = {"input_ids": [], "labels": []}
-    batches, some, numbers, pieces, faults = [], [], [], [], []
-    names: dict[str, list[str]] = {column: [] for column in FIELD_COLUMNS.values()}
-    problems, fields = [np.zeros(0, dtype=np.int64)], RowFields(formatter) if formatter else None
+    batches, some, faults, index = [], [], [], list(config.sources).index(name)
+    fields = RowFields(formatter) if formatter else None
 
     def rendered() -> Iterator[list[list[Piece]]]:
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):
-            contexts, given = [], []
+            contexts, given, numbers, pieces = [], [], [], []
             for number, row, place in batch:
                 try:
                     if isinstance(row, Fault):
@@ -218,25 +181,24 @@ def encode_rows(
                     raise ConfigError(f"data.{name}, row {number}{place and f' ({place})'}: {error}") from error
             bar.update(len(batch))
             if contexts:
-                batches.append((given, contexts))
+                origin = {"source": [index] * len(numbers), "row": numbers, "piece": pieces}
+                batches.append((given, contexts, origin))
                 yield [context.pieces for context in contexts]
 
-    with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", disable=total < 5 * ENCODE_BATCH_ROWS) as bar:
+    def tables() -> Iterator[pyarrow.Table]:
+        columns = ("input_ids", "labels")
+        yield to_table(*(dict.fromkeys(keys, ()) for keys in (columns, ORIGIN, sorted({*FIELD_COLUMNS.values()}))))
         for encoded in encoder.encode_batches(rendered()):
-            given, contexts = batches.pop(0)
-            for key, rows in columns.items():
-                rows += encoded[key]
+            given, contexts, origin = batches.pop(0)
             talks = [context.conversation for context in contexts]
-            some += talks[::every]
+            some.extend(talks[::every])
             found, fresh = find_issues(encoder, fields, given, contexts, encoded, source.train_on)
             if is_leak:
                 found |= ISSUE_BIT["leak"] * np.array([is_leak(talk) for talk in talks], dtype=np.int64)
-            problems.append(found)
-            for column, values in fresh.items():
-                names[column] += values
-    index = list(config.sources).index(name)
-    origin = {"source": [index] * len(numbers), "row": numbers, "piece": pieces, "problems": np.concatenate(problems)}
-    return to_dataset(columns, origin, names), some, faults
+            yield to_table({key: encoded[key] for key in columns}, origin | {"problems": found}, fresh)
+
+    with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", disable=total < 5 * ENCODE_BATCH_ROWS) as bar:
+        return join_tables(tables()), some, faults
 
 
 def with_settings(conversation: Conversation, settings: Mapping[str, Any]) -> Conversation:

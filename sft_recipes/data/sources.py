@@ -18,6 +18,7 @@ from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import import_function, validate_kwargs
 from sft_recipes.data.detection import describe_choice, detect_formatter
+from sft_recipes.data.digest import hash_file
 from sft_recipes.data.formatters import FORMATTERS, USUAL, Conversation
 from sft_recipes.data.raw_rows import ArrowRows, FileRows, Record, arrow_row
 from sft_recipes.data.reading import KINDS, Row, read_file
@@ -216,8 +217,15 @@ def source_fingerprint(where: str, source: Source, rows: FileRows | ArrowRows | 
     files = find_files(where, source)
     if files is None:
         return rows.dataset._fingerprint if rows else f"{source.path}@{source.revision or 'main'}"
-    digests = []
-    for path in sum(files.values(), []):
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [hash_file(path) for path in sum(files.values(), [])]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def source_version(where: str, source: Source) -> list[Any]:
+    """What tells two versions of a source apart before it is read: its local files by split with their SHA-256, else
+    where `datasets` keeps what it makes of it, named by commit, ETag or time of change. Errors as in `load_rows`.
+    """
+    with explained_errors(where, source):
+        if files := find_files(where, source):
+            return [files, source_fingerprint(where, source, None)]
+        return [load_dataset_builder(**loading_arguments(where, source)).cache_dir, source.revision]

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedModel
 
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import digest_rows, stack_versions
-from sft_recipes.data.sweep_cache import path_times
+from sft_recipes.data.row_cache import cache_root, path_times
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.suite import EvalInputs, measure_model
@@ -30,7 +29,7 @@ def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs
 
     Kept in $SFT_RECIPES_CACHE, else beside the Hub's cache; `evaluate.cache=false` measures anew.
     """
-    root = os.environ.get("SFT_RECIPES_CACHE", str(Path(HF_HOME, "sft_recipes")))
+    root = cache_root()
     if not root or not config.evaluate.cache:
         return measure_model(model, encoder, questions, is_base=True)
     file = Path(root, f"base-{base_identity(model, encoder, questions, config)}.json")

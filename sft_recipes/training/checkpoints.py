@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there: each with a manifest of its files and run, and with room on the disk."""
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from trl import SFTConfig
 
 from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.config.schema import Config
-from sft_recipes.data.digest import stack_versions
+from sft_recipes.data.digest import hash_file, stack_versions
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.reporting.run_folder import read_json, write_json
 from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
@@ -183,12 +182,6 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def best_checkpoint(folder: Path, state: TrainerState) -> str | None:

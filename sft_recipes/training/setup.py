@@ -14,7 +14,6 @@ from trl import SFTConfig
 
 from sft_recipes.config.run_folder import check_run_folder, create_dated_folder
 from sft_recipes.config.schema import Config
-from sft_recipes.data.packing import pack_rows
 from sft_recipes.data.prepare import load_data
 from sft_recipes.data.sources import check_readers
 from sft_recipes.data.streaming import RowStream, load_stream
@@ -131,10 +130,10 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
         data, stream = load_stream(config, encoder, arguments.max_length, arguments.packing)
         rows = stream.dataset()
     else:
-        data, stream = load_data(config, encoder, arguments.max_length), None
-        rows = data.train.add_column("length", row_lengths(data.train))  # by which rows of one length are batched
-        if arguments.packing and len(rows):
-            rows = pack_rows(data.train, arguments.max_length, config.seed)
+        data, stream = load_data(config, encoder, arguments.max_length, arguments.packing), None
+        rows = data.packed
+        if rows is None:  # rows of one length are batched by that column
+            rows = data.train.add_column("length", row_lengths(data.train))
     if config.mode == "train":
         check_steps(arguments, None if stream else len(rows))
     for part in (data.train, data.held_out):

@@ -14,7 +14,6 @@ import yaml
 
 from sft_recipes import train
 from sft_recipes.config.hydra_errors import unknown_choice
-from sft_recipes.data.sweep_cache import cache
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.reporting.sweep_figures import plot_curves, plot_front
 from sft_recipes.reporting.sweep_report import is_sweep, read_jobs, write_sweep_report
@@ -243,7 +242,7 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
 
     monkeypatch.setattr(train, "build_trainer", watched)
     monkeypatch.setattr(Encoder, "encode_batches", lambda self, *rest: asked.append(1) or before(self, *rest))
-    cache.clear()
+    monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
     typed = [
         "-m",
         *SHORT_ROWS_RUN,
@@ -263,7 +262,7 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
         assert f"job {job} (packing no, lr " in printed
     assert "\n2 of 4 jobs finished. Sorted by train_loss, the lowest first.\n" in printed
     assert len(asked) == 2  # the rows and the empty held-out set of the first job
-    assert said.count("are used again") == 1
+    assert said.count("These rows were encoded by an earlier run") == 1
     digests = [json.loads((tmp_path / f"sweep/{job}/supervision.json").read_text())["digest"] for job in "01"]
     assert alive == [0, 0]  # the first job's model is gone when the second one's is made
     assert digests[0] == digests[1] and digests[0]["rows"] == 4

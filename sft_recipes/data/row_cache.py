@@ -1,0 +1,214 @@
+"""Encoded rows on the disk, mapped into memory: found again by the next run, job, and process of this one."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
+
+from sft_recipes.config.schema import Config
+from sft_recipes.data.curate_sources import asked_source
+from sft_recipes.data.digest import hash_file, stack_versions
+from sft_recipes.data.sources import source_version
+from sft_recipes.data.token_rows import TrainingData, write_tables
+from sft_recipes.encoding.encoder import Encoder
+
+log = logging.getLogger(__name__)
+CACHE_BYTES = 50 * 2**30  # of all entries; beyond them those go that were not used for the longest time
+ROOMS = ("config", "curation", "data", "encoding")  # whose code decides what rows become
+# What the rows do not depend on; of the model they know the tokenizer, which is looked at itself. Shares are applied to
+# prepared rows.
+IRRELEVANT_TO_ROWS = frozenset((
+    "name", "model", "adapter", "trainer", "evaluate", "preview", "mode", "objective", "provenance", "callbacks",
+    "overwrite", "mix", "generate", "lr_find",
+))  # fmt: skip
+
+
+def cache_root() -> Path | None:
+    """$SFT_RECIPES_CACHE, else a folder beside the Hub's cache; None where the variable is empty."""
+    root = os.environ.get("SFT_RECIPES_CACHE", str(Path(HF_HOME, "sft_recipes")))
+    return Path(root) if root else None
+
+
+def cached(identity: str, make: Callable[[], TrainingData], warn: int = logging.WARNING) -> TrainingData:
+    """What `make()` gives, made once for one identity by all processes of all runs, mapped from its folder.
+
+    Where it cannot be kept, by a full disk for one, that is logged as `warn`, and the run goes on with what was made.
+    """
+    folder = cache_root() / f"rows-{identity}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock", mode=0o600)
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            log.info("Another process encodes the same rows, this one waits for them.")
+            held = lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.log(warn, "Encoded rows cannot be kept in %s, so every run encodes its own: %s.", folder.parent, error)
+        return make()
+    with held:
+        if found := find_entry(folder):
+            return found
+        with recorded_log() as lines:
+            made = make()
+        try:
+            write_entry(folder, made, lines)
+            return read_entry(folder)
+        except (OSError, TypeError, ValueError) as error:  # a formatter of a user's can return what JSON does not hold
+            log.log(warn, "Encoded rows could not be kept in %s, so the next run encodes anew: %s.", folder, error)
+            return made
+
+
+def find_entry(folder: Path) -> TrainingData | None:
+    """The rows of a whole entry, with the lines that were logged when they were made; a damaged one is named."""
+    try:
+        listed = json.loads((folder / "files.json").read_bytes())
+        for name, known in listed.items():
+            if hash_file(folder / name) != known:
+                raise ValueError(f"{name} is not what was written")
+        found, lines = read_entry(folder), json.loads((folder / "log.json").read_bytes())
+        os.utime(folder)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged, so its rows are encoded again: %s.", folder, error)
+        return None
+    log.info("These rows were encoded by an earlier run and come from %s (data.cache=false encodes anew).", folder)
+    for name, level, text in lines:
+        logging.getLogger(name).log(level, "%s", text)
+    return found
+
+
+def read_entry(folder: Path) -> TrainingData:
+    """The rows of an entry, mapped."""
+    tables = {path.stem: Dataset.from_file(str(path)) for path in folder.glob("*.arrow")}
+    return TrainingData(**tables, **json.loads((folder / "data.json").read_bytes()))
+
+
+def write_entry(folder: Path, data: TrainingData, lines: list) -> None:
+    """Writes an entry aside and renames it once it is whole; old ones make room for it."""
+    rest = {item.name: value for item in fields(data) if not isinstance(value := getattr(data, item.name), Dataset)}
+    text = json.dumps(rest)
+    back = json.loads(text)  # the other fields go into JSON files alone
+    if (back["questions"], back["examples"]) != (data.questions, list(data.examples)):
+        raise TypeError("a conversation holds what JSON does not")
+    staged = Path(tempfile.mkdtemp(prefix=".rows-", dir=folder.parent))  # which nobody else may read
+    try:
+        for item in fields(data):
+            if isinstance(rows := getattr(data, item.name), Dataset):
+                write_tables(staged / f"{item.name}.arrow", [rows.with_format("arrow")[:]])
+        (staged / "data.json").write_text(text, encoding="utf-8")
+        (staged / "log.json").write_text(json.dumps(lines), encoding="utf-8")
+        listed = {path.name: hash_file(path) for path in sorted(staged.iterdir())}
+        (staged / "files.json").write_text(json.dumps(listed), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    remove_old_entries(folder)
+
+
+def remove_old_entries(newest: Path) -> None:
+    """Removes what was not used for the longest time until CACHE_BYTES are left, and what killed runs left half."""
+    folders = {folder: folder.stat().st_mtime for folder in newest.parent.glob("*rows-*") if folder.is_dir()}
+    size = 0
+    for folder in sorted(folders, key=folders.get, reverse=True):
+        size += sum(path.stat().st_size for path in folder.iterdir())
+        half = folder.name.startswith(".") and folders[folder] < time.time() - 86400
+        if folder != newest and (half or size > CACHE_BYTES):
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(f"{folder}.lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def recorded_log() -> Iterator[list[tuple[str, int, str]]]:
+    """What the library logs meanwhile: logger, level, text."""
+    lines: list[tuple[str, int, str]] = []
+    handler, ours = logging.Handler(), logging.getLogger("sft_recipes")
+    handler.emit = lambda record: lines.append((record.name, record.levelno, record.getMessage()))
+    handler.addFilter(lambda record: record.name != __name__)
+    ours.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        ours.removeHandler(handler)
+
+
+def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
+    """What `make()` gives: called by the first process of a node, and by the others once that one has kept its rows.
+
+    Where it raises in a first one, the others end without a line of their own.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return make()
+    first, made, error = not int(os.environ.get("LOCAL_RANK", 0)), None, None
+    try:
+        made = make() if first else None
+    except Exception as raised:
+        error = raised
+    failed = [False] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(failed, error is not None)
+    if error:
+        raise error
+    if any(failed):
+        sys.exit(2)
+    return made if first else make()
+
+
+def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str:
+    """A hash of all that encoding depends on: settings, template, tokenizer, the rows' versions, and code."""
+    settings = {key: value for key, value in config.composed.items() if key not in IRRELEVANT_TO_ROWS}
+    settings["data"] = {
+        name: {key: each for key, each in value.items() if key != "share"} if isinstance(value, dict) else value
+        for name, value in settings["data"].items() if name != "cache"
+    }  # fmt: skip
+    tokenizer = encoder.tokenizer
+    spoken = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
+    read = {f"data.{name}": source for name, source in config.sources.items()}
+    read |= {where: asked_source(where, asked) for asked in config.curation.decontaminate
+             if (where := f"curation.decontaminate={asked}")}  # fmt: skip
+    rows = {where: source_version(where, source) for where, source in read.items()}
+    parts = [settings, encoder.chat_template, *spoken, max_length, rows, hash_code(config), stack_versions()]
+    return hash_values(parts)
+
+
+def hash_values(values: Any) -> str:
+    """One hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def hash_code(config: Config) -> str:
+    """A hash of the code that makes rows: ours, and all in the folder of a module of the user's own."""
+    chosen = [source.formatter or config.formatter for source in config.sources.values()]
+    labels = [each if isinstance(each, str) else each.get("name", "") for each in chosen]
+    labels += [*config.curation.own_filters, config.curation.select.by if config.curation.select else ""]
+    files = [path for room in ROOMS for path in Path(__file__).parents[1].joinpath(room).rglob("*.py")]
+    for module in {label.rpartition(".")[0] for label in labels} - {""}:
+        with suppress(ImportError):  # which is told where it is used
+            file = getattr(import_module(module), "__file__", None)
+            if file is None or module == "__main__":  # of a notebook: what it holds now is in no file
+                return hash_values(time.time_ns())
+            files += Path(file).parent.glob("*.py")
+    return hash_values([path.read_text("utf-8", errors="replace") for path in sorted(files)])
+
+
+def path_times(named: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of these files, and of every file in these folders."""
+    paths = set(named)
+    paths |= {below for path in paths if path.is_dir() for below in path.rglob("*")}
+    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file())

@@ -1,0 +1,194 @@
+"""Rows are encoded once, kept on the disk, and encoded again where anything that they depend on differs."""
+
+import json
+import logging
+import stat
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+
+from sft_recipes.data import prepare, row_cache
+from sft_recipes.data.prepare import load_data
+from sft_recipes.data.token_rows import TrainingData
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import DataError
+from support.configs import data_config
+from support.rows import question_rows, write_jsonl
+
+LONG = {"instruction": "Long?", "input": "", "output": "no " * 200}
+PACKED = {"input_ids", "labels", "seq_lengths"}
+
+
+@pytest.fixture
+def encoded(monkeypatch, tmp_path):
+    """The cache in a folder of the test's own, and what is encoded from now on, a word each time."""
+    seen, make = [], prepare.prepare_data
+    monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(prepare, "prepare_data", lambda *given: seen.append("encoded") or make(*given))
+    return seen
+
+
+@pytest.fixture
+def encoder(chat_tokenizer):
+    return Encoder(*chat_tokenizer("tiny", "chatml")[:2])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_jsonl(tmp_path / "a.jsonl", [*question_rows(40), *question_rows(2), LONG])
+
+
+def made_of(path, **change):
+    return data_config(groups=change, file={"data_files": str(path)}, held_out=5, max_length_policy="drop")
+
+
+def contents(data: TrainingData) -> dict:
+    """All that a run gets, as plain values."""
+    values = {key: value for key, value in vars(data).items() if value is not None}
+    values |= {"audit": json.dumps(data.audit), "curation": json.dumps(data.curation)}
+    return {key: value[:] if hasattr(value, "features") else value for key, value in values.items()}
+
+
+def entries(tmp_path):
+    return sorted(each for each in (tmp_path / "cache").glob("rows-*") if each.is_dir())
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_is_found_is_what_was_made_to_the_bit(tmp_path, path, encoder, encoded, monkeypatch, packing):
+    made, found = (load_data(made_of(path), encoder, 128, packing) for _ in range(2))
+    monkeypatch.setenv("SFT_RECIPES_CACHE", "")
+    without = load_data(made_of(path), encoder, 128, packing)
+    assert contents(made) == contents(found) == contents(without)
+    assert encoded == ["encoded", "encoded"] and len(found.questions) == 4 and len(found.left_out) == 1
+    assert found.train.cache_files and not without.train.cache_files  # mapped
+    assert packing == (found.packed is not None and set(found.packed.column_names) == PACKED)
+    assert [stat.S_IMODE(each.stat().st_mode) for each in entries(tmp_path)] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"trainer": {"learning_rate": 1.0}, "name": "other", "mix": {"total": 20}}, True),
+        ({"seed": 1}, False),
+        ({"smoke": True}, False),
+        ({"data_checks": {"duplicate": "drop"}}, False),
+        ({"max_length": 64}, False),
+        ({"template": "zephyr"}, False),
+        ({"file": True}, False),
+        ({"version": True}, False),
+        ({"cache": False}, False),
+    ],
+)
+def test_rows_are_found_only_where_nothing_of_them_differs(
+    tmp_path, path, chat_tokenizer, encoder, encoded, monkeypatch, change, same
+):
+    load_data(made_of(path), encoder, 128)
+    if change.pop("file", False):
+        write_jsonl(tmp_path / "a.jsonl", question_rows(43))
+    if change.pop("version", False):
+        monkeypatch.setattr(row_cache, "stack_versions", lambda: {"tokenizers": "2"})
+    max_length, template = change.pop("max_length", 128), change.pop("template", "chatml")
+    keep = change.pop("cache", True)
+    config = made_of(path, **change)
+    config = replace(config, data=replace(config.data, cache=keep))
+    load_data(config, Encoder(*chat_tokenizer("tiny", template)[:2]), max_length)
+    assert encoded == ["encoded"] * (1 if same else 2)
+
+
+def test_a_formatter_of_one_s_own_that_was_edited_encodes_anew(tmp_path, encoder, encoded, monkeypatch):
+    code = 'def read(row):\n    return {"messages": [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": "%s"}]}\n'
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    path, answers = write_jsonl(tmp_path / "a.jsonl", [{"q": f"{n}?"} for n in range(20)]), []
+    for answer in ("Yes.", "Yes.", "No, never."):
+        (tmp_path / "own" / "my_rows.py").write_text(code % answer)
+        sys.modules.pop("my_rows", None)
+        data = load_data(data_config("my_rows.read", file={"data_files": path}, held_out=2), encoder, 128)
+        answers.append(data.questions[0]["messages"][1]["content"])
+    assert answers == ["Yes.", "Yes.", "No, never."] and encoded == ["encoded", "encoded"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "files.json", "data.json", "gone"])
+def test_a_damaged_entry_is_made_again(tmp_path, path, encoder, encoded, caplog, damage):
+    made = contents(load_data(made_of(path), encoder, 128))
+    for entry in entries(tmp_path):
+        file = entry / (damage if damage.endswith("json") else "train.arrow")
+        content = bytearray(file.read_bytes())
+        content[-200] ^= 1
+        file.write_bytes({"cut": content[:-300], "flipped": content}.get(damage, b"{"))
+        if damage == "gone":
+            file.unlink()
+    again = load_data(made_of(path), encoder, 128)
+    assert contents(again) == made and encoded == ["encoded", "encoded"]
+    assert ("is damaged, so its rows are encoded again" in caplog.text) or damage == "gone"
+    load_data(made_of(path), encoder, 128)
+    assert encoded == ["encoded", "encoded"]
+
+
+def test_what_was_said_of_the_rows_is_said_again_with_where_they_come_from(path, encoder, encoded, caplog):
+    caplog.set_level(logging.INFO)
+    load_data(made_of(path), encoder, 128)
+    first = [record.getMessage() for record in caplog.records if record.name.startswith("sft_recipes")]
+    caplog.clear()
+    load_data(made_of(path), encoder, 128)
+    second = [record.getMessage() for record in caplog.records if record.name.startswith("sft_recipes")]
+    assert "data.file: 1 rows (truncated" in "\n".join(first) and second[1:] == first
+    assert "data.cache=false encodes anew" in second[0]
+
+
+@pytest.mark.parametrize("where", ["no folder", "full disk"])
+def test_a_run_goes_on_without_the_cache_where_it_cannot_be_written(
+    tmp_path, path, encoder, encoded, monkeypatch, caplog, where
+):
+    if where == "no folder":
+        (tmp_path / "cache").write_text("")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if where == "full disk":
+        monkeypatch.setattr(row_cache, "write_tables", full)
+    assert len(load_data(made_of(path), encoder, 128).train) == 38
+    assert sum("be kept in" in record.getMessage() for record in caplog.records) == 1
+    assert ("could not be kept" if where == "full disk" else "cannot be kept") in caplog.text
+    assert not entries(tmp_path) and not list(tmp_path.glob("cache/.rows-*"))
+
+
+def test_a_conversation_that_json_would_change_is_not_kept(tmp_path, encoder, encoded, monkeypatch, caplog):
+    data = TrainingData(
+        *(load_data(made_of(write_jsonl(tmp_path / "a.jsonl", question_rows(9))), encoder, 128).train,) * 2, [], {}
+    )
+    odd = replace(data, questions=[{"messages": [], "tools": ((1, 2),)}])
+    assert row_cache.cached("odd", lambda: odd) is odd and "holds what JSON does not" in caplog.text
+
+
+def test_errors_are_raised_each_time_and_leave_nothing(tmp_path, encoder, encoded):
+    path = write_jsonl(tmp_path / "a.jsonl", [*question_rows(9), {"instruction": "Hm?", "input": "", "output": 5}])
+    for _ in range(2):
+        with pytest.raises(DataError, match="data.file row 9"):
+            load_data(made_of(path), encoder, 128)
+    assert encoded == ["encoded", "encoded"] and not entries(tmp_path)
+
+
+def test_two_jobs_at_once_encode_once(path, encoder, encoded, caplog):
+    caplog.set_level(logging.INFO)
+    jobs = [threading.Thread(target=load_data, args=(made_of(path), encoder, 128)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert encoded == ["encoded"]
+
+
+def test_the_entry_that_was_not_used_for_the_longest_time_makes_room(tmp_path, path, encoder, encoded, monkeypatch):
+    load_data(made_of(path), encoder, 128)
+    half = tmp_path / "cache" / ".rows-half"
+    half.mkdir()
+    for each, age in zip((*entries(tmp_path), half), (3000, 3000, 90_000), strict=True):
+        row_cache.os.utime(each, (row_cache.time.time() - age,) * 2)
+    old, monkeyed = set(entries(tmp_path)), monkeypatch.setattr(row_cache, "CACHE_BYTES", 0)
+    load_data(made_of(path, seed=1), encoder, 128)
+    assert len(entries(tmp_path)) == 1 and not old & set(entries(tmp_path)) and not half.exists() and monkeyed is None
