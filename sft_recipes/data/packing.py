@@ -97,3 +97,14 @@ def assign_rows(counts: np.ndarray, max_length: int) -> np.ndarray:
                         rooms |= 1 << space
             left -= full * each + rest
     return np.concatenate(placed) if placed else np.zeros(0, dtype=np.int64)
+
+
+def split_by_fill(rows: list[list[tuple]], max_length: int) -> tuple[list[list[tuple]], list[tuple]]:
+    """The packed rows that are at least 98 % full, or the fuller half of all, and the documents of the others.
+
+    A row is a list of documents, and a document a tuple that begins with its ids.
+    """
+    fill = np.array([sum(len(ids) for ids, *_ in row) for row in rows])
+    order = np.argsort(-fill, kind="stable")
+    ready = max(int((fill >= 0.98 * max_length).sum()), -(-len(rows) // 2))
+    return [rows[i] for i in order[:ready]], [document for i in order[ready:] for document in rows[i]]

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from sft_recipes.data.digest import DIGEST_COLUMNS, TokenDigest
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.mixing import UNITS, StreamMixture, describe_mixture
-from sft_recipes.data.packing import pack_lengths
+from sft_recipes.data.packing import pack_lengths, split_by_fill
 from sft_recipes.data.prepare import ENCODE_BATCH_ROWS, PARITY_ROWS, encode_rows
 from sft_recipes.data.raw_rows import Record
 from sft_recipes.data.reading import Fault
@@ -49,11 +51,10 @@ def load_stream(
     if config.mix.total:
         raise ConfigError("mix.total: a stream has no end, trainer.max_steps says how long it is. Leave it out.")
     stream = RowStream(config, encoder, max_length, packing)
-    stream.passes = 1
     ids, labels, *origin = zip(*islice(stream.mixed(), BUFFER_ROWS), strict=True)
     stream.record_mixture()
     first = to_dataset({"input_ids": ids, "labels": labels}, dict(zip(ORIGIN, origin, strict=True)))
-    data = TrainingData(first, stream.held_out, stream.questions, stream.audit)
+    data = TrainingData(first, stream.held_out, stream.questions, stream.read)
     stream.begin()
     log.info("Streaming: the table counts the first rows; supervision.json will count all that training has read.")
     return data, stream
@@ -62,12 +63,14 @@ def load_stream(
 class RowStream:
     """The sources as one stream of rows for the trainer: `input_ids`, `labels`, where they are packed `seq_lengths`.
 
-    Each pass takes the sources by their shares, see `mixed`. Rows are shuffled and packed within a buffer of 5,000.
-    `audit` counts the first pass as far as it was read, `digest` takes in every row that was given out.
+    Each pass takes the sources by their shares, see `mixed`. Rows are shuffled and packed within a buffer of 5,000,
+    and while one is given out a thread makes the next. `read` counts what the first pass has read, `audit` the same up
+    to the buffer that is given out, and `digest` takes in every row that was given out.
     """
 
     def __init__(self, config: Config, encoder: Encoder, max_length: int | None, packing: bool):
-        self.config, self.encoder, self.max_length, self.packing = config, encoder, max_length, packing
+        self.config, self.max_length, self.packing = config, max_length, packing
+        self.encoder = deepcopy(encoder)  # a tokenizer has modes, which the evaluation beside the thread sets, too
         self.sources, self.digest = config.sources, TokenDigest()
         self.formatters: dict[str, Callable] = {}
         held_out = {name: self.hold_out(name) for name in self.sources}
@@ -81,11 +84,13 @@ class RowStream:
         self.out = row_hashes(self.held_out)
         words = [split_words(join_messages(question)) for question in self.questions]
         self.is_leak = build_leak_test(config, words, [words])
+        self.passes, self.left = 0, False
         self.begin()
 
     def begin(self) -> None:
         """Nothing is read yet, or what was read to be looked at does not count."""
-        self.passes, self.audit = 0, {name: entry | {"problems": {}} for name, entry in self.unread.items()}
+        self.counts, self.read = True, {name: entry | {"problems": {}} for name, entry in self.unread.items()}
+        self.audit = deepcopy(self.read)
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
         """The first rows of a source, which training skips, or those of its held-out split."""
@@ -141,15 +146,15 @@ class RowStream:
             raise DataError(
                 f"data.{name} ends before the other sources. Write a smaller share, or mix.when_short=repeat."
             )
-        if len(ended) > 1 and self.passes == 1:
+        if len(ended) > 1 and self.counts:
             listed = ", ".join(f"{name} {times} times" if times else f"{name} in part" for name, times in ended.items())
             log.warning("A pass ends with data.%s; of the sources were read: %s.", name, listed)
 
     def record_mixture(self) -> None:
-        """Puts into the audit what the first pass has taken of every source so far."""
-        if self.passes == 1 and len(self.sources) > 1:
+        """Puts beside the counts what the first pass has taken of every source so far."""
+        if self.counts and len(self.sources) > 1:
             for name, entry in describe_mixture(self.mixture.parts).items():
-                self.audit[name]["mix"] = entry
+                self.read[name]["mix"] = entry
 
     def documents(self, name: str, again: bool = False) -> Iterator[Document]:
         """One source's rows that the policies keep; the audit counts them unless they are read `again`."""
@@ -158,11 +163,13 @@ class RowStream:
         records = islice(stream_rows(f"data.{name}", source, source.split), first, None)
         seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):
+            if self.left:
+                raise RuntimeError("Nobody takes the rows any more.")
             number += len(batch)
             rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number, self.is_leak)
-            if number == len(batch) and self.passes == 1:
+            if number == len(batch) and self.counts:
                 check_train_serve_parity(self.encoder, talks)
-                self.audit[name]["parity"] = len(talks)
+                self.read[name]["parity"] = len(talks)
             long_rows = "drop" if policy == "auto" else policy
             _, rows, issues = check_rows(name, rows, self.config, self.max_length, long_rows, self.out, seen)
             long += issues.get("truncated", {"rows": 0})["rows"]
@@ -172,9 +179,9 @@ class RowStream:
                     f"trainer.max_length={self.max_length}. Raise it, or write data.max_length_policy=drop (or keep)."
                 )
             kept += len(rows)
-            if self.passes == 1 and not again:
-                self.audit[name]["rows"] += len(batch)
-                count_rows(self.audit[name], name, rows, unusable | issues)
+            if self.counts and not again:
+                self.read[name]["rows"] += len(batch)
+                count_rows(self.read[name], name, rows, unusable | issues)
             columns = [row_arrays(rows, key) for key in ("input_ids", "labels")]
             yield from zip(*columns, *(flat_values(rows, key).tolist() for key in ORIGIN), strict=True)
             if not kept and number >= GIVE_UP_ROWS:
@@ -183,12 +190,33 @@ class RowStream:
             raise DataError(f"data.{name}: none of {number} rows is left to train on.")
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Pass after pass, without an end: a resumed run finds its place by the number of rows alone."""
-        while True:
-            yield from self.one_pass()
+        """Pass after pass, without an end: a resumed run finds its place by the number of rows alone.
+
+        TRL takes a row before training does, which begins anew.
+        """
+        self.begin()
+        yield from self.give_out(chain.from_iterable(self.buffers() for _ in count()))
 
     def one_pass(self) -> Iterator[dict[str, np.ndarray]]:
-        """Buffer after buffer, shuffled and, if asked for, packed; rows with room wait for the next."""
+        """The rows of one pass."""
+        yield from self.give_out(self.buffers())
+
+    def give_out(self, buffers: Iterator[tuple[list, dict]]) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of the buffers; each is made in a thread while the one before it is given out, and counted then."""
+        self.left = False
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            try:
+                ahead = pool.submit(next, buffers, None)
+                while made := ahead.result():
+                    rows, self.audit = made
+                    yield self.row(rows[0])  # who wants to see one row alone waits for one buffer
+                    ahead = pool.submit(next, buffers, None)
+                    yield from map(self.row, rows[1:])
+            finally:
+                self.left = True  # the thread need not finish its buffer
+
+    def buffers(self) -> Iterator[tuple[list[list[Document]], dict[str, dict]]]:
+        """One pass in buffers, shuffled and, if asked for, packed, each with the audit of all that was read for it."""
         self.passes += 1
         random, documents, waiting = np.random.default_rng([self.config.seed, self.passes]), self.mixed(), []
         while buffer := waiting + (fresh := list(islice(documents, BUFFER_ROWS))):
@@ -197,10 +225,10 @@ class RowStream:
             if self.packing:
                 bins = pack_lengths([len(ids) for ids, *_ in buffer], self.max_length, self.config.seed)
                 rows = [[buffer[i] for i in chosen] for chosen in bins]
-                if fresh:
+                if fresh:  # rows with room wait for the next buffer
                     rows, waiting = split_by_fill(rows, self.max_length)
-            for index in random.permutation(len(rows)):
-                yield self.row(rows[index])
+            yield [rows[index] for index in random.permutation(len(rows))], deepcopy(self.read)
+        self.counts = False
 
     def row(self, documents: list[Document]) -> dict[str, np.ndarray]:
         """One row for the trainer, taken into the digest."""
@@ -219,11 +247,3 @@ class RowStream:
     def __getstate__(self) -> dict[str, Any]:
         """What tells two streams apart: `datasets` hashes its generators, and a digest in the making has no hash."""
         return self.config.composed
-
-
-def split_by_fill(rows: list[list[Document]], max_length: int) -> tuple[list[list[Document]], list[Document]]:
-    """The packed rows that are at least 98 % full, or the fuller half of all, and the documents of the others."""
-    fill = np.array([sum(len(ids) for ids, *_ in row) for row in rows])
-    order = np.argsort(-fill, kind="stable")
-    ready = max(int((fill >= 0.98 * max_length).sum()), -(-len(rows) // 2))
-    return [rows[i] for i in order[:ready]], [document for i in order[ready:] for document in rows[i]]

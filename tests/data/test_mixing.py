@@ -152,7 +152,8 @@ def test_the_table_shows_what_was_asked_and_got(mixed):
     assert "| b      | 50.00%      | 50.00%    | rows | 2.50        |" in table and max(map(len, table)) <= 80
 
 
-def test_another_share_mixes_the_same_prepared_rows_again(mixed, monkeypatch):
+def test_another_share_mixes_the_same_prepared_rows_again(mixed, monkeypatch, tmp_path):
+    monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
     shares = [{"a": 0.5, "b": 0.5}, {"a": 0.25, "b": 0.75}]
     assert len(mixed({"a": 30, "b": 30}, shares[0], total=20).train) == 20
     monkeypatch.setattr(prepare, "prepare_data", None)

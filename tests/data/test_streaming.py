@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from collections import Counter
 from itertools import islice
 
@@ -142,6 +144,65 @@ def test_what_a_stream_cannot_do_is_said(encoder, tmp_path):
         data_config(a=file, b={**file, "streaming": False})
     with pytest.raises(ConfigError, match="drawn by their shares"):
         load_stream(data_config(held_out=0, a=file, b=file), encoder, 64, False)
+
+
+@pytest.fixture
+def small_buffers(monkeypatch):
+    monkeypatch.setattr(streaming, "BUFFER_ROWS", 10)
+    monkeypatch.setattr(streaming, "ENCODE_BATCH_ROWS", 10)
+
+
+def test_the_next_buffer_is_encoded_while_this_one_is_given_out_and_counted_when_it_is(
+    encoder, tmp_path, small_buffers
+):
+    file = {"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(50))}
+    streamed = stream(encoder, file=file)
+    rows = streamed.one_pass()
+    first = list(islice(rows, 2))
+    for _ in range(1000):
+        if streamed.read["file"]["rows"] == 20:
+            break
+        time.sleep(0.01)
+    assert (streamed.read["file"]["rows"], streamed.audit["file"]["rows"], streamed.digest.rows) == (20, 10, 2)
+    first += list(islice(rows, 9))
+    assert (streamed.audit["file"]["rows"], streamed.digest.rows) == (20, 11)
+    everything = [*first, *rows]
+    assert (streamed.audit["file"]["rows"], len(everything)) == (50, 50)
+    assert {encoder.tokenizer.decode(row["input_ids"]) for row in everything[:10]} == {
+        encoder.tokenizer.decode(row["input_ids"]) for row in islice(stream(encoder, file=file).one_pass(), 10)
+    }
+
+
+def test_a_row_that_trl_looks_at_is_not_counted_and_training_counts_every_buffer(encoder, tmp_path, small_buffers):
+    streamed = stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(50))})
+    next(streamed())
+    assert streamed.audit["file"]["rows"] == 10
+    list(islice(streamed(), 45))
+    assert (streamed.audit["file"]["rows"], streamed.audit["file"]["kept"]) == (50, 50)
+
+
+def test_an_error_comes_when_its_buffer_is_due(encoder, tmp_path, small_buffers):
+    rows = [*question_rows(35), {"instruction": "Hm?", "input": "", "output": 5}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    given, taken = stream_without_a_look(encoder, path), []
+    with pytest.raises(DataError, match=re.escape("data.file row 35 (")):
+        for row in given:
+            taken.append(row)
+    assert len(taken) == 30
+
+
+def stream_without_a_look(encoder, path: str):
+    setting = data_config(held_out=0, file={"data_files": path, "streaming": True})
+    return streaming.RowStream(setting, encoder, 64, False).one_pass()
+
+
+def test_the_thread_ends_with_the_stream(encoder, tmp_path, small_buffers):
+    before = threading.active_count()
+    rows = stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(50))})()
+    next(rows), next(rows)
+    assert threading.active_count() > before
+    rows.close()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
