@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import stat
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -15,6 +17,7 @@ from sft_recipes.data.token_rows import TrainingData
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import DataError
 from support.configs import data_config
+from support.paths import ROOT
 from support.rows import question_rows, write_jsonl
 
 LONG = {"instruction": "Long?", "input": "", "output": "no " * 200}
@@ -192,3 +195,42 @@ def test_the_entry_that_was_not_used_for_the_longest_time_makes_room(tmp_path, p
     old, monkeyed = set(entries(tmp_path)), monkeypatch.setattr(row_cache, "CACHE_BYTES", 0)
     load_data(made_of(path, seed=1), encoder, 128)
     assert len(entries(tmp_path)) == 1 and not old & set(entries(tmp_path)) and not half.exists() and monkeyed is None
+
+
+TWO_PROCESSES = """
+import os, sys, torch
+from sft_recipes.data.row_cache import cached, first_of_node
+from sft_recipes.data.token_rows import TrainingData, to_dataset
+from sft_recipes.errors import DataError
+
+def make():
+    print("encoded by", os.environ["LOCAL_RANK"])
+    if len(sys.argv) > 2:
+        raise DataError("a bad row")
+    rows = to_dataset({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    return TrainingData(rows, rows, [], {})
+
+rank = int(os.environ["LOCAL_RANK"])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+try:
+    data = first_of_node(lambda: cached("two", make))
+except DataError as error:
+    sys.exit(f"{error}")
+print(rank, "maps", data.train[0]["input_ids"], data.train.cache_files[0]["filename"])
+"""
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_one_process_of_a_node_encodes_and_the_others_map_its_rows_or_end_with_it(tmp_path, bad):
+    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "store"), *["bad"] * bad]
+    here = {**os.environ, "PYTHONPATH": str(ROOT), "SFT_RECIPES_CACHE": str(tmp_path / "cache")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, env={**here, "LOCAL_RANK": rank}, **pipes) for rank in "01"]
+    ended = [(*process.communicate(), process.returncode) for process in started]
+    if bad:
+        assert ended[0][0] == "encoded by 0\n" and "a bad row" in ended[0][1]
+        assert ended[1][0] == "" and "a bad row" not in ended[1][1] and ended[1][2] == 2
+    else:
+        file = tmp_path / "cache" / "rows-two" / "train.arrow"
+        assert ended[0][0] == f"encoded by 0\n0 maps [1, 2] {file}\n"
+        assert ended[1][0] == f"1 maps [1, 2] {file}\n"
