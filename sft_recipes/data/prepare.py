@@ -38,7 +38,7 @@ from sft_recipes.data.row_cache import cache_key, cache_root, cached, first_of_n
 from sft_recipes.data.sources import find_formatter, load_rows, source_fingerprint
 from sft_recipes.data.token_rows import ORIGIN, TrainingData, flat_values, join_tables, take_rows, to_table
 from sft_recipes.encoding.encoder import Encoder, Piece
-from sft_recipes.errors import DataError
+from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 ENCODE_BATCH_ROWS = 1000  # rows that are formatted and encoded at once
