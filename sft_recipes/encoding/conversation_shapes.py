@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from jinja2 import Environment, TemplateError, nodes
@@ -17,7 +18,6 @@ MARK = "\ue0f2"  # a character of private use, on both sides of a text's number 
 MOST_SHAPES = 1000  # that are kept
 MESSAGES, TEXT, OTHER = "messages", "text", "other"  # what an expression may hold, beside what no text is in
 METHODS = frozenset((*dir(dict), *dir(list)))
-TYPE_TESTS = ("defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "number")
 
 
 class ShapeCache:
@@ -28,10 +28,9 @@ class ShapeCache:
     """
 
     def __init__(self, template: str, answers: AnswerFormat, special: Sequence[str], render: Callable[..., list]):
-        self.special, self.render, self.moulds = special, render, {}
+        self.render, self.moulds = render, {}
         self.is_verbatim = not answers.openings and writes_texts_verbatim(template)
-        cuts = [(token[:cut], token[cut:]) for token in special for cut in range(1, len(token))]
-        self.beginnings, self.endings = tuple({cut[0] for cut in cuts}), tuple({cut[1] for cut in cuts})
+        self.heads, self.tails = {*"".join(token[:-1] for token in special)}, {*"".join(token[1:] for token in special)}
 
     def fill(self, talk: Mapping[str, Any], train_on: str, unroll: str, is_typed: Callable[[str], bool]) -> Any:
         """The one Context of a conversation, or None; `is_typed` finds special tokens that a text spells out."""
@@ -41,7 +40,7 @@ class ShapeCache:
         for message in talk["messages"]:
             for key, value in message.items():
                 if key in TEXTS and type(value) is str and value == value.strip():
-                    texts.append(value)
+                    texts += [value] if value else []
                     shape += key, not value
                 elif (key == "role" and value in ROLES) or (key == "train" and type(value) is bool):
                     shape += key, value
@@ -63,31 +62,22 @@ class ShapeCache:
         return replace(row, conversation=talk, pieces=pieces, text="".join([text for _, text, _ in pieces]))
 
     def make_mould(self, talk: Mapping[str, Any], train_on: str, unroll: str) -> tuple[Any, list] | None:
-        """The row of a shape, and its pieces with numbers in the place of texts; None where other texts could make
-        other pieces."""
-        messages, number = [], 0
-        for message in talk["messages"]:
-            messages.append(dict(message))
-            for key in filter(TEXTS.__contains__, message):
-                messages[-1][key] = message[key] and f"{MARK}{number}{MARK}"
-                number += 1
+        """The row of a shape, and its pieces with numbers for texts; None where other texts could make other pieces."""
+        numbers = count()
+        messages = [
+            {key: f"{MARK}{next(numbers)}{MARK}" if key in TEXTS and value else value for key, value in message.items()}
+            for message in talk["messages"]
+        ]
         try:
             trained = sum(choose_answers(messages, train_on).values()) * (talk.get("train") is not False)
             row, *more = self.render({**talk, "messages": messages}, train_on, unroll)
         except DataError:
             return None
         literals = re.split(f"{MARK}\\d+{MARK}", row.text)
-        if (
-            more
-            or row.notes
-            or len(row.answers) != trained  # one of them is not shown as it is served
-            or row.text != "".join(text for _, text, _ in row.pieces)
-            or any(place == "typed" for place, _, _ in row.pieces)
-            # a text could complete a special token
-            or any(text.endswith(self.beginnings) or text.startswith(self.endings) for text in literals)
-            or any(text in token for text in literals[1:-1] for token in self.special)
-        ):
-            return None
+        if not all(literals[1:-1]) or any(text[:1] in self.tails or text[-1:] in self.heads for text in literals):
+            return None  # a text could complete a special token
+        if more or row.notes or any(place == "typed" for place, _, _ in row.pieces) or len(row.answers) != trained:
+            return None  # or an answer is shown otherwise than it is served
         pieces = []
         for place, text, loss in row.pieces:
             parts = re.split(f"{MARK}(\\d+){MARK}", text)
@@ -140,7 +130,7 @@ def find_kind(node: nodes.Node, names: dict[str, str]) -> str | None:
             return check(inner, TEXT)
         case nodes.Filter(name="length"):
             check(inner, MESSAGES)
-        case nodes.Test(name=name) if name in TYPE_TESTS:
+        case nodes.Test(name="defined" | "none" | "string" | "mapping" | "iterable"):
             check(inner, TEXT, MESSAGES, OTHER)
         case nodes.Add() | nodes.Concat() | nodes.And() | nodes.Or() | nodes.CondExpr():
             return check(inner, TEXT)
