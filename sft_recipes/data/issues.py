@@ -104,10 +104,12 @@ def find_missing_text(texts: Iterable[Said], text: str) -> tuple[str, str]:
     for field, said, in_order in texts:
         if not (bare := said.strip()):
             continue
-        written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
         begin = place if in_order else 0
-        found = ((form, start) for form in chain([said], written, [bare]) if (start := text.find(form, begin)) >= 0)
-        form, start = next(found, ("", -1))
+        form, start = said, text.find(said, begin)
+        if start < 0:
+            written = (json.dumps(said, ensure_ascii=plain)[1:-1] for plain in (False, True))
+            found = ((form, start) for form in chain(written, [bare]) if (start := text.find(form, begin)) >= 0)
+            form, start = next(found, ("", -1))
         if start < 0:
             return "content_missing", field
         if form != said and form == bare:

@@ -163,7 +163,7 @@ def encode_rows(
     fields = RowFields(formatter) if formatter else None
 
     def rendered() -> Iterator[list[list[Piece]]]:
-        while batch := list(islice(records, ENCODE_BATCH_ROWS)):
+        while batch := list(islice(records, ENCODE_BATCH_ROWS // 2)):  # one half is made while the other is tokenized
             contexts, given, numbers, pieces = [], [], [], []
             for number, row, place in batch:
                 try:

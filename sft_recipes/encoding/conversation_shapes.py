@@ -76,8 +76,10 @@ class ShapeCache:
         literals = re.split(f"{MARK}\\d+{MARK}", row.text)
         if not all(literals[1:-1]) or any(text[:1] in self.tails or text[-1:] in self.heads for text in literals):
             return None  # a text could complete a special token
-        if more or row.notes or any(place == "typed" for place, _, _ in row.pieces) or len(row.answers) != trained:
-            return None  # or an answer is shown otherwise than it is served
+        if more or row.notes or len(row.answers) != trained or row.text != "".join(text for _, text, _ in row.pieces):
+            return None  # an answer, or all that follows it, is not shown as it is served
+        if any(place == "typed" for place, _, _ in row.pieces):
+            return None
         pieces = []
         for place, text, loss in row.pieces:
             parts = re.split(f"{MARK}(\\d+){MARK}", text)

@@ -157,7 +157,8 @@ def test_turns_that_say_the_same_by_chance_are_told_from_the_same_turn(chat_toke
     assert encoder.shapes.is_verbatim
     again = {"messages": [*ask("Hi", "Hello!")["messages"], *ask("Hi", "Hello!")["messages"]]}
     other = {"messages": [*ask("Hi", "Hello!")["messages"], *ask("Bye", "Bye!")["messages"]]}
-    check_filling(encoder, [other, again, other], train_on, unroll)
+    asked = {"messages": [*ask("Hi", "Hello!")["messages"], {"role": "user", "content": "Bye"}]}
+    check_filling(encoder, [other, again, other, asked], train_on, unroll)
 
 
 def test_the_second_conversation_of_a_shape_is_not_rendered(chat_tokenizer, monkeypatch):
