@@ -67,14 +67,14 @@ def wrap_html(title: str, body: Markup) -> str:
     """A page with this body, in light or dark as the reader's system is."""
     environment = load_environment(escaping=True)
     style = Markup(environment.loader.get_source(environment, "page.css")[0])
-    return environment.get_template("page.jinja").render(title=title, style=style, body=body)
+    return printable(environment.get_template("page.jinja").render(title=title, style=style, body=body))
 
 
 def render_template(template: str, blocks: str, values: dict[str, Any]) -> str:
-    """The template with the blocks of one of the two languages, without secrets."""
+    """The template with the blocks of one of the two languages, without secrets and what shows one text as another."""
     environment = load_environment(escaping=blocks == "html.jinja")
     page = environment.get_template(blocks).module
-    return mask_secrets(environment.get_template(template).render(page=page, **values))
+    return printable(mask_secrets(environment.get_template(template).render(page=page, **values)))
 
 
 @cache  # the first page takes 0.7 s, most of it to compile the templates; a sweep writes one for every job
@@ -86,18 +86,11 @@ def load_environment(escaping: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,  # a misspelt name ends the report; by default it would be an empty place in it
-        # escaping leaves control characters and changes of direction, which show one text as another
-        finalize=show_controls if escaping else None,
     )
     environment.globals |= {"get_path": get_path, "get_number": get_number, "lines": render_lines}
     texts = (format_value, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
     environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
     return environment
-
-
-def show_controls(value: Any) -> Any:
-    """A value that is put into HTML, its control characters made visible."""
-    return printable(value) if type(value) is str else value
 
 
 def markdown_text(text: str) -> str:
@@ -118,7 +111,7 @@ def fence(text: str) -> str:
 
 def html_text(text: str) -> Markup:
     """A paragraph of HTML, escaped: `code` is code, a line break is one."""
-    escaped = str(escape(printable(str(text))))
+    escaped = str(escape(str(text)))
     return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escaped).replace("\n", "<br>\n"))
 
 
