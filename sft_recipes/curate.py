@@ -17,7 +17,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import curate_sources, find_source_leaks
 from sft_recipes.data.prepare import count_text, open_source
 from sft_recipes.data.sources import check_readers
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 from sft_recipes.modeling.loading import load_tokenizer
 from sft_recipes.reporting.curation_report import curation_tables, write_curation_report
 from sft_recipes.reporting.run_folder import write_json, write_jsonl
@@ -34,7 +34,8 @@ def main(config: Config, folder: Path) -> float:
         print("\n".join([*render_table(table), ""]))
     for warning in record["diversity"]["warnings"]:
         log.warning(warning)
-    print(f"{record['kept']:,} of {record['rows']:,} rows are in {folder / f'curated.{config.curation.output}'}.")
+    kept = f"{record['kept']:,} of {plural(record['rows'], 'row')} {'is' if record['kept'] == 1 else 'are'}"
+    print(f"{kept} in {folder / f'curated.{config.curation.output}'}.")
     return record["kept"] / max(1, record["rows"])
 
 

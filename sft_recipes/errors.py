@@ -119,6 +119,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Choices: {', '.join(known)}." if 0 < len(known) <= 60 else ""
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, in the plural for all numbers but 1.
+
+    >>> plural(1, "row"), plural(2000, "row is", "rows are")
+    ('1 row', '2,000 rows are')
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message without its line breaks, secrets and what a terminal would obey; a long one is cut."""
     return cut_middle(" ".join(printable(mask_secrets(str(error))).split()))

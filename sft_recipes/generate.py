@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import read_questions
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 from sft_recipes.evaluation.endpoint import Prompt, Reply, total_cost
 from sft_recipes.making.model_replies import EndpointModel, LocalModel, Model
 from sft_recipes.making.self_instruct import TaskPool, fill_prompt, parse_instances, parse_list, read_seed_tasks
@@ -35,7 +35,7 @@ def main(config: Config, folder: Path) -> float:
     """Makes rows, prints the result, and returns their number."""
     record = generate(config, folder)
     cost = "" if record["cost"] is None else f" This call cost {record['cost']:g}."
-    print(f"{record['rows']:,} rows are in {record['out']}, {record['made']:,} of them made now.{cost}")
+    print(f"{plural(record['rows'], 'row is', 'rows are')} in {record['out']}, {record['made']:,} made now.{cost}")
     for reason, number in record["rejected"].items():
         print(f"  left out: {number:,} · {reason}")
     return record["rows"]
@@ -118,7 +118,7 @@ class MadeRows:
             yield seed + before + 1000 * idle
             idle = 0 if len(self.rows) > before else idle + 1
         if 0 < len(self.rows) < wanted:
-            log.warning("%d rounds brought nothing new, so there are %d rows of %d.", IDLE, len(self.rows), wanted)
+            log.warning("%d rounds brought nothing new, which leaves %d of %d rows.", IDLE, len(self.rows), wanted)
 
     def close(self) -> dict[str, Any]:
         """The account, which is also written."""

@@ -27,6 +27,7 @@ from sft_recipes.data.prepare import TrainingData, with_settings
 from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
 from sft_recipes.encoding.encoder import IGNORE_INDEX
+from sft_recipes.errors import plural
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -37,7 +38,7 @@ from sft_recipes.training.memory import (
     format_bytes,
     memory_advice,
 )
-from sft_recipes.training.run_metadata import describe_time, measure_padding, plural
+from sft_recipes.training.run_metadata import describe_time, measure_padding
 from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
 
 

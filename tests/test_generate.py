@@ -234,7 +234,7 @@ def test_the_embedded_model_answers_from_the_command_line_without_data_being_nam
     code, printed, _ = command(
         "mode=generate", "generate.what=answers", "generate.source=asked.jsonl", "generate.temperature=0"
     )
-    assert code == 0 and printed.startswith("2 rows are in generated.jsonl, 2 of them made now.")
+    assert code == 0 and printed.startswith("2 rows are in generated.jsonl, 2 made now.")
     rows = [json.loads(line) for line in Path("generated.jsonl").read_text().splitlines()]
     assert [row["messages"][0]["content"] for row in rows] == ["Hi?", "Name it.\n\na fox"]
     assert all(row["messages"][1]["content"] for row in rows)

@@ -18,7 +18,7 @@ from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths, take_rows
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
 from sft_recipes.encoding.rendering import remove_markers
-from sft_recipes.errors import ConfigError, DataError
+from sft_recipes.errors import ConfigError, DataError, plural
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
         listed = ", ".join(map(str, record[problem]["first"][:5]))
         if action == "raise":
             raise DataError(
-                f"data.{name}: {hit.sum()} of {len(rows)} rows have {describe_issue(problem, record[problem])} "
+                f"data.{name}: {hit.sum()} of {plural(len(rows), 'row')} {'has' if hit.sum() == 1 else 'have'} "
+                f"{describe_issue(problem, record[problem])} "
                 f"(row {listed}…): {ISSUE_DESCRIPTIONS[problem]}. Fix them, or write data_checks.{problem}=drop (or "
                 "keep)."
             )
@@ -143,9 +144,9 @@ def count_rows(audit: dict[str, Any], name: str, kept: Dataset, issues: Mapping[
     audit["thoughts"] = new
     if all(new.values()) and not all(old.values()):
         log.warning(
-            "data.%s: %d rows think before they answer and %d do not, so that the model learns to do both. Train one "
+            "data.%s: an answer with a thought in %s, without one in %s, so that the model learns both. Train one "
             "kind, or tell them apart by a setting of the template (data.%s.chat_template_kwargs).",
-            name, new["with"], new["without"], name,
+            name, *(plural(number, "row") for number in new.values()), name,
         )  # fmt: skip
 
 
@@ -169,17 +170,18 @@ def log_issues(name: str, problems: Mapping[str, Mapping[str, Any]]) -> None:
     """Says in the log which rows are dropped or cut, how many tokens are lost to it, and what of them is not read."""
     for problem, found in problems.items():
         if problem == "unread_field" and found["policy"] == "keep":
-            counts = ", ".join(f"{field} in {rows} row{'s' * (rows > 1)}" for field, rows in found["fields"].items())
+            counts = ", ".join(f"{field} in {plural(rows, 'row')}" for field, rows in found["fields"].items())
             log.warning("data.%s: fields that are neither read nor known to be metadata: %s.", name, counts)
         trained = (problem, found["policy"]) == ("empty_thought", "keep")
         if found["policy"] == "drop" or (problem in ACTIONS and not trained):
             action = "dropped" if found["policy"] == "drop" else ACTIONS[problem].format(**found)
-            action += f", with {found['tokens']:,} tokens" if "tokens" in found else ""
+            action += f", with {plural(found['tokens'], 'token')}" if "tokens" in found else ""
             listed = ", ".join(map(str, found["first"][:5]))
             quiet = found["policy"] != "drop" and problem != "truncated"
             log.log(
-                logging.INFO if quiet else logging.WARNING, "data.%s: %d rows (%s: %s) are %s (row %s…).",
-                name, found["rows"], describe_issue(problem, found), ISSUE_DESCRIPTIONS[problem], action, listed,
+                logging.INFO if quiet else logging.WARNING, "data.%s: %s (%s: %s) %s %s (row %s…).",
+                name, plural(found["rows"], "row"), describe_issue(problem, found), ISSUE_DESCRIPTIONS[problem],
+                "is" if found["rows"] == 1 else "are", action, listed,
             )  # fmt: skip
 
 

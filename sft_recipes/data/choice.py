@@ -10,7 +10,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.curation.leaks import hold_out_groups
 from sft_recipes.data.curate_sources import Rows, read_words
 from sft_recipes.encoding.encoder import iterate_strings
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 
 log = logging.getLogger(__name__)
 SMOKE_ROWS, SMOKE_HELD_OUT = 200, 20  # rows a source gives under +debug=smoke, and at most so many of them held out
@@ -20,7 +20,7 @@ def choose_rows(where: str, source: Source, rows: Rows, config: Config) -> np.nd
     """The numbers of the rows that are used: all of a source, unless it says how many, or the run is a smoke test."""
     chosen = np.arange(len(rows))
     if source.rows and source.rows > len(rows):
-        log.warning("%s.rows=%d: there are %d rows, and all of them are used.", where, source.rows, len(rows))
+        log.warning("%s.rows=%d: the source has no more than %s.", where, source.rows, plural(len(rows), "row"))
     elif source.rows and source.sample_by == "length":
         chosen = draw_by_length(rows, chosen, source.rows, config.seed)
     elif source.rows:
@@ -37,7 +37,7 @@ def hold_out(
     if wanted > 1 and number != wanted:
         raise ConfigError(f"{where}.held_out should be a share below 1 or a whole number of rows, not {wanted}.")
     if not 0 <= number < max(len(chosen), 1):
-        raise ConfigError(f"{where}.held_out={wanted} leaves none of {len(chosen)} rows to train on.")
+        raise ConfigError(f"{where}.held_out={wanted} leaves none of {plural(len(chosen), 'row')} to train on.")
     if config.data.held_out_by_length:
         drawn = draw_by_length(rows, chosen, number, config.seed)
     else:
@@ -51,13 +51,14 @@ def hold_out(
     out = hold_out_groups(drawn, len(chosen), read_texts, leaks.threshold)
     if not len(out):
         raise ConfigError(
-            f"{where}: no {number} rows can be held out, since each is a near-duplicate (at {leaks.threshold:g}) of "
-            "rows that would be trained on. Write a larger data.held_out, data.held_out=0, or curation=none."
+            f"{where}: no {plural(number, 'row')} can be held out, since each is a near-duplicate (at "
+            f"{leaks.threshold:g}) of rows that would be trained on. Write a larger data.held_out, data.held_out=0, or "
+            "curation=none."
         )
     if len(out) < number:
         log.warning(
-            "%s: %d rows are held out, not %d: near-duplicates stay together, larger groups of them in training.",
-            where, len(out), number,
+            "%s: %s held out, not %d: near-duplicates stay together, larger groups of them in training.",
+            where, plural(len(out), "row is", "rows are"), number,
         )  # fmt: skip
     return out
 

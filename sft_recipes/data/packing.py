@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sft_recipes.data.token_rows import CHUNK_ROWS, join_tables, row_arrays, row_lengths, to_table
+from sft_recipes.errors import plural
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ def pack_rows(rows: Dataset, max_length: int, seed: int) -> Dataset:
             yield to_table(lists, {}, {})
 
     fill = lengths.sum() / len(bins) / max_length
-    log.info("Packed %d rows into %d of %d tokens, %.1f %% full.", len(rows), len(bins), max_length, 100 * fill)
+    log.info("Packed %s into %d of %d tokens, %.1f %% full.",
+             plural(len(rows), "row"), len(bins), max_length, 100 * fill)  # fmt: skip
     return join_tables(tables())
 
 

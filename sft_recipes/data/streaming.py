@@ -33,7 +33,7 @@ from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import find_formatter, source_fingerprint, stream_rows
 from sft_recipes.data.token_rows import ORIGIN, TrainingData, flat_values, row_arrays, to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
-from sft_recipes.errors import ConfigError, DataError
+from sft_recipes.errors import ConfigError, DataError, plural
 
 log = logging.getLogger(__name__)
 BUFFER_ROWS = 5000  # rows that are shuffled and packed together
@@ -175,7 +175,7 @@ class RowStream:
             long += issues.get("truncated", {"rows": 0})["rows"]
             if policy == "auto" and long > 0.01 * number:
                 raise DataError(
-                    f"data.{name}: {long} of the first {number} rows are longer than "
+                    f"data.{name}: {long} of the first {number} rows {'is' if long == 1 else 'are'} longer than "
                     f"trainer.max_length={self.max_length}. Raise it, or write data.max_length_policy=drop (or keep)."
                 )
             kept += len(rows)
@@ -187,7 +187,7 @@ class RowStream:
             if not kept and number >= GIVE_UP_ROWS:
                 break
         if not kept:
-            raise DataError(f"data.{name}: none of {number} rows is left to train on.")
+            raise DataError(f"data.{name}: none of {plural(number, 'row')} is left to train on.")
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
         """Pass after pass, without an end: a resumed run finds its place by the number of rows alone.

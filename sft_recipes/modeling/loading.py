@@ -23,7 +23,7 @@ from transformers import (
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, one_line, plural
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
@@ -181,8 +181,8 @@ def check_weights(model: PreTrainedModel | PeftModel, id: str) -> None:
         if low == high == 0 and value.ndim > 1 and "lora_" not in name:
             zeros.append(name)
     if zeros:
-        log.warning("%s: %d matrices are all zeros (%s …). Where that is not on purpose, its file is not whole.",
-                    id, len(zeros), zeros[0])  # fmt: skip
+        log.warning("%s: %s all zeros (%s …). Where that is not on purpose, its file is not whole.",
+                    id, plural(len(zeros), "matrix is", "matrices are"), zeros[0])  # fmt: skip
 
 
 def load_weights(
@@ -226,7 +226,7 @@ def attach_adapter(base: PreTrainedModel, folder: str, tokenizer: PreTrainedToke
     """
     if new:
         raise ConfigError(
-            f"model.chat_template has {len(new)} tokens that {folder} was not trained with. Write "
+            f"model.chat_template has {plural(len(new), 'token')} that {folder} was not trained with. Write "
             "model.chat_template=null, which takes the run's own."
         )
     add_embedding_rows(base, list(range(base.get_input_embeddings().num_embeddings, len(tokenizer))))

@@ -9,6 +9,8 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
+from sft_recipes.errors import plural
+
 log = logging.getLogger(__name__)
 
 
@@ -31,10 +33,10 @@ def warn_of_other_tokens(tokenizer: PreTrainedTokenizerFast, rows: Iterable[list
     if different:
         folder = str(pieces.parent)
         log.warning(
-            "%d of %d rows have other tokens than SentencePiece makes, with which the base was trained: transformers "
+            "%d of %s %s other tokens than SentencePiece makes, with which the base was trained: transformers "
             "converts %s with wrong merges. Take the base's tokenizer.json, or write a right one: python -c \"from "
             "transformers import PreTrainedTokenizerFast as T; T.from_pretrained('%s').save_pretrained('%s')\"",
-            len(different), number, pieces, folder, folder,
+            len(different), plural(number, "row"), "has" if len(different) == 1 else "have", pieces, folder, folder,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.config.nested_values import as_mapping, get_path, iterate_leaves
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting import result_tables, setup_sections
 from sft_recipes.reporting.curation_report import curation_tables
 from sft_recipes.reporting.document import Picture, render_lines, save_pictures, write_pages
@@ -100,7 +100,7 @@ def compare_runs(first: Path, second: Path) -> str:
             raise ConfigError(f"{folder} is not the folder of a finished run: it has no digest in supervision.json.")
     a, b = (values["digest"] for values in runs)
     if a["sha256"] == b["sha256"]:
-        return f"Both trained on the same tokens, labels and packing: {a['rows']:,} rows, {a['sha256'][:16]}."
+        return f"Both trained on the same tokens, labels and packing: {plural(a['rows'], 'row')}, {a['sha256'][:16]}."
     same = sum(one == other for one, other in zip(a["chunks"], b["chunks"], strict=False))
     lines = [
         f"They trained on different tokens: {a['rows']:,} and {b['rows']:,} rows, which part between row "

@@ -13,6 +13,7 @@ from sft_recipes.config.command_line import rerun_command
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.metrics import METRICS
 from sft_recipes.config.nested_values import get_path
+from sft_recipes.errors import plural
 from sft_recipes.reporting.document import Picture, save_pictures, write_pages
 from sft_recipes.reporting.figures import has_curve
 from sft_recipes.reporting.run_folder import read_json, read_yaml, replace_file
@@ -140,7 +141,7 @@ def summary_line(folder: Path, jobs: Sequence[Job], objective: str) -> str:
     """How many jobs finished, by what the table is sorted, and which runs in the folder are not the sweep's."""
     done = sum(not job.reason and "stopped_at" not in job.metrics for job in jobs)
     order = "the lowest" if objective_direction(objective) == "minimize" else "the highest"
-    line = f"{done} of {len(jobs)} jobs finished. Sorted by {objective}, {order} first."
+    line = f"{done} of {plural(len(jobs), 'job')} finished. Sorted by {objective}, {order} first."
     here = {str(path.parents[1].relative_to(folder)) for path in folder.glob("**/.hydra/overrides.yaml")}
     others = sorted(here - {job.name for job in jobs})
     return line + (f" In the folder, but not of this sweep: {', '.join(others)}." if others else "")

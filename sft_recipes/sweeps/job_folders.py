@@ -54,7 +54,7 @@ class ResumingLauncher:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP_FILE, read_json(self.folder / SWEEP_FILE) | {"jobs": self.jobs})
         if results:
-            log.info("%d of %d jobs have finished already and are not run again.", len(results), len(job_overrides))
+            log.info("%d of %d jobs finished earlier, not run again.", len(results), len(job_overrides))
         if open_jobs:
             launched = self.launcher.launch(list(open_jobs.values()), initial_job_idx=initial_job_idx)
             results |= dict(zip(open_jobs, launched, strict=True))

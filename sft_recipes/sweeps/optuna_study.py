@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.validation import call_validated
-from sft_recipes.errors import ConfigError, did_you_mean, one_line
+from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE
 from sft_recipes.sweeps.job_folders import GridSweeper
@@ -64,8 +64,8 @@ class OptunaSweeper(GridSweeper):
             options["seed"] += before  # or a study that is continued would try the same values again
         study.sampler = build_sampler(optuna, options)
         open_trials = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-        log.info("Optuna looks for the best of %d trials, to %s the objective; %d of them are done.",
-                 self.n_trials, direction, before - len(open_trials))  # fmt: skip
+        log.info("Optuna looks for the best of %s, to %s the objective; %d done so far.",
+                 plural(self.n_trials, "trial"), direction, before - len(open_trials))  # fmt: skip
         if before:
             self.launcher.jobs = read_json(self.launcher.folder / SWEEP_FILE).get("jobs", [])
         while open_trials or len(study.trials) < self.n_trials:

@@ -18,7 +18,7 @@ from trl.trainer.utils import compute_flops_per_token, compute_mfu, get_peak_flo
 
 from sft_recipes.config.options import PreviewOptions
 from sft_recipes.data.packing import padding_share
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.text import format_duration
 from sft_recipes.training.memory import MemoryEstimate
 
@@ -101,7 +101,7 @@ def training_summary(trainer: SFTTrainer, audit: dict[str, dict]) -> str:
     if isinstance(trainer.train_dataset, IterableDataset):
         rows = f"streamed rows, the first {total['kept']:,} of which have {tokens}"
     else:
-        packed_rows = f" in {len(trainer.train_dataset):,} packed ones" if trainer.args.packing else ""
+        packed_rows = f", packed into {len(trainer.train_dataset):,}" if trainer.args.packing else ""
         rows = f"{plural(total['kept'], 'row')}{packed_rows}, {tokens}"
     *_, batch, _, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     parameters, trained = count_parameters(trainer.model)
@@ -109,15 +109,6 @@ def training_summary(trainer: SFTTrainer, audit: dict[str, dict]) -> str:
         f"Training {trained:,} of {parameters:,} parameters on {rows}: "
         f"{plural(steps, 'step')} of {plural(batch, 'row')}."
     )
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> plural(1, "row"), plural(2000, "step")
-    ('1 row', '2,000 steps')
-    """
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def smoke_result(metrics: dict[str, Any], answers: list[dict[str, Any]]) -> str:

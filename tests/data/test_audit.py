@@ -104,7 +104,7 @@ def test_raise_names_source_rows_problem_and_the_way_out(encoder, tmp_path):
         held_out=0,
     )
     line = (
-        "data.file: 1 of 2 rows have roles_out_of_order (row 0…): their turns do not alternate. "
+        "data.file: 1 of 2 rows has roles_out_of_order (row 0…): their turns do not alternate. "
         "Fix them, or write data_checks.roles_out_of_order=drop (or keep)."
     )
     with pytest.raises(DataError, match=re.escape(line)):

@@ -175,7 +175,7 @@ def test_thoughts_are_trained_or_the_template_that_has_no_place_for_them_is_refu
     thought = "<think>\ntwo and two\n</think>\n\n4"
     assert trained_texts(encoder, read_rows(encoder, tmp_path, row)) == {0: [thought]}
     tokenizer, template, _ = chat_tokenizer("llama3", "llama3")
-    line = f"data.file: 1 of 1 rows have content_missing {key} (row 0…): the chat template leaves out something"
+    line = f"data.file: 1 of 1 row has content_missing {key} (row 0…): the chat template leaves out something"
     with pytest.raises(DataError, match=re.escape(line)):
         read_rows(Encoder(tokenizer, template), tmp_path, row)
 
@@ -344,7 +344,7 @@ def test_a_trimmed_space_is_counted_by_field_and_no_lost_sentence(encoder, tmp_p
 def test_a_sentence_that_the_template_loses_is_named(encoder, tmp_path):
     loses = TRIMS.replace("in messages", "in messages if m.role != 'system'")
     row = {"messages": ask(" Hi", "Yo"), "system": "Be kind."}
-    with pytest.raises(DataError, match="1 of 1 rows have content_missing system "):
+    with pytest.raises(DataError, match="1 of 1 row has content_missing system "):
         read_rows(encoder_with_template(encoder, tmp_path / "loses.jinja", loses), tmp_path, row)
 
 

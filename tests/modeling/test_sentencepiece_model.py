@@ -30,7 +30,7 @@ def pieces_only(tokenizer_folder, tmp_path):
 def test_wrong_merges_of_spaces_are_said_with_a_way_out_that_works(pieces_only, caplog):
     tokenizer = AutoTokenizer.from_pretrained(pieces_only)
     warn_of_other_tokens(tokenizer, [tokenizer(text).input_ids for text in TEXTS])
-    assert "1 of 2 rows have other tokens than SentencePiece makes" in caplog.text
+    assert "1 of 2 rows has other tokens than SentencePiece makes" in caplog.text
     assert f"T.from_pretrained('{pieces_only}').save_pretrained('{pieces_only}')" in caplog.text
     PreTrainedTokenizerFast.from_pretrained(pieces_only).save_pretrained(pieces_only)
     right, own = AutoTokenizer.from_pretrained(pieces_only), SentencePieceProcessor()

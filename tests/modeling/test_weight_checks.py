@@ -31,7 +31,7 @@ def test_an_embedding_of_zeros_is_refused_and_another_matrix_of_zeros_is_named(c
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
     check_weights(model, "mine")
-    assert "mine: 1 matrices are all zeros (model.layers.1.mlp.up_proj.weight …)" in caplog.text
+    assert "mine: 1 matrix is all zeros (model.layers.1.mlp.up_proj.weight …)" in caplog.text
     with torch.no_grad():
         model.lm_head.weight.zero_()
     with pytest.raises(ConfigError, match="model.id=mine: .* is all zeros"):

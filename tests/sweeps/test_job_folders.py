@@ -61,7 +61,7 @@ def test_a_sweep_started_again_skips_what_finished_resumes_what_broke_off_and_ad
     first = (tmp_path / "sweep/0/metrics.json").read_bytes()
     code, printed, said = command(*typed, "seed=4,1,2,3")
     assert code == 0 and steps[2:] == [(4, 0), (2, 2), (3, 0)]
-    assert "1 of 4 jobs have finished already and are not run again." in said
+    assert "1 of 4 jobs finished earlier, not run again." in said
     assert "4 of 4 jobs finished." in printed and (tmp_path / "sweep/0/metrics.json").read_bytes() == first
     assert read_jobs_list(tmp_path / "sweep") == ["2", "0", "1", "3"]
     assert command(*typed[:-1], "seed=2", "hydra.sweep.dir=whole")[0] == 0
@@ -87,7 +87,7 @@ def test_the_report_is_of_this_sweeps_jobs_alone(command, tmp_path, monkeypatch)
     (tmp_path / "sweep/2/metrics.json").write_text('{"train_loss": 1.5}')
     _, printed, _ = command("report", "sweep")
     assert printed.startswith(
-        "1 of 1 jobs finished. Sorted by train_loss, the lowest first. In the folder, but not of this sweep: 0, 1.\n"
+        "1 of 1 job finished. Sorted by train_loss, the lowest first. In the folder, but not of this sweep: 0, 1.\n"
     )
 
 

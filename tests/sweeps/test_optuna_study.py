@@ -40,7 +40,7 @@ def test_a_study_in_a_storage_is_continued_with_other_values_in_other_folders(co
     command(*typed, "hydra.sweeper.n_trials=2")
     first = {path: path.read_bytes() for path in tmp_path.glob("sweep/*/metrics.json")}
     _, printed, said = command(*typed, "hydra.sweeper.n_trials=4")
-    assert "2 of them are done" in said and "4 of 4 jobs finished." in printed
+    assert "2 done so far" in said and "4 of 4 jobs finished." in printed
     assert len(set(tried)) == 4 and len(first) == 2 and {path: path.read_bytes() for path in first} == first
     study = optuna.load_study(study_name=None, storage="sqlite:///study.db")
     assert [trial.value for trial in study.trials] == tried

@@ -31,7 +31,7 @@ def test_slurm_gets_gpus_time_and_the_signal_before_its_end(command):
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
     done = spawn_sweep(tmp_path, PREEMPTED_ONCE, "trainer.max_steps=4", "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 jobs finished." in done.stdout
+    assert "1 of 1 job finished." in done.stdout
     log = (tmp_path / "sweep/0/sft_recipes.log").read_text()
     assert "Stopped by SIGUSR2 after step 2 of 4, which is saved." in log
     assert json.loads((tmp_path / "sweep/0/metrics.json").read_text())["steps"] == 4
