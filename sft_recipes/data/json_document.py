@@ -34,6 +34,13 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=finite_flo
 LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # Python reads whole numbers of 4,300 digits at most
 
 
+def name_bad_byte(text: str, place: int) -> str:
+    """What is wrong at this place of a JSON text where a byte is no character, as surrogateescape marks it; else ''."""
+    found = text[place : place + 1]
+    fault = f"the byte 0x{ord(found or ' ') & 0xFF:02x} is not valid in its encoding (data.NAME.encoding)"
+    return fault if "\udc80" <= found <= "\udcff" else ""
+
+
 def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
     """The items of the document that begins with `head` and goes on in `file`; raises DataError where it breaks off.
 
@@ -146,4 +153,5 @@ class Document:
 
     def fail(self, why: str, place: int | None = None) -> None:
         """Raises DataError with the line."""
-        raise DataError(f"line {self.line_at(self.place if place is None else place)}: not JSON ({why}).")
+        place = self.place if place is None else place
+        raise DataError(f"line {self.line_at(place)}: {name_bad_byte(self.text, place) or f'not JSON ({why})'}.")

@@ -55,6 +55,8 @@ def read_message(turn: Any, field: str) -> Message:
     speaker = str(turn[who]).lower()
     if speaker not in ROLES:
         raise DataError(f"{field}.{who}: unknown role {short(turn[who])}, known are {', '.join(ROLES)}.")
+    if who == "role" and ROLES.get(str(turn.get("from", speaker)).lower()) != ROLES[speaker]:
+        raise DataError(f"{field} has role and from, which differ: one of them has to go.")
     refuse_media(turn, f"{field}.")
     what = _only_key(turn, SPEECH, field) or ("value" if who == "from" else "content")
     source = what if speaker in CALLING_ROLES else _only_key(turn, TOOL_CALLS, field)

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 import pyarrow
 
-from sft_recipes.data.json_document import DECODER, read_document
-from sft_recipes.errors import DataError, one_line
+from sft_recipes.data.json_document import DECODER, name_bad_byte, read_document
+from sft_recipes.errors import DataError, one_line, plural
 
 KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # what pyarrow unpacks, by a file's first bytes
@@ -118,7 +118,7 @@ def read_csv(lines: Iterator[str], sep: str) -> Iterator[tuple[Row, int]]:
             if len(set(columns)) < len(columns):
                 raise DataError(f"line {line}: two columns of {', '.join(columns)} have one name.")
         elif cells and len(cells) != len(columns):
-            yield Fault(f"{len(cells)} cells under a header of {len(columns)}"), line
+            yield Fault(f"{plural(len(cells), 'cell')} under a header of {len(columns)}"), line
         elif cells:
             yield checked_row(dict(zip(columns, cells, strict=True)), "".join(cells)), line
 
@@ -126,7 +126,7 @@ def read_csv(lines: Iterator[str], sep: str) -> Iterator[tuple[Row, int]]:
 def checked_row(value: Any, text: str) -> Row:
     """The row that stands in `text`; a fault where that is no object, or a string in it is no proper text."""
     if isinstance(value, json.JSONDecodeError):
-        return Fault(f"not JSON ({value.msg}, column {value.colno})")
+        return Fault(name_bad_byte(text, value.pos) or f"not JSON ({value.msg}, column {value.colno})")
     if isinstance(value, Exception):
         return Fault(one_line(value))
     row = {"text": value} if isinstance(value, str) else value

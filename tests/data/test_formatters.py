@@ -247,6 +247,10 @@ def test_sharegpt_refuses_tools_it_cannot_read(tools, expected):
             [*HELLO_SHAREGPT, {"from": "narrator", "value": "Later."}],
             f"conversations[2].from: unknown role 'narrator', known are {', '.join(KNOWN_ROLES)}.",
         ),
+        (
+            [{"role": "assistant", "from": "human", "value": "Hi"}],
+            "conversations[0] has role and from, which differ: one of them has to go.",
+        ),
         ([{"from": "gpt", "value": None}], "conversations[0].value should be text, not None."),
         ([{"from": "human", "value": 42}], "conversations[0].value should be text, not 42."),
         ([{"from": "gpt", "value": " "}], "conversations[0].value is blank."),
