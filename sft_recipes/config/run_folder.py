@@ -117,7 +117,8 @@ class CheckRunFolder(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         check_before_writing(config)
         folder = self.own_folder(config, "hydra.run.dir")
-        if folder and not OmegaConf.select(config, "trainer.resume_from_checkpoint"):
+        trains = OmegaConf.select(config, "mode") in (None, "train")  # what else is done would be written over the run
+        if folder and not (trains and OmegaConf.select(config, "trainer.resume_from_checkpoint")):
             check_run_folder(folder, bool(config.get("overwrite")))
 
     @exit_on_user_error()

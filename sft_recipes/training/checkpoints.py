@@ -18,10 +18,10 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy, sort_checkpoints
 from trl import SFTConfig
 
-from sft_recipes.config.nested_values import iterate_leaves
+from sft_recipes.config.nested_values import as_mapping, get_path, iterate_leaves
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import hash_file, stack_versions
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, one_line, plural
 from sft_recipes.reporting.run_folder import read_json, write_json
 from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
 
@@ -105,23 +105,31 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
             raise ConfigError(f"trainer.resume_from_checkpoint={wanted} cannot be resumed: {fault}.")
         log.warning("%s is passed over: %s.", checkpoint, fault)
     else:
-        log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
-        return None
-    manifest = read_json(checkpoint / MANIFEST)
+        checkpoint = None
+    manifest = read_json(checkpoint / MANIFEST) if checkpoint else {"run": begun_run(folder, now), "versions": {}}
     if differences := run_differences(manifest["run"], now):
         own = folder / ".hydra" / "config.yaml"
-        if own.is_file() and checkpoint.parent == folder:  # Hydra has written the refused one over the run's own
+        if own.is_file() and folder in (checkpoint or own).parents:  # Hydra has written the refused one over its own
             OmegaConf.save(OmegaConf.create(manifest["run"]["config"]), own)
         raise ConfigError(
-            f"{checkpoint} is of another run than this one, with {'; '.join(differences)}. Leave that as it was, or "
-            "train anew in another folder."
+            f"{checkpoint or folder} is of another run than this one, with {'; '.join(differences)}. Leave that as it "
+            "was, or train anew in another folder."
         )
+    if checkpoint is None:
+        log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
     others = [f"{name} {now} (was {was})" for name, was in manifest["versions"].items()
               if (now := stack_versions().get(name)) != was]  # fmt: skip
     if others:
         log.warning("The checkpoint was written by other versions, so the weights may differ in their last bits: %s.",
                     ", ".join(others))  # fmt: skip
     return checkpoint
+
+
+def begun_run(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The run that `folder` is of by what it has written before it trained; what is not told is as `now`."""
+    audit = read_json(folder / "supervision.json")
+    told = {"config": as_mapping(audit.get("config")), "rows": get_path(audit, "digest.sha256")}
+    return now | {key: value for key, value in told.items() if value}
 
 
 def last_checkpoint_line(folder: Path) -> str:
@@ -203,7 +211,7 @@ def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig)
     if need > free:
         raise ConfigError(
             f"{folder} has {format_bytes(free)} free, and this run will write {format_bytes(need)}: the model, and "
-            f"{max(number, 0)} checkpoints of {format_bytes(checkpoint)} at once. Make room, or write "
+            f"{plural(max(number, 0), 'checkpoint')} of {format_bytes(checkpoint)} at once. Make room, or write "
             "trainer.save_total_limit=1, trainer.save_strategy=no or hydra.run.dir=DIR on another disk."
         )
 

@@ -93,6 +93,22 @@ def test_a_run_that_is_resumed_writes_into_its_own_folder(command, old_run, monk
     assert (old_run / "metrics.json").is_file()
 
 
+@pytest.mark.parametrize("mode", ["preview", "evaluate"])
+def test_what_trains_nothing_does_not_write_over_the_run_to_resume(command, old_run, mode):
+    resumed = ["hydra.run.dir=run", "trainer.resume_from_checkpoint=true"]
+    code, _, said = command("+recipe=tiny", f"mode={mode}", *resumed)
+    assert code == 2 and said.strip().endswith(
+        "holds a run already. Write another folder, or overwrite=true to replace the run."
+    )
+    assert {path.read_text() for path in old_run.rglob("*") if path.is_file()} == {"old"}
+
+
+@pytest.mark.parametrize("typed", ["hydra.run.dir=other", "overwrite=true", "mode=evaluate"])
+def test_a_run_is_resumed_as_training_in_its_own_folder(command, old_run, typed):
+    line = f"{typed}: a run that is resumed trains on in its own folder. Leave that out.\n"
+    assert command("resume", "run", "trainer.max_steps=9", typed) == (2, "", line)
+
+
 def test_a_folder_with_other_files_or_a_refused_run_is_no_run(command, tmp_path, monkeypatch):
     monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
     assert command("hydra.run.dir=run", "seed=abc")[0] == 2
