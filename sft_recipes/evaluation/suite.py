@@ -21,7 +21,7 @@ from sft_recipes.evaluation.judge import check_judge
 from sft_recipes.evaluation.prompting import prompt_questions
 from sft_recipes.evaluation.raw_text import classify_regression, evaluate_raw_text, load_documents
 from sft_recipes.evaluation.text_metrics import score_answers, score_by_length
-from sft_recipes.evaluation.thinking import score_thoughts
+from sft_recipes.evaluation.thinking import MARKERS, score_thoughts
 from sft_recipes.evaluation.token_loss import break_down_loss, flatten_loss, token_losses
 from sft_recipes.modeling.loading import has_own_template
 
@@ -37,6 +37,7 @@ class EvalInputs:
     options: EvaluateOptions
     seed: int
     prompted: Sequence[Mapping[str, Any]] = ()  # the same questions with a prompt for the base
+    may_think: bool = True  # the template has a place for thoughts, or the training rows have some
 
 
 def build_eval_inputs(config: Config, data: TrainingData, tokenizer: PreTrainedTokenizerFast) -> EvalInputs:
@@ -48,7 +49,9 @@ def build_eval_inputs(config: Config, data: TrainingData, tokenizer: PreTrainedT
     if options.system or options.few_shot:
         served = tokenizer if has_own_template(config.model) else None
         prompted = prompt_questions(asked, data.examples or data.questions, options, config.seed, served)
-    return EvalInputs(data, list(config.sources), asked, texts, options, config.seed, prompted)
+    may_think = any(opening in tokenizer.chat_template for opening, _ in MARKERS)
+    may_think = may_think or any(get_path(part, "thoughts.with") for part in data.audit.values())
+    return EvalInputs(data, list(config.sources), asked, texts, options, config.seed, prompted, may_think)
 
 
 def check_evaluation(options: EvaluateOptions, run_code: bool = True) -> None:
@@ -66,7 +69,7 @@ def measured_metrics(questions: EvalInputs, training: bool = False) -> list[str]
     """The names that `objective` can have: the metrics that `measure_model` and, with `training`, a training give."""
     available = {
         "answers": questions.asked,
-        "thoughts": questions.asked,
+        "thoughts": questions.asked and questions.may_think,
         "held_out": len(questions.data.held_out),
         "stop_tokens": questions.data.questions,  # raw text has no answers that end
         "raw_text": questions.texts,

@@ -25,11 +25,10 @@ def words(monkeypatch):
     monkeypatch.setattr(text_metrics, "words", function, raising=False)
 
 
-def inputs(asked=("x",), held_out=(1,), texts=("x",)) -> EvalInputs:
+def inputs(asked=("x",), held_out=(1,), texts=("x",), may_think=True) -> EvalInputs:
     """What a model is measured on, as far as names go."""
-    return EvalInputs(
-        TrainingData([], list(held_out), list(asked), {}), [], list(asked), list(texts), EvaluateOptions(), 0
-    )
+    data = TrainingData([], list(held_out), list(asked), {})
+    return EvalInputs(data, [], list(asked), list(texts), EvaluateOptions(), 0, may_think=may_think)
 
 
 def test_a_metric_that_is_an_entry_and_a_function_is_measured_and_can_be_the_objective(words):
@@ -86,4 +85,5 @@ def test_what_is_not_measured_cannot_be_the_objective():
     assert measured_metrics(inputs(asked=(), held_out=(), texts=())) == []
     assert measured_metrics(inputs(asked=(), texts=())) == ["eval_loss"]
     assert {"thinks", "answered"} <= {*measured_metrics(inputs())}
+    assert "thinks" not in measured_metrics(inputs(may_think=False))
     assert "train_loss" not in measured_metrics(inputs()) and "train_loss" in measured_metrics(inputs(), training=True)
