@@ -21,6 +21,7 @@ from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
+from sft_recipes.config.schema import check_root_keys
 from sft_recipes.config.secrets import check_typed_secrets
 from sft_recipes.errors import ConfigError, mask_secrets, one_line
 
@@ -53,6 +54,7 @@ def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = Fa
         check_recipes(loader, primary, overrides, trusted)
     if options.cfg and not options.multirun:  # a run does it on its own, and Hydra refuses the two together
         composed = loader.load_configuration(primary, overrides, RunMode.RUN)
+        check_root_keys(key for key in composed if key != "hydra")
         check_choices(composed, composed.hydra, loader)
     return [*rest, "--config-name", primary, *overrides]
 

@@ -81,9 +81,7 @@ def from_hydra(composed: DictConfig) -> Config:
         raise ConfigError(f"{key} is missing. Write {key}=…")
     raw, values = (OmegaConf.to_container(composed, resolve=resolve) for resolve in (False, True))
     check_no_secrets(raw)
-    for key in values:
-        if key not in root_keys() or key == "hydra":
-            raise ConfigError(unknown_field(key, key, root_keys(addable_groups()), "the config"))
+    check_root_keys(values)
     for group in ("data", "adapter", "trainer"):
         if group not in values:  # in a primary config of one's own
             raise ConfigError(f"{group} is missing. Write {group}=…, or begin the file's defaults with - config.")
@@ -171,6 +169,13 @@ def check_ranges(values: Mapping[str, Any], where: str) -> None:
     for interval, names in FIELD_RANGES[where].items():
         for name in names.split():
             check_interval(f"{where}.{name}", values.get(name), interval)
+
+
+def check_root_keys(keys: Iterable[str]) -> None:
+    """Raises ConfigError for a key that no config has; Hydra's own is not in what a run is given."""
+    for key in keys:
+        if key not in root_keys() or key == "hydra":
+            raise ConfigError(unknown_field(key, key, root_keys(addable_groups()), "the config"))
 
 
 def root_keys(groups: Iterable[str] = ()) -> list[str]:

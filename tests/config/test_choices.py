@@ -37,6 +37,11 @@ def test_the_config_that_is_shown_says_it_too(command, caplog):
     ]
 
 
+def test_a_config_with_a_key_that_there_is_not_is_not_shown(command):
+    code, printed, said = command("+recip=lima", "--cfg", "job")
+    assert (code, printed, said) == (2, "", "recip is not a field of the config. Did you mean +recipe?\n")
+
+
 def test_each_job_of_a_sweep_over_adapters_says_it(command, monkeypatch, tmp_path):
     monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
     command("-m", "+recipe=tiny", "adapter=none,qlora", "hydra.sweep.dir=sweep")
