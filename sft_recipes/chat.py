@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
 from sft_recipes.config.nested_values import get_number
-from sft_recipes.errors import exit_on_user_error, one_line, printable
+from sft_recipes.errors import exit_on_user_error, explained_files_of, one_line, plural, printable
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.save_load import load_run
 from sft_recipes.reporting.run_folder import read_json
@@ -68,8 +68,8 @@ class Chat:
         self.last_ids = {"prompt": output[:asked], "answer": ids}
         if ids and ids[-1] in stop_token_ids(saved):
             stop = self.tokenizer.convert_ids_to_tokens(ids[-1])
-            return self.tokenizer.decode(ids[:-1]), f"■ stopped by itself with {stop} after {len(ids)} tokens"
-        return self.tokenizer.decode(ids), f"… cut after {len(ids)} tokens, --max-new-tokens takes more"
+            return self.tokenizer.decode(ids[:-1]), f"■ stopped by itself with {stop} after {plural(len(ids), 'token')}"
+        return self.tokenizer.decode(ids), f"… cut after {plural(len(ids), 'token')}, --max-new-tokens takes more"
 
     def base(self) -> str:
         """Streams the base model's answer to the last question; it leaves the history as it is."""
@@ -156,6 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="where an answer is cut (512)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     given = parser.parse_args(arguments)
+    if given.max_new_tokens < 1:
+        parser.error(f"--max-new-tokens should be at least 1, not {given.max_new_tokens}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with exit_on_user_error():
         options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
@@ -164,12 +166,13 @@ def main(arguments: list[str] | None = None) -> None:
         if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
             model.to("cuda")
         chat = Chat(model, tokenizer, options)
-        if given.system:
-            chat.system(given.system)
-        if given.prompt is None:
-            chat_loop(chat)
-        else:
-            print(chat.ask(given.prompt), file=sys.stderr)
+        with explained_files_of(given.run):  # whose template may be gone or refuse what is said
+            if given.system:
+                chat.system(given.system)
+            if given.prompt is None:
+                chat_loop(chat)
+            else:
+                print(chat.ask(given.prompt), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -119,6 +120,15 @@ def test_sampling_is_the_reports(tmp_path):
     values = {"after": {"sampled": {"exact_match": 0.5, "temperature": 0.3, "top_p": 0.8}}}
     (tmp_path / "metrics.json").write_text(json.dumps(values))
     assert sampling_options(tmp_path) == {"temperature": 0.3, "top_p": 0.8}
+
+
+def test_a_run_whose_template_is_gone_gets_a_line(tuned, tmp_path, capsys):
+    shutil.copytree(tuned("Llama, tied", "LoRA").run, tmp_path / "run")
+    for file in (tmp_path / "run" / "model").rglob("*.jinja"):
+        file.unlink()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "run"), "--prompt", "Hi"])
+    assert stopped.value.code == 2 and "chat_template is not set" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_what_is_no_run_gets_a_line(tmp_path, capsys):

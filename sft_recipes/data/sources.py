@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -98,6 +99,10 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {one_line(error)[:300]}") from error
+    except TypeError as error:
+        if not (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))):
+            raise
+        raise ConfigError(f"{where}.{found[1]} is no option for such files. Leave it out.") from error
 
 
 def find_files(where: str, source: Source) -> dict[str, list[str]] | None:

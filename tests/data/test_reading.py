@@ -272,12 +272,14 @@ def test_a_row_without_a_field_is_a_fault(read, tmp_path):
         ("a.jsonl", b'{"a": "x"}\n\n{"a": ["\\ud83d b"]}\n', 3, "a[0] has half a character ('\\ud83d')"),
         ("a.jsonl", b'{"a": 1}\n{"\\udc00": 1}\n', 2, "a key in the row has half a character"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1\n', 2, "not JSON (Expecting ',' delimiter, column 8)"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \xff}\n', 2, "the byte 0xff is not valid in its encoding (data.NAME.encoding)"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1}\xe9\n', 2, "the byte 0xe9 is not valid"),
         ("a.jsonl", b'{"a": 1}\n[1, 2]\n', 2, "should be an object with the row's fields, not [1, 2]"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', 2, "the key 'a' stands twice in one object"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1e400}\n', 2, "the number 1e400 is too large"),
         ("a.json", b'[{"a": 1},\n {"b": "Y\xff"}]', 2, "b has the byte 0xff"),
         ("a.json", b'[{"a": 1},\n {"b": 1, "b": 2}]', 2, "the key 'b' stands twice"),
-        ("a.csv", b'a,b\n"1\n2",x\n3\n', 4, "1 cells under a header of 2"),
+        ("a.csv", b'a,b\n"1\n2",x\n3\n', 4, "1 cell under a header of 2"),
         ("a.csv", b"a,b\n1,2,3\n", 2, "3 cells under a header of 2"),
     ],
 )  # fmt: skip
@@ -295,12 +297,22 @@ def test_a_faulty_row_is_named_by_its_line(read, tmp_path, name, content, line, 
     assert [place for _, row, place in records if isinstance(row, Fault)] == [f"{path}, line {line}"]
 
 
+def test_an_option_that_files_of_a_kind_do_not_have_is_refused(read, tmp_path):
+    with pytest.raises(ConfigError, match="^data.file.field is no option for such files. Leave it out.$"):
+        read(written(tmp_path / "a.txt", "Hi"), field="rows")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
         ("a.json", '[{"a": 1},\n{"a": 2}\n{"a": 3}]', "a.json, line 3: not JSON ({ stands where , or ] should)."),
         ("a.json", '[{"a": 1},\n{"a": 2}', "a.json, line 2: not JSON (its end stands where , or ] should)."),
         ("a.json", '[{"a": 1},\n{"a": tru}]', "a.json, line 2: not JSON (Expecting value)."),
+        (
+            "a.json",
+            b'[{"a": 1},\n\xff]',
+            "a.json, line 2: the byte 0xff is not valid in its encoding (data.NAME.encoding).",
+        ),
         ("a.json", '[{"a": 1}]\nmore', "a.json, line 2: not JSON (more follows after the rows)."),
         ("a.csv", 'a,b\n1,"2\n3,4\n', "a.csv, line 2: unexpected end of data, is a quote opened and not closed?"),
         ("a.csv", "a,a\n1,2\n", "a.csv, line 1: two columns of a, a have one name."),
@@ -448,7 +460,7 @@ def test_a_sample_by_length_has_as_many_of_every_length(encoder, tmp_path):
 def test_more_rows_than_there_are_is_said(encoder, tmp_path, caplog):
     file = {"data_files": write_jsonl(tmp_path / "a.jsonl", question_rows(30)), "rows": 40}
     assert len(load_data(data_config(file=file, held_out=0), encoder, 64).train) == 30
-    assert "data.file.rows=40: there are 30 rows, and all of them are used." in caplog.text
+    assert "data.file.rows=40: the source has no more than 30 rows." in caplog.text
 
 
 def test_a_sample_of_a_stream_is_refused(encoder, tmp_path):
