@@ -164,7 +164,9 @@ def explained_out_of_memory(setup: RunSetup, doing: Callable[[], str]) -> Iterat
     """Memory that runs out becomes a ConfigError with what the run was doing and which settings help."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
         step = describe_step(setup.config, setup.arguments, setup.longest, setup.new_token_ids)
         raise ConfigError(describe_out_of_memory(step, doing()) + last_checkpoint_line(setup.folder)) from error
 

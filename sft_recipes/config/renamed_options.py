@@ -5,6 +5,8 @@ UNSUPPORTED_OPTIONS = {
     "output_dir": "Write hydra.run.dir.",
     "seed": "Write seed.",
     "hub_token": "Log in with `hf auth login`, or set HF_TOKEN: what is typed is saved with the run.",
+    "bf16_full_eval": "Held-out rows are measured in bf16 on a GPU that has it, with trained weights in fp32.",
+    "fp16_full_eval": "Held-out rows are measured in bf16 on a GPU that has it, with trained weights in fp32.",
     "auto_find_batch_size": "It starts again with trained weights. trainer.check_memory estimates what fits.",
     "dataset_kwargs": "It is set by the run.",
     "dataset_num_proc": "Rows are encoded in batches, on all cores.",

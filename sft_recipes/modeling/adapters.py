@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.validation import call_validated
-from sft_recipes.errors import ConfigError, did_you_mean, one_line
+from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 
 log = logging.getLogger(__name__)
 PEFT_CONFIGS = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -59,6 +59,9 @@ def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
         raise ConfigError(f"adapter.{kind}.task_type should be CAUSAL_LM, the one that is trained here. Leave it out.")
     if getattr(peft, "num_virtual_tokens", 1) is None:  # PEFT computes with it all the same
         raise ConfigError(f"adapter.{kind}.num_virtual_tokens is missing. Write adapter.{kind}.num_virtual_tokens=20.")
+    for name in ("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"):
+        if peft.is_prompt_learning and getattr(peft, name) is not None:  # each is then out of step with another
+            raise ConfigError(f"adapter.{kind}.{name} is read from the model. Leave it out.")
     start = getattr(peft, "init_lora_weights", True)
     if start in INITS_FROM_DATA:
         raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")
@@ -141,7 +144,9 @@ def check_adapter(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -> N
             adapted = get_peft_model(model, peft, autocast_adapter_dtype=False)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"{where}: {one_line(error)}") from error
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError as error:
+        if "meta" not in str(error).lower():  # it is not that there are no weights
+            raise ConfigError(f"{where}: {one_line(error)}") from error
         return
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(f"{where} changes the LM head, whose weight the loss uses directly. Write adapter=lora.")
@@ -223,10 +228,10 @@ def train_new_tokens(peft: PeftConfig, model: PreTrainedModel, new: list[int]) -
     elif hasattr(peft, "modules_to_save") and not peft.is_prompt_learning:
         peft.modules_to_save = list(dict.fromkeys([*(peft.modules_to_save or []), *layers]))
         number = sum(layer.weight.numel() for layer in (inputs, outputs))
-        log.warning("%s trains both embeddings in full, for %d new tokens: %d parameters more.",
-                    peft.peft_type.value, len(new), number)  # fmt: skip
+        log.warning("%s trains both embeddings in full, for %s: %d parameters more.",
+                    peft.peft_type.value, plural(len(new), "new token"), number)  # fmt: skip
     else:
         raise ConfigError(
-            f"adapter.type={peft.peft_type.value.lower()} cannot train the {len(new)} tokens that the chat template "
-            "adds. Write adapter=lora, or a model.chat_template of tokens that the tokenizer has."
+            f"adapter.type={peft.peft_type.value.lower()} cannot train the {plural(len(new), 'token')} that the chat "
+            "template adds. Write adapter=lora, or a model.chat_template of tokens that the tokenizer has."
         )

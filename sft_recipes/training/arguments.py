@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, matches_type, unknown_field
-from sft_recipes.errors import ConfigError, did_you_mean, one_line
+from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.training.callbacks import LossLogger, load_callbacks
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,9 @@ def check_libraries(arguments: SFTConfig) -> None:
     # A sharded model is moved only when training starts; accelerate launch --use_fsdp says so by the environment alone
     by_launch = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
     sharded = arguments.world_size > 1 and (arguments.fsdp or any(by_launch))
-    if not sharded and not arguments.deepspeed:
+    if sharded or arguments.deepspeed:
+        log.info("The model is sharded, so these options are not tried in a step of a small one first.")
+    else:
         rehearse_step(arguments)
 
 
@@ -171,7 +173,7 @@ def check_steps(arguments: SFTConfig, rows: int | None) -> None:
         steps = epochs if steps < 0 or not batches else steps
     if not steps:
         raise ConfigError(
-            f"Training on {rows} rows in batches of {batch} has no step. Write a lower "
+            f"Training on {plural(rows, 'row')} in batches of {batch} has no step. Write a lower "
             "trainer.per_device_train_batch_size, or trainer.max_steps above 0."
         )
     check_schedule(arguments, steps)
@@ -199,6 +201,7 @@ def rehearse_step(arguments: SFTConfig) -> None:
     arguments.report_to, arguments.router_aux_loss_coef, arguments.use_liger_kernel = [], None, False
     arguments.optim_target_modules = arguments.optim_target_modules and "all-linear"
     arguments.skip_memory_metrics, arguments.per_device_train_batch_size = True, 1
+    arguments.pad_to_multiple_of = None  # of any size, while the memory for it is checked later
     words = Tokenizer(WordLevel({"<unk>": 0}, "<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>", eos_token="<unk>")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -162,13 +162,14 @@ def check_model_config(config: Config, arguments: SFTConfig) -> None:
     if config.model.attn_implementation == "flex_attention" and arguments.device.type == "cpu":
         raise ConfigError("model.attn_implementation=flex_attention trains on a GPU only. Leave it out.")
     check_positions(config, arguments.max_length, "trainer.max_length")
+    check_positions(config, arguments.pad_to_multiple_of, "trainer.pad_to_multiple_of", "trainer.pad_to_multiple_of")
 
 
-def check_positions(config: Config, length: int | None, where: str) -> None:
+def check_positions(config: Config, length: int | None, where: str, field: str = "trainer.max_length") -> None:
     """Raises ConfigError for a length in tokens that is beyond the positions that the model knows."""
     positions = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
     if positions and length and length > positions:
         raise ConfigError(
             f"{where} is {length}, beyond the {positions} positions of {config.model.id}. Write "
-            f"trainer.max_length={positions} or less, or model.max_position_embeddings={length} to train it on more."
+            f"{field}={positions} or less, or model.max_position_embeddings={length} to train it on more."
         )

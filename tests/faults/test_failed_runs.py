@@ -60,10 +60,13 @@ def test_out_of_memory_names_the_step_the_estimate_and_three_settings_in_order(r
     assert command("resume", "run")[0] == 0 and read_metrics(Path("run"))["steps"] == 4
 
 
-@pytest.mark.parametrize("place", ["start_trainer", "measure_base"])
-def test_out_of_memory_before_training_says_so(run, monkeypatch, place):
+@pytest.mark.parametrize(("place", "error"), [
+    ("start_trainer", torch.OutOfMemoryError("CUDA out of memory.")),
+    ("measure_base", RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")),
+])  # fmt: skip
+def test_out_of_memory_before_training_says_so(run, monkeypatch, place, error):
     def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     monkeypatch.setattr(train_module, place, fail)
     code, said = run()

@@ -38,7 +38,6 @@ trainer.average_tokens_across_devices=false
 trainer.max_grad_norm=0
 trainer.label_smoothing_factor=0.1
 trainer.bf16=true
-trainer.bf16_full_eval=true
 trainer.activation_checkpointing=true
 trainer.activation_checkpointing=true trainer.activation_checkpointing_kwargs={use_reentrant:true}
 trainer.activation_checkpointing=true trainer.activation_checkpointing_kwargs={use_reentrant:false} adapter=lora
@@ -159,6 +158,8 @@ trainer.max_grad_norm=-1
 trainer.label_smoothing_factor=2
 trainer.fp16=true
 trainer.bf16=true trainer.fp16=true
+trainer.bf16_full_eval=true
+trainer.fp16_full_eval=true
 trainer.tf32=true
 trainer.activation_checkpointing=true trainer.activation_checkpointing_kwargs={nope:false}
 trainer.torch_compile=true trainer.torch_compile_mode=nope
@@ -211,6 +212,7 @@ trainer.packing_strategy=wrapped
 trainer.padding_free=true
 trainer.pad_to_multiple_of=0
 trainer.pad_to_multiple_of=-3
+trainer.pad_to_multiple_of=100000
 trainer.pad_to_multiple_of=abc
 trainer.loss_type=nope
 trainer.activation_offloading=true
@@ -233,6 +235,10 @@ adapter=lora adapter.lora.modules_to_save=[nope]
 adapter=lora adapter.lora.init_lora_weights=eva
 adapter=lora adapter.lora.init_lora_weights=nope
 adapter=lora adapter.lora.bias=nope
+adapter.type=waveft adapter.waveft.bias=nope
+adapter.type=vblora adapter.vblora.vector_length=-1
+adapter.type=p_tuning adapter.p_tuning.num_virtual_tokens=4 adapter.p_tuning.token_dim=3 model.chat_template=alpaca
+adapter.type=cartridge adapter.cartridge.num_virtual_tokens=4 adapter.cartridge.num_layers=2 model.chat_template=alpaca
 adapter=lora adapter.lora.layers_to_transform=[0]
 adapter=lora adapter.lora.layers_to_transform=[99] adapter.lora.target_modules=[q_proj]
 adapter=lora adapter.lora.layers_pattern=nope adapter.lora.target_modules=[q_proj]

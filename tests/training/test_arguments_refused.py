@@ -66,7 +66,7 @@ def test_a_search_for_the_batch_size_is_refused_since_it_starts_again_with_train
 
 
 @pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
-def test_no_trial_step_is_taken_where_accelerate_launch_shards_the_model(tmp_path, monkeypatch, way):
+def test_no_trial_step_is_taken_where_accelerate_launch_shards_the_model(tmp_path, monkeypatch, caplog, way):
     """Its environment alone says so. A sharded model is on its GPU only when training starts, and the rows are there."""
     tried = []
     monkeypatch.setattr("sft_recipes.training.arguments.rehearse_step", tried.append)
@@ -74,5 +74,7 @@ def test_no_trial_step_is_taken_where_accelerate_launch_shards_the_model(tmp_pat
     build(tmp_path)
     assert len(tried) == 1
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
-    check_libraries(tried[0])
+    with caplog.at_level("INFO"):
+        check_libraries(tried[0])
     assert len(tried) == 1
+    assert "The model is sharded, so these options are not tried in a step of a small one first." in caplog.text
