@@ -25,7 +25,7 @@ from sft_recipes.config.own_configs import store_resumed_run
 from sft_recipes.config.reference import describe_topic
 from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
-from sft_recipes.errors import ConfigError, RunInterrupted, make_printing_safe, one_line
+from sft_recipes.errors import ConfigError, RunInterrupted, await_first, is_first_process, make_printing_safe, one_line
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
@@ -49,6 +49,8 @@ def run_job(composed: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     failure = folder / "error.txt"
     failure.unlink(missing_ok=True)
+    if not is_first_process():
+        logging.getLogger().setLevel(logging.ERROR)
     gc.collect()  # a trainer and its parts name each other, so the job before this one holds its model until then
     try:
         config = from_hydra(composed)
@@ -58,16 +60,18 @@ def run_job(composed: DictConfig) -> float:
             log.info("No model or recipe was named, so that recipe tiny sets the model, its rate and max_length.")
         if needs_hub(config) and not hub_is_reachable():  # use what is cached; the hub's client would retry for 47 s
             os.environ["HF_HUB_OFFLINE"] = "1"
+        if config.mode in ("curate", "generate") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError(f"mode={config.mode} works in one process. Start it without torchrun.")
         config = replace(config, command=rerun_command(HydraConfig.get()))
         if HydraConfig.get().mode == RunMode.MULTIRUN and holds_run(folder):  # an earlier start of the sweep began it
             resumed = config.trainer.fields | {"resume_from_checkpoint": True}
             config = replace(config, trainer=replace(config.trainer, fields=resumed))
         objective = import_module(f"sft_recipes.{config.mode}").main(config, folder)
-        first = not int(os.environ.get("RANK", 0))  # of several processes
-        if first and (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
+        if is_first_process() and (folder / "report.html").is_file() and HydraConfig.get().mode == RunMode.RUN:
             print(f"\n{next_commands(folder, config.mode)}")
         return objective
     except Exception as error:
+        await_first()
         mistake = isinstance(error, USER_ERRORS)
         reason = user_message(error) if mistake else f"{type(error).__name__}: {one_line(error)}"
         log.error(reason if mistake else "The run failed.", exc_info=not mistake)
@@ -94,6 +98,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, waiting threads took the demo from 22 to 137 s
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
+    if not is_first_process():
+        os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     sys.path.append(os.getcwd())  # for a formatter of the user's, also under the console script
     if sys.argv[1:] and sys.argv[1] in VERBS:
         return import_module(f"sft_recipes.{VERBS[sys.argv[1]]}").main(sys.argv[2:])
@@ -118,6 +124,7 @@ def main() -> None:
             raise ConfigError(f"torchrun starts several processes: name their folder with {wanted}.")
         if not options.shell_completion:
             sys.argv[1:] = prepare_command(sys.argv[1:], options, trusted)
+            sys.argv += [] if is_first_process() else ["hydra.output_subdir=null"]
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name="config")(run_job)()
         finally:  # also after Ctrl-C and after a job that failed
@@ -134,6 +141,7 @@ def main() -> None:
             sys.exit(2 if isinstance(error, USER_ERRORS) else 1)
         if not isinstance(error, (*USER_ERRORS, OSError, ValueError)):  # those are Hydra's, before any job
             raise
+        await_first()
         print(user_message(error), file=sys.stderr)
         sys.exit(2)
 

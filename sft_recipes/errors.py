@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -78,6 +79,17 @@ def make_printing_safe() -> None:
             setattr(sys, name, SafeStream(stream))
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of a run's processes, which alone writes and prints; without torchrun there is one."""
+    return not int(os.environ.get("RANK", 0))
+
+
+def await_first() -> None:
+    """Gives the first process, which most mistakes stop as well, time to say it: torchrun then ends the others."""
+    if not is_first_process():
+        time.sleep(30)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Ends the process with exit code 2 and one line on stderr for a user's mistake; printing is safe from here on."""
@@ -85,6 +97,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError) as error:
+        await_first()
         print(one_line(error), file=sys.stderr)
         sys.exit(2)
 

@@ -27,7 +27,7 @@ from sft_recipes.data.prepare import TrainingData, with_settings
 from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
 from sft_recipes.encoding.encoder import IGNORE_INDEX
-from sft_recipes.errors import plural
+from sft_recipes.errors import is_first_process, plural
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -59,7 +59,7 @@ class Preview:
 def main(config: Config, folder: Path) -> float:
     """Prints what `preview` returns, in the first of several processes."""
     result = preview(config, folder)
-    if not int(os.environ.get("RANK", 0)):
+    if is_first_process():
         print(result)
     return 0.0
 

@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from sft_recipes.config.hydra_plugin import OURS
 from sft_recipes.config.secrets import check_no_secrets, mask_files
-from sft_recipes.errors import ConfigError, exit_on_user_error
+from sft_recipes.errors import ConfigError, exit_on_user_error, is_first_process
 
 RESULTS = ("metrics.json", "supervision.json", "model", "checkpoint-*")  # a folder with one of these holds a run
 BESIDE = (  # what else a run writes
     ".hydra", "sft_recipes.log", "answers.jsonl", "samples.jsonl", "report.md", "report.html", "loss.png",
     "weight_change.png", "preview.html", "preview.jsonl", "error.txt", "lr_find.json", "lr_find.html", "lr_find.png",
     "runs", ".lock", ".checkpoint_in_the_making", "curated.jsonl", "removed.jsonl", "curation.json",
-    "curated.parquet", "lengths.png", "generate.json", "rejected.jsonl",
+    "curated.parquet", "lengths.png", "generate.json", "rejected.jsonl", "base-*.json",
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def create_dated_folder(folder: Path) -> Path:
 
 def check_run_folder(folder: Path, overwrite: bool = False) -> None:
     """Raises ConfigError where the folder holds a run; with `overwrite` removes what that run wrote, and only that."""
-    if int(os.environ.get("RANK", 0)) or not holds_run(folder):  # of several processes the first one looks
+    if not is_first_process() or not holds_run(folder):
         return
     if not overwrite:
         raise ConfigError(f"{folder} holds a run already. Write another folder, or overwrite=true to replace the run.")
@@ -68,7 +68,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     A lock and not a file with a process id: a killed run leaves the file, and its id may be another's.
     Raises ConfigError, with the process and machine of the first run.
     """
-    if int(os.environ.get("RANK", 0)):  # of the processes of one run the first holds it
+    if not is_first_process():
         yield
         return
     lock = folder / ".lock"
@@ -133,6 +133,8 @@ class CheckRunFolder(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         places = config.hydra.runtime.output_dir, config.hydra.output_subdir or "."
+        if not is_first_process():
+            return
         mask_files([*Path(*places).glob("*.yaml"), *Path(config.hydra.sweep.dir).glob("*.yaml")])
 
     def own_folder(self, config: DictConfig, key: str) -> Path | None:

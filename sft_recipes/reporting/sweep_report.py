@@ -13,7 +13,7 @@ from sft_recipes.config.command_line import rerun_command
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.metrics import METRICS
 from sft_recipes.config.nested_values import get_path
-from sft_recipes.errors import plural
+from sft_recipes.errors import is_first_process, plural
 from sft_recipes.reporting.document import Picture, save_pictures, write_pages
 from sft_recipes.reporting.figures import has_curve
 from sft_recipes.reporting.run_folder import read_json, read_yaml, replace_file
@@ -40,6 +40,8 @@ class RememberSweepFolder(Callback):
     """Tells `finish_sweep` which folder Hydra's sweep has, and keeps the command there; called before the first job."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if not is_first_process():
+            return
         started_sweeps.append(folder := Path(config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / COMMAND_FILE, rerun_command(config.hydra, sweep=True) + "\n")
