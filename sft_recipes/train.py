@@ -40,7 +40,7 @@ from sft_recipes.training.checkpoints import (
     last_checkpoint_line,
 )
 from sft_recipes.training.lr_finder import run_lr_range_test
-from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step
+from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step, is_sharded
 from sft_recipes.training.run_metadata import (
     describe_environment,
     measure_padding,
@@ -97,6 +97,7 @@ def run_training(config: Config, folder: Path) -> Run:
     check_unfinished(folder, config)
     setup = set_up_run(config, folder)
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
+    sharded = is_sharded(arguments)
     objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
     audit = collect_audit(setup)
     run = describe_run(config, digest_rows(setup.data.train) if setup.stream else audit["digest"], arguments.world_size)
@@ -109,15 +110,17 @@ def run_training(config: Config, folder: Path) -> Run:
         check_disk_space(folder, trainer.model, arguments)
         add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
         log.info(training_summary(trainer, setup.data.audit))
-        clock = time.monotonic()
-        before = measure_base(trainer.model, encoder, inputs, config)
-        measuring = time.monotonic() - clock
-    monitor = LossMonitor(before.get("held_out", {}).get("loss"))
-    trainer.add_callback(monitor)
+        monitor, before = LossMonitor(), {}
+        if sharded:
+            kept = (folder, bool(checkpoint))
+            trainer.at_start.append(partial(measure_before, trainer, setup, monitor, before, *kept))
+        else:
+            measure_before(trainer, setup, monitor, before)
+        trainer.add_callback(monitor)
     training_now = explained_out_of_memory(setup, lambda: f"in training step {trainer.state.global_step + 1}")
     with logging_redirect_tqdm(), training_now:
         result = trainer.train(checkpoint and str(checkpoint))
-    clock = time.monotonic() - measuring
+    clock = time.monotonic() - before.pop("seconds")
     with explained_out_of_memory(setup, lambda: "while the tuned model was measured"):
         after = measure_model(trainer.model, encoder, inputs, trainer.held_out_now())
     measuring = time.monotonic() - clock
@@ -136,13 +139,14 @@ def run_training(config: Config, folder: Path) -> Run:
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
     metrics |= setup.template_date
     metrics |= {"stopped_at": stop.share} if stop.stopped else {}
+    with explained_write_errors(folder, "The model"):
+        loading = save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
     if trainer.is_world_process_zero():
+        metrics["loading"] = loading
         if setup.stream:
             audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}
             write_json(folder / "supervision.json", audit)
-        with explained_write_errors(folder, "The model"):
-            metrics["loading"] = save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
-        if config.evaluate.weight_change:
+        if config.evaluate.weight_change and not sharded:
             metrics["weight_change"] = relative_change(trainer.model, partial(load_untrained_base, setup))
         if config.evaluate.judge and answers:
             metrics["judge"] = run_judge(answers, config.evaluate.judge)
@@ -157,6 +161,17 @@ def run_training(config: Config, folder: Path) -> Run:
         log.info(smoke_result(metrics, answers))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
+
+
+def measure_before(
+    trainer: SupervisedTrainer, setup: RunSetup, monitor: LossMonitor, before: dict[str, Any], *of_shards: Any
+) -> None:
+    """Fills `before` with what the untrained model is measured at, and the `seconds` that this took."""
+    clock = time.monotonic()
+    before |= measure_base(trainer.model, setup.encoder, setup.eval_inputs, setup.config, *of_shards)
+    monitor.initial = before.get("held_out", {}).get("loss")
+    before["seconds"] = time.monotonic() - clock
+    trainer.earlier_seconds -= before["seconds"] if of_shards else 0  # its training has begun
 
 
 @contextmanager

@@ -8,6 +8,7 @@ UNSUPPORTED_OPTIONS = {
     "bf16_full_eval": "Held-out rows are measured in bf16 on a GPU that has it, with trained weights in fp32.",
     "fp16_full_eval": "Held-out rows are measured in bf16 on a GPU that has it, with trained weights in fp32.",
     "auto_find_batch_size": "It starts again with trained weights. trainer.check_memory estimates what fits.",
+    "parallelism_config": "Context parallelism loses the bounds of packed rows, and was not run. Write trainer=fsdp.",
     "dataset_kwargs": "It is set by the run.",
     "dataset_num_proc": "Rows are encoded in batches, on all cores.",
     "dataset_text_field": "Write data.NAME.formatter={name: text, text: COLUMN}.",

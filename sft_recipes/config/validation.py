@@ -22,6 +22,7 @@ WholeNumber = Annotated[int, "[0, inf)"]
 NotNegative = Annotated[float, "[0, inf)"]
 Positive = Annotated[float, "(0, inf)"]
 Share = Annotated[float, "(0, 1]"]
+ALSO_SWITCHES = ("fsdp", "resume_from_checkpoint")  # fields of transformers that take true, and whose hints are text
 
 
 def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
@@ -154,9 +155,10 @@ def resolve_type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     is_plain_class = inspect.isclass(target) and not is_dataclass(target)
     try:
         # the types, and not the signature's annotations: those of PEFT are text (from __future__ import annotations)
-        return get_type_hints(target.__init__ if is_plain_class else target, include_extras=True)
+        hints = get_type_hints(target.__init__ if is_plain_class else target, include_extras=True)
     except NameError:  # imported for type checkers only
         return {}
+    return hints | {name: bool | str | None for name in ALSO_SWITCHES if name in hints}
 
 
 def field_owner(target: Callable[..., Any], where: str) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -16,39 +15,54 @@ from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import digest_rows, stack_versions
 from sft_recipes.data.row_cache import cache_root, path_times
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError
-from sft_recipes.evaluation.suite import EvalInputs, measure_model
+from sft_recipes.errors import ConfigError, is_first_process
+from sft_recipes.evaluation.suite import EvalInputs, measure_model, measured_metrics
 from sft_recipes.reporting.run_folder import read_json, write_json
 
 log = logging.getLogger(__name__)
 NOT_MEASURED = {"cache", "samples_every", "warn_above", "fail_above", "judge", "weight_change", "run"}
 
 
-def measure_base(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, config: Config) -> dict[str, Any]:
+def measure_base(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    questions: EvalInputs,
+    config: Config,
+    folder: Path | None = None,
+    trained: bool = False,
+) -> dict[str, Any]:
     """What `measure_model` gives for the untrained model, from an earlier run where model and questions are the same.
 
-    Kept in $SFT_RECIPES_CACHE, else beside the Hub's cache; `evaluate.cache=false` measures anew.
+    Kept in $SFT_RECIPES_CACHE, else beside the Hub's cache; `evaluate.cache=false` measures anew. And in `folder`, of a
+    run whose model is sharded with the weights of its checkpoint when it is resumed: with such `trained` weights
+    raises ConfigError where nothing was kept.
     """
-    root = cache_root()
-    if not root or not config.evaluate.cache:
+    root = cache_root() if config.evaluate.cache else None
+    roots = [place for place in (folder, root) if place]
+    if not roots:
         return measure_model(model, encoder, questions, is_base=True)
-    file = Path(root, f"base-{base_identity(model, encoder, questions, config)}.json")
-    found: dict[str, Any] = {}
-    try:
-        found = read_json(file)
-    except (ConfigError, OSError):
-        log.warning("%s cannot be read, so the base is measured again.", file)
+    name, found = f"base-{base_identity(model, encoder, questions, config)}.json", {}
+    for file in (Path(place, name) for place in roots):
+        try:
+            found = found or read_json(file)
+        except (ConfigError, OSError):
+            log.warning("%s cannot be read, so the base is measured again.", file)
     if torch.distributed.is_initialized():  # all processes measure, or none
         torch.distributed.broadcast_object_list(shared := [found], 0)
         (found,) = shared
     if found:
         log.info("The base is not measured again: an earlier run did, with the same questions (evaluate.cache=true).")
-        return found
-    found = measure_model(model, encoder, questions, is_base=True)
-    if found and not int(os.environ.get("RANK", 0)):
+        roots = [place for place in roots if not Path(place, name).is_file()]
+    elif trained and measured_metrics(questions):
+        raise ConfigError(
+            f"{folder} has no {name}: a sharded base is measured before training. Leave evaluate as it was."
+        )
+    else:
+        found = measure_model(model, encoder, questions, is_base=True)
+    for place in roots if found and is_first_process() else ():
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, found)
+            Path(place).mkdir(parents=True, exist_ok=True)
+            write_json(Path(place, name), found)
         except OSError as error:
             log.warning("What the base was measured at could not be kept: %s.", error)
     return found

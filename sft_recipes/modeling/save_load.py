@@ -40,18 +40,26 @@ def save_model(
     compared. `initial_adapter` is the adapter's state before training, where its initialization changed the base.
     Gives back what `describe_loading` says of an adapter; nothing for whole weights, which any tool loads.
     """
-    trainer.save_model(str(folder))
+    if trainer.is_fsdp_enabled:  # whatever its checkpoints are
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))  # by all processes, each of which may have a shard
+    is_adapter, is_first = isinstance(trainer.model, PeftModel), trainer.is_world_process_zero()
+    if is_adapter and trainer.is_fsdp_enabled:
+        check_saved_shards(trainer.model, folder, is_first)
+    if not is_first:
+        return {}
     trainer.model.generation_config.save_pretrained(folder)
     stops = stop_token_ids(GenerationConfig.from_pretrained(folder))
     if not {*encoder.stop_ids} <= {*stops}:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
     save_sentencepiece_model(encoder.tokenizer, folder)
     save_training_template(encoder.chat_template, folder)
-    if not isinstance(trainer.model, PeftModel):
+    if not is_adapter:
         return {}
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which leaves no weight whole
+        check_saved_adapter(trainer.model, folder)
     if quantization := getattr(trainer.model.config, "quantization_config", None):
         (folder / QUANTIZATION_FILE).write_text(quantization.to_json_string(), encoding="utf-8")
-    check_saved_adapter(trainer.model, folder)
     if initial_adapter is not None:
         convert_to_plain_lora(folder, initial_adapter)
     return describe_loading(trainer.model, encoder)
@@ -109,6 +117,19 @@ def check_saved_adapter(model: PeftModel, folder: Path) -> None:
     if lost:
         raise ConfigError(f"{folder} lacks {len(lost)} of {len(trained)} trained tensors, the first is {lost[0]}.")
     log.info("Saved to %s; all %d trained tensors verified.", folder, len(trained))
+
+
+@torch.no_grad()
+def check_saved_shards(model: PeftModel, folder: Path, is_first: bool) -> None:
+    """As `check_saved_adapter` for a model of shards, each tensor of which all processes put together.
+
+    PEFT 0.21 loads nothing into shards, so their values are looked for in the file, by the first process.
+    """
+    saved = list(load_peft_weights(str(folder), device="cpu").values()) if is_first else []
+    whole = ((name, value.full_tensor().cpu()) for name, value in model.named_parameters() if value.requires_grad)
+    lost = [name for name, value in whole if not any(torch.equal(value, one) for one in saved)]
+    if is_first and lost:
+        raise ConfigError(f"{folder} lacks {len(lost)} trained tensors, the first is {lost[0]}.")
 
 
 def describe_loading(model: PeftModel, encoder: Encoder) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, matches_type, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.training.callbacks import LossLogger, load_callbacks
+from sft_recipes.training.memory import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,18 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     values.setdefault("run_name", f"{config.name} {folder.name}")  # in a tracker
     if config.streamed:
         values |= streaming_arguments(values)
-    resume = values.pop("resume_from_checkpoint", None)  # true or a path, transformers' hint has text only
-    if not isinstance(resume, bool | str | None):
-        raise ConfigError(f"trainer.resume_from_checkpoint should be true, false or a checkpoint, not {resume!r}.")
+    sharding = values.get("fsdp_config")
+    if isinstance(sharding, Mapping):
+        values["fsdp_config"] = sharding = dict(sharding)  # which transformers completes
+        if sharding.get("activation_checkpointing"):  # PEFT 0.21 finds no adapter in FSDP's wrappers, and saves none
+            values["activation_checkpointing"] = config.adapter.type != "none"
+            sharding["activation_checkpointing"] = not values["activation_checkpointing"]
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call_validated(SFTConfig, values | own, "trainer")
     if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
         raise ConfigError(f"torchrun started {processes} processes without a GPU. Write trainer.use_cpu=true.")
     if arguments.packing and arguments.max_length is None:
         raise ConfigError("trainer.packing needs trainer.max_length, the length of a packed row.")
-    arguments.resume_from_checkpoint = resume
     arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
     if config.mode == "train":  # a preview may be of a run on another machine
         check_libraries(arguments)
@@ -129,11 +132,11 @@ def check_libraries(arguments: SFTConfig) -> None:
     except (RuntimeError, ValueError) as error:  # it is not installed, or is none
         raise ConfigError(f"trainer.report_to: {one_line(error)}") from error
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
-    # A sharded model is moved only when training starts; accelerate launch --use_fsdp says so by the environment alone
-    by_launch = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
-    sharded = arguments.world_size > 1 and (arguments.fsdp or any(by_launch))
-    if sharded or arguments.deepspeed:
-        log.info("The model is sharded, so these options are not tried in a step of a small one first.")
+    if arguments.fsdp and arguments.world_size == 1:
+        raise ConfigError("trainer.fsdp is for several processes. Start them with torchrun --nproc-per-node N.")
+    if is_sharded(arguments):
+        log.info("The model is sharded over %d processes: no trial step is taken, the base is measured once it is "
+                 "placed, and evaluate.weight_change is left out.", arguments.world_size)  # fmt: skip
     else:
         rehearse_step(arguments)
 

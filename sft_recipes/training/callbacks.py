@@ -48,14 +48,15 @@ class FiniteLossCheck(TrainerCallback):
             )
 
 
-class AttentionChoice(TrainerCallback):
-    """Chooses and checks the attention when training starts, for a model that is placed and sharded only then."""
+class AtTrainBegin(TrainerCallback):
+    """Does what has to wait until training starts, which is when a sharded model is placed."""
 
-    def __init__(self, select: Callable[[], None]):
-        self.select = select
+    def __init__(self, actions: list[Callable[[], None]]):
+        self.actions = actions
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.select()
+        for action in self.actions:
+            action()
 
 
 class StopAtShare(TrainerCallback):

@@ -5,6 +5,7 @@ saving the model takes is not counted. `benchmarks/memory.py` compares the estim
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,10 +64,20 @@ def describe_step(
         length=length,
         packing=arguments.packing,
         accumulation_steps=arguments.gradient_accumulation_steps,
-        activation_checkpointing=arguments.activation_checkpointing,
+        activation_checkpointing=arguments.activation_checkpointing
+        or bool((arguments.fsdp_config or {}).get("activation_checkpointing")),
         optimizer=str(arguments.optim.value),
-        shards=arguments.world_size if arguments.fsdp or arguments.deepspeed else 1,
+        shards=arguments.world_size if is_sharded(arguments) else 1,
     )
+
+
+def is_sharded(arguments: SFTConfig) -> bool:
+    """Whether FSDP or DeepSpeed shards the model, which is placed only when training starts.
+
+    `accelerate launch --use_fsdp` says so by the environment alone.
+    """
+    by_launch = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
+    return bool(arguments.deepspeed or (arguments.world_size > 1 and (arguments.fsdp or any(by_launch))))
 
 
 def estimate_memory(step: StepShape) -> MemoryEstimate:

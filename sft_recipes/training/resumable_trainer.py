@@ -22,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from sft_recipes.errors import RunInterrupted
+from sft_recipes.training.callbacks import AtTrainBegin
 from sft_recipes.training.checkpoints import (
     STAGING,
     best_checkpoint,
@@ -49,7 +50,8 @@ class ResumableTrainer(SFTTrainer):
         self.train_start, self.earlier_seconds = time.time(), 0.0  # of training, before the run was resumed
         self.stop_on_signal = StopOnSignal(self.args.world_size)
         self.add_callback(self.stop_on_signal)
-        self.add_callback(RestoreProgress(self))
+        self.at_start = [self.restore_progress]  # its sums are at zero then
+        self.add_callback(AtTrainBegin(self.at_start))
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> TrainOutput:
         """Trains, from a checkpoint on where one is given; SIGTERM and Ctrl-C end it with one (RunInterrupted)."""
@@ -168,16 +170,6 @@ class EpochSeededSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
         return super().__iter__()
-
-
-class RestoreProgress(TrainerCallback):
-    """Tells the trainer when its sums are at zero, which is when those of a resumed run can be put in their place."""
-
-    def __init__(self, trainer: ResumableTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.restore_progress()
 
 
 class StopOnSignal(TrainerCallback):

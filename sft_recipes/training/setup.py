@@ -20,7 +20,7 @@ from sft_recipes.data.streaming import RowStream, load_stream
 from sft_recipes.data.token_rows import TrainingData, row_lengths
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.encoding.rendering import check_settings
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, is_first_process
 from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_best_model_metric, check_evaluation
 from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
 from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prepare_with
@@ -28,6 +28,7 @@ from sft_recipes.modeling.save_load import check_push
 from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.arguments import build_arguments, check_steps
+from sft_recipes.training.memory import is_sharded
 
 log = logging.getLogger(__name__)
 SENTENCEPIECE_ROWS = 200  # whose tokens are compared with SentencePiece's, where the tokenizer has nothing else
@@ -88,7 +89,7 @@ def open_run_folder(config: Config, folder: str | Path | None = None) -> Path:
     if not config.trainer.fields.get("resume_from_checkpoint"):
         check_run_folder(folder, config.overwrite)
     saved = folder / ".hydra" / "config.yaml"
-    if not saved.exists():  # the command's Hydra has written it
+    if is_first_process() and not saved.exists():  # the command's Hydra has written it
         saved.parent.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(config.composed), saved)
     return folder
@@ -116,6 +117,12 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
     else:
         template, new_token_ids = prepare_with(tokenizer, config.model)
+    rows = new_token_ids or getattr(peft, "trainable_token_indices", None)
+    if rows and is_sharded(arguments) and (peft or arguments.deepspeed):
+        raise ConfigError(
+            "A sharded model cannot train the rows of new tokens by an adapter or DeepSpeed. Write adapter=none "
+            "trainer=fsdp, or a model.chat_template of tokens that the tokenizer has."
+        )
     encoder = Encoder(tokenizer, template, config.data_checks.empty_thought == "keep")
     for name, source in config.sources.items():
         check_settings(f"data.{name}.chat_template_kwargs", source.chat_template_kwargs or {}, template)

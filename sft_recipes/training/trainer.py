@@ -42,7 +42,8 @@ from sft_recipes.modeling.workarounds import (
     forget_optimizer_overrides,
     save_adapter_only,
 )
-from sft_recipes.training.callbacks import AttentionChoice, FiniteLossCheck, QuietProgressBar, SampleAnswers
+from sft_recipes.training.callbacks import FiniteLossCheck, QuietProgressBar, SampleAnswers
+from sft_recipes.training.memory import is_sharded
 from sft_recipes.training.resumable_trainer import ResumableTrainer
 
 log = logging.getLogger(__name__)
@@ -157,9 +158,18 @@ def build_trainer(model: PreTrainedModel, arguments: SFTConfig, held_out: Datase
     if not len(held_out):
         arguments.eval_strategy, arguments.eval_on_start = IntervalStrategy.NO, False
     try:
-        return SupervisedTrainer(model, arguments, eval_dataset=held_out if len(held_out) else None, **options)
+        trainer = SupervisedTrainer(model, arguments, eval_dataset=held_out if len(held_out) else None, **options)
     except (ValueError, TypeError) as error:  # PEFT computes with fields that are missing
         raise ConfigError(f"trainer or adapter: {one_line(error)}") from error
+    if is_sharded(arguments) and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ConfigError("FSDP and DeepSpeed shard a model over GPUs, and there are none. Leave trainer=fsdp out.")
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if isinstance(trainer.model, PeftModel) and getattr(plugin, "activation_checkpointing", False):
+        raise ConfigError(
+            "PEFT finds no adapter behind FSDP's activation checkpointing and would save none. Start without "
+            "--fsdp_activation_checkpointing, and write trainer.activation_checkpointing=true."
+        )
+    return trainer
 
 
 def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = False) -> None:
@@ -171,7 +181,7 @@ def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = 
     """
     model, arguments = trainer.model, trainer.args
     if not is_placed and model.device.type != arguments.device.type:
-        trainer.add_callback(AttentionChoice(partial(select_attention, trainer, chosen, is_placed=True)))
+        trainer.at_start.append(partial(select_attention, trainer, chosen, is_placed=True))
         return
     if chosen:
         if arguments.packing:

@@ -180,11 +180,11 @@ def test_the_attention_of_a_sharded_model_is_chosen_when_training_starts_and_it_
     callbacks, seen = [], []
     model = small_llama()  # still on the CPU
     values = {"device": torch.device("cuda"), "packing": True, "bf16": True, "fp16": False}
-    trainer = SimpleNamespace(model=model, args=SimpleNamespace(**values), add_callback=callbacks.append)
+    trainer = SimpleNamespace(model=model, args=SimpleNamespace(**values), at_start=callbacks)
     monkeypatch.setattr(trainer_module, "take_first_that_isolates", lambda model, names: seen.append(names))
     trainer_module.select_attention(trainer, None)
     assert model.config._attn_implementation == "sdpa" and not seen
-    callbacks[0].on_train_begin(None, None, None, model=model)
+    callbacks[0]()
     (names,) = seen
     assert names[0] == "torch_varlen" and names[-1] == "sdpa" and len(callbacks) == 1  # not the CPU's choice
 

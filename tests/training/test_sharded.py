@@ -1,0 +1,107 @@
+"""Two processes over gloo with FSDP2 train what one process trains, save it whole, and write everything once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trl import SFTConfig
+
+from sft_recipes import load_run
+from sft_recipes.evaluation.base_cache import measure_base
+from sft_recipes.training.arguments import build_arguments
+from sft_recipes.training.memory import describe_step
+from sft_recipes.training.setup import set_up_run
+from support.commands import read_metrics, run_command
+from support.configs import composed, error_of
+from support.paths import ROOT
+
+RUN = ["model=tiny", "data=tiny", "model.chat_template=alpaca_short", "trainer.max_length=256", "trainer.max_steps=3",
+       "trainer.warmup_steps=0", "trainer.learning_rate=1e-3", "trainer.use_cpu=true", "trainer.logging_steps=1",
+       "trainer.save_strategy=no", "evaluate.rows=3", "evaluate.max_new_tokens=6", "evaluate.raw_text=null"]  # fmt: skip
+FULL_PACKED = ["trainer.packing=true", "trainer.per_device_train_batch_size=1", "trainer.effective_batch_size=4"]
+LORA = ["adapter=lora", "trainer.per_device_train_batch_size=4", "trainer.effective_batch_size=16"]
+
+
+def run_sharded(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The command in two processes that share the model."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, str(ROOT / "tests/support/fsdp_on_cpu.py"), f"hydra.run.dir={folder}", "trainer=fsdp"]
+    where = os.environ | {"PYTHONPATH": str(ROOT), "SFT_RECIPES_CACHE": ""}
+    return subprocess.run([*command, *arguments], env=where, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("what", [FULL_PACKED, LORA], ids=["full_packed", "lora"])
+def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does(tmp_path, what):
+    assert run_command(tmp_path / "one", *RUN, *what)[0] == 0
+    two = run_sharded(tmp_path / "two", *RUN, *what)
+    assert two.returncode == 0, two.stderr[-3000:]
+    alone, together = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in (alone, together)]
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+    for when in ("before", "after"):  # the base, too, is measured in its shards
+        measured = [run[when]["held_out"]["loss"] for run in (alone, together)]
+        assert measured[1] == pytest.approx(measured[0], abs=1e-5)
+    answers = [(tmp_path / name / "answers.jsonl").read_text(encoding="utf-8") for name in ("one", "two")]
+    assert answers[1] == answers[0] and answers[0].count("\n") == 3
+    assert together["train_tokens"] == alone["train_tokens"] and "weight_change" not in together
+    models = [dict(load_run(tmp_path / name)[0].named_parameters()) for name in ("one", "two")]
+    assert models[0].keys() == models[1].keys()
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, atol=1e-5, rtol=1e-4)
+    if "adapter=lora" in what:
+        assert len(load_file(tmp_path / "two" / "model" / "adapter_model.safetensors")) == 42  # 3 layers × 7 × 2
+    for printed in (two.stdout, (tmp_path / "two" / "sft_recipes.log").read_text(encoding="utf-8")):
+        lines = [line for line in printed.splitlines() if line.startswith(("| held-out loss", "The model is sharded"))]
+        assert len(lines) == 1
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """As if torchrun had started this process and another."""
+    monkeypatch.setattr(SFTConfig, "world_size", 2)
+    return lambda *overrides: composed("model=tiny", "data=tiny", "trainer=fsdp", "trainer.use_cpu=true", *overrides)
+
+
+def test_fsdp_checkpoints_activations_itself_but_for_an_adapter_of_which_nothing_would_be_saved(
+    two_processes, tmp_path
+):
+    for adapter, own in (("none", True), ("lora", False)):
+        arguments, _ = build_arguments(two_processes(f"adapter={adapter}"), tmp_path)
+        assert arguments.fsdp is True and arguments.fsdp_plugin_args["fsdp_version"] == 2
+        assert arguments.fsdp_plugin_args["activation_checkpointing"] is own
+        assert arguments.activation_checkpointing is not own
+        assert describe_step(two_processes(), arguments, 8).activation_checkpointing and arguments.world_size == 2
+
+
+def test_fsdp_of_one_process_says_how_several_are_started(tmp_path):
+    config = composed("model=tiny", "data=tiny", "trainer=fsdp", "trainer.use_cpu=true")
+    assert error_of(build_arguments, config, tmp_path).endswith("Start them with torchrun --nproc-per-node N.")
+
+
+def test_an_adapter_s_rows_of_new_tokens_are_refused_where_the_model_is_sharded(two_processes, tmp_path):
+    config = two_processes("adapter=lora", "model.chat_template=chatml")
+    assert "Write adapter=none trainer=fsdp, or a model.chat_template of tokens" in error_of(
+        set_up_run, config, tmp_path
+    )
+
+
+def test_a_base_that_was_sharded_is_read_from_the_run_s_folder_and_never_measured_with_trained_weights(
+    monkeypatch, tmp_path
+):
+    """A sharded model that is resumed has the weights of its checkpoint when it could be measured."""
+    measured, cache = {"held_out": {"loss": 2.0}}, "sft_recipes.evaluation.base_cache."
+    monkeypatch.setattr(f"{cache}base_identity", lambda *_: "0")
+    monkeypatch.setattr(f"{cache}measured_metrics", lambda _: ["eval_loss"])
+    monkeypatch.setattr(f"{cache}measure_model", lambda *_, **__: measured)
+    config = composed("model=tiny", "data=tiny", "evaluate.cache=false")
+    line = error_of(lambda: measure_base(None, None, None, config, tmp_path, trained=True))
+    assert (
+        line == f"{tmp_path} has no base-0.json: a sharded base is measured before training. Leave evaluate as it was."
+    )
+    assert measure_base(None, None, None, config, tmp_path) == measured
+    monkeypatch.delattr(f"{cache}measure_model")
+    assert measure_base(None, None, None, config, tmp_path, trained=True) == measured
