@@ -113,7 +113,7 @@ def run_training(config: Config, folder: Path) -> Run:
         monitor, before = LossMonitor(), {}
         if sharded:
             kept = (folder, bool(checkpoint))
-            trainer.at_start.append(partial(measure_before, trainer, setup, monitor, before, *kept))
+            trainer.start_actions.append(partial(measure_before, trainer, setup, monitor, before, *kept))
         else:
             measure_before(trainer, setup, monitor, before)
         trainer.add_callback(monitor)

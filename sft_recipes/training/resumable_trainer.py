@@ -50,8 +50,8 @@ class ResumableTrainer(SFTTrainer):
         self.train_start, self.earlier_seconds = time.time(), 0.0  # of training, before the run was resumed
         self.stop_on_signal = StopOnSignal(self.args.world_size)
         self.add_callback(self.stop_on_signal)
-        self.at_start = [self.restore_progress]  # its sums are at zero then
-        self.add_callback(AtTrainBegin(self.at_start))
+        self.start_actions = [self.restore_progress]  # its sums are at zero then
+        self.add_callback(AtTrainBegin(self.start_actions))
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> TrainOutput:
         """Trains, from a checkpoint on where one is given; SIGTERM and Ctrl-C end it with one (RunInterrupted)."""

@@ -181,7 +181,7 @@ def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = 
     """
     model, arguments = trainer.model, trainer.args
     if not is_placed and model.device.type != arguments.device.type:
-        trainer.at_start.append(partial(select_attention, trainer, chosen, is_placed=True))
+        trainer.start_actions.append(partial(select_attention, trainer, chosen, is_placed=True))
         return
     if chosen:
         if arguments.packing:

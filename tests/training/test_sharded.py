@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from trl import SFTConfig
 
 from sft_recipes import load_run
+from sft_recipes.errors import ConfigError, exit_on_user_error
 from sft_recipes.evaluation.base_cache import measure_base
 from sft_recipes.training.arguments import build_arguments
 from sft_recipes.training.memory import describe_step
@@ -105,3 +106,14 @@ def test_a_base_that_was_sharded_is_read_from_the_run_s_folder_and_never_measure
     assert measure_base(None, None, None, config, tmp_path) == measured
     monkeypatch.delattr(f"{cache}measure_model")
     assert measure_base(None, None, None, config, tmp_path, trained=True) == measured
+
+
+def test_of_several_processes_the_first_says_a_mistake_and_the_others_leave_it_the_time(monkeypatch, capsys):
+    """torchrun ends the others as soon as the first has ended."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank, seconds in (("0", []), ("1", [30])):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+            raise ConfigError("It is wrong.")
+        assert waited == seconds and capsys.readouterr().err == "It is wrong.\n"

@@ -180,7 +180,7 @@ def test_the_attention_of_a_sharded_model_is_chosen_when_training_starts_and_it_
     callbacks, seen = [], []
     model = small_llama()  # still on the CPU
     values = {"device": torch.device("cuda"), "packing": True, "bf16": True, "fp16": False}
-    trainer = SimpleNamespace(model=model, args=SimpleNamespace(**values), at_start=callbacks)
+    trainer = SimpleNamespace(model=model, args=SimpleNamespace(**values), start_actions=callbacks)
     monkeypatch.setattr(trainer_module, "take_first_that_isolates", lambda model, names: seen.append(names))
     trainer_module.select_attention(trainer, None)
     assert model.config._attn_implementation == "sdpa" and not seen
