@@ -77,4 +77,4 @@ def test_no_trial_step_is_taken_where_accelerate_launch_shards_the_model(tmp_pat
     with caplog.at_level("INFO"):
         check_libraries(tried[0])
     assert len(tried) == 1
-    assert "The model is sharded, so these options are not tried in a step of a small one first." in caplog.text
+    assert "The model is sharded over 2 processes: no trial step is taken, " in caplog.text
