@@ -13,6 +13,7 @@ import pytest
 
 from sft_recipes import compose
 from sft_recipes.errors import ConfigError
+from sft_recipes.merge import merge
 from sft_recipes.modeling import save_load
 from support.commands import SHORT_ROWS_RUN
 
@@ -107,6 +108,10 @@ def test_a_run_a_sweep_and_a_push_leave_no_planted_secret(command, tmp_path, ser
              "trainer.run_name='https://me:PLANTED-name@host ${oc.env:MY_NAME}'"]  # fmt: skip
     code, out, said = command(*RUN, *typed, "trainer.push_to_hub=true", "trainer.save_strategy=epoch")
     assert (code, [secret for secret in planted if secret in out + said]) == (0, []), said
+    (run,) = (tmp_path / "outputs" / "sft").iterdir()
+    merge(run, tmp_path / "outputs" / "merged")
+    code, out, said = command("resume", str(run), "trainer.max_steps=2", "trainer.push_to_hub=false")
+    assert (code, [secret for secret in planted if secret in out + said]) == (0, []), said
     urls = f"data.file.data_files='{server('me:PLANTED-sweep', 1)}','http://x:PLANTED-best@127.0.0.1:9/a.jsonl'"
     code, out, said = command("-m", *RUN, urls)
     assert (code, [secret for secret in planted if secret in out + said]) == (2, []), said
@@ -116,7 +121,6 @@ def test_a_run_a_sweep_and_a_push_leave_no_planted_secret(command, tmp_path, ser
     for folder in ("outputs", "multirun", "hub"):
         for secret in planted:
             assert files_with(tmp_path / folder, secret) == []
-    (run,) = (tmp_path / "outputs" / "sft").iterdir()
     assert "${oc.env:MY_NAME}" in json.loads((run / "supervision.json").read_text())["config"]["trainer"]["run_name"]
     assert "HIDDEN@127.0.0.1" in (run / ".hydra" / "config.yaml").read_text()
 
