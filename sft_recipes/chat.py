@@ -159,20 +159,19 @@ def main(arguments: list[str] | None = None) -> None:
     if given.max_new_tokens < 1:
         parser.error(f"--max-new-tokens should be at least 1, not {given.max_new_tokens}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with exit_on_user_error():
+    with exit_on_user_error(), explained_files_of(given.run):  # a template may be gone, or refuse what is said
         options = {"do_sample": given.sample, "max_new_tokens": given.max_new_tokens}
         options |= sampling_options(given.run) if given.sample else {}
         model, tokenizer = load_run(given.run, trust_remote_code=given.trust_remote_code)
         if torch.cuda.is_available() and not getattr(model, "is_loaded_in_4bit", False):
             model.to("cuda")
         chat = Chat(model, tokenizer, options)
-        with explained_files_of(given.run):  # whose template may be gone or refuse what is said
-            if given.system:
-                chat.system(given.system)
-            if given.prompt is None:
-                chat_loop(chat)
-            else:
-                print(chat.ask(given.prompt), file=sys.stderr)
+        if given.system:
+            chat.system(given.system)
+        if given.prompt is None:
+            chat_loop(chat)
+        else:
+            print(chat.ask(given.prompt), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ def pack_rows(rows: Dataset, max_length: int, seed: int) -> Dataset:
                 lists[key] = [np.concatenate([arrays[i] for i in documents]) for documents in some]
             yield to_table(lists, {}, {})
 
-    fill = lengths.sum() / len(bins) / max_length
-    log.info("Packed %s into %d of %d tokens, %.1f %% full.",
-             plural(len(rows), "row"), len(bins), max_length, 100 * fill)  # fmt: skip
+    fill = 100 * (lengths.sum() / len(bins) / max_length)
+    log.info("Packed %s into %d of %d tokens, %.1f %% full.", plural(len(rows), "row"), len(bins), max_length, fill)
     return join_tables(tables())
 
 

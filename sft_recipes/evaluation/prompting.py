@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from sft_recipes.config.options import EvaluateOptions
-from sft_recipes.errors import ConfigError, plural
+from sft_recipes.errors import ConfigError
 from sft_recipes.evaluation.generation import split_last_answer
 
 Question = Mapping[str, Any]
@@ -36,8 +36,7 @@ def prompt_questions(
         examples = [pair for pair in shown if pair[0]["content"] != past[-1]["content"]][: options.few_shot]
         if len(examples) < options.few_shot:
             raise ConfigError(
-                f"evaluate.few_shot={options.few_shot}: there {'is' if len(examples) == 1 else 'are'} only "
-                f"{plural(len(examples), 'row')} of one question and its answer."
+                f"evaluate.few_shot={options.few_shot}: rows with one question and its answer: {len(examples)}."
             )
         system = [message for message in past if message["role"] == "system"]
         if options.system:

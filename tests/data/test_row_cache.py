@@ -138,7 +138,7 @@ def test_what_was_said_of_the_rows_is_said_again_with_where_they_come_from(path,
     caplog.clear()
     load_data(made_of(path), encoder, 128)
     second = [record.getMessage() for record in caplog.records if record.name.startswith("sft_recipes")]
-    assert "data.file: 1 rows (truncated" in "\n".join(first) and second[1:] == first
+    assert "data.file: 1 row (truncated" in "\n".join(first) and second[1:] == first
     assert "data.cache=false encodes anew" in second[0]
 
 

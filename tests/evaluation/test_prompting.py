@@ -44,7 +44,7 @@ def test_a_question_is_never_its_own_example_and_too_few_rows_are_refused():
     for one in prompt_questions(asked, ROWS, EvaluateOptions(few_shot=1), 0, None):
         texts = [message["content"] for message in one["messages"]]
         assert len(set(texts)) == 4
-    with pytest.raises(ConfigError, match="evaluate.few_shot=2: there are 1 rows of one question and its answer"):
+    with pytest.raises(ConfigError, match="evaluate.few_shot=2: rows with one question and its answer: 1"):
         prompt_questions(asked, ROWS, SHOTS, 0, None)
 
 

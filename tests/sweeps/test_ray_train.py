@@ -42,7 +42,7 @@ def test_a_worker_that_dies_is_started_again_and_the_loss_is_that_of_one_process
     quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
     typed = ["trainer.per_device_train_batch_size=2", "trainer.effective_batch_size=4", "seed=1"]
     done = spawn_sweep(tmp_path, DIES_ONCE, *TWO_WORKERS, *typed, **quiet)
-    assert done.returncode == 0 and "1 of 1 jobs finished." in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 of 1 job finished." in done.stdout, done.stderr
     swept = tmp_path / "sweep" / "0"
     # the second process died in its third step, whose beginning both had seen
     assert [(swept / f"steps_{rank}.txt").read_text() for rank in "01"] == ["0 1 2 2 3 "] * 2
