@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,9 @@ class RayTrain(BasicLauncher):
             raise ConfigError("+where=ray needs Ray Train. Try pip install 'sft-recipes[ray]'.") from error
         scaling = call_validated(ray.train.ScalingConfig, self.scaling, "hydra.launcher.scaling")
         failure = call_validated(ray.train.FailureConfig, self.failure, "hydra.launcher.failure")
-        pool = ThreadPoolExecutor(self.n_jobs)
-        jobs = [
-            pool.submit(self.run_workers, scaling, failure, number, overrides)
-            for number, overrides in enumerate(job_overrides, initial_job_idx)
-        ]
+        pool, run = ThreadPoolExecutor(self.n_jobs), partial(self.run_workers, scaling, failure)
         try:
-            return [job.result() for job in jobs]
+            return list(pool.map(run, count(initial_job_idx), job_overrides))
         except BaseException:  # Ctrl-C, too
             self.interrupted = True
             pool.shutdown(wait=False, cancel_futures=True)
@@ -94,12 +92,8 @@ def run_in_worker(job: Mapping[str, Any]) -> None:
         return
     os.chdir(job["cwd"])  # Ray has one of its own, and a config's paths are relative
     sys.path.append(job["cwd"])
-    task, folders = enter_job(job["task"], job["state"]), ("hydra.sweep.dir", "hydra.sweep.subdir")
-    result = run_job(task, job["composed"], *folders, job["context"])
-    try:
-        result.return_value  # noqa: B018 - raises what the job raised
-    except USER_ERRORS:
-        raise
-    except Exception:
+    task = enter_job(job["task"], job["state"])
+    result = run_job(task, job["composed"], "hydra.sweep.dir", "hydra.sweep.subdir", job["context"])
+    if not isinstance(result._return_value, USER_ERRORS):  # what the job raised, where it failed
         failure.unlink(missing_ok=True)
-        raise
+    result.return_value  # noqa: B018 - raises it
