@@ -51,7 +51,7 @@ def cached(identity: str, make: Callable[[], TrainingData], warn: int = logging.
     """
     folder = cache_root() / f"rows-{identity}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(0o700, parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock", mode=0o600)
         try:
             held = lock.acquire(timeout=0)
