@@ -39,6 +39,7 @@ from sft_recipes.training.checkpoints import (
     is_finished,
     last_checkpoint_line,
 )
+from sft_recipes.training.choices import keep_activations_that_fit
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step, is_sharded
 from sft_recipes.training.run_metadata import (
@@ -212,8 +213,9 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     if setup.peft:
         check_adapter(setup.peft, empty, setup.new_token_ids)
     check_optimizer_targets(arguments, empty)  # with the adapter's layers
-    if config.trainer.check_memory:
-        check_memory(describe_step(config, arguments, setup.longest, setup.new_token_ids))
+    step = describe_step(config, arguments, setup.longest, setup.new_token_ids)
+    if not keep_activations_that_fit(config, arguments, step) and config.trainer.check_memory:
+        check_memory(step)
     tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids
     model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stops, new_token_ids)
     peft = prepare_peft_config(setup.peft, model, new_token_ids, config.model.revision)

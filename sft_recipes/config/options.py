@@ -140,6 +140,8 @@ class TrainerOptions:
 
     fields: dict[str, Any] = field(default_factory=dict)
     effective_batch_size: Count | None = None  # rows a step over all processes; sets the accumulation steps
+    per_device_train_batch_size: Count | Literal["auto"] = 8  # auto: the most that fit, with an effective_batch_size
+    activation_checkpointing: bool | Literal["auto"] = "auto"  # computes them again; auto: where they would not fit
     check_memory: bool = True  # refuse a run that will not fit
     stop_at: Share | None = None  # end with a checkpoint after this share of the steps; `resume` goes on
     early_stopping_patience: Count | None = None  # of transformers.EarlyStoppingCallback
@@ -220,7 +222,7 @@ FIELD_RANGES = {
         "(0, inf)": "learning_rate num_train_epochs neftune_noise_alpha logging_steps eval_steps save_steps",
         "[0, inf)": "weight_decay warmup_steps max_grad_norm adam_epsilon dataloader_num_workers",
         "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor",
-        "[1, inf)": "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+        "[1, inf)": "max_length per_device_eval_batch_size gradient_accumulation_steps "
         "save_total_limit pad_to_multiple_of",
     },
     "adapter.lora": {"[1, inf)": "r", "(0, inf)": "lora_alpha", "[0, 1)": "lora_dropout"},

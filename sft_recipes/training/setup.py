@@ -28,6 +28,7 @@ from sft_recipes.modeling.save_load import check_push
 from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.arguments import build_arguments, check_steps
+from sft_recipes.training.choices import choose_batch_size
 from sft_recipes.training.memory import is_sharded
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,9 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
         rows = data.packed
         if rows is None:  # rows of one length are batched by that column
             rows = data.train.add_column("length", row_lengths(data.train))
+    if len(data.train):
+        known = not (arguments.packing or stream)
+        choose_batch_size(config, arguments, int(row_lengths(data.train).max()) if known else arguments.max_length)
     if config.mode == "train":
         check_steps(arguments, None if stream else len(rows))
     for part in (data.train, data.held_out):
