@@ -39,7 +39,7 @@ from sft_recipes.training.checkpoints import (
     is_finished,
     last_checkpoint_line,
 )
-from sft_recipes.training.choices import keep_activations_that_fit
+from sft_recipes.training.choices import describe_choices, keep_activations_that_fit
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step, is_sharded
 from sft_recipes.training.run_metadata import (
@@ -136,6 +136,7 @@ def run_training(config: Config, folder: Path) -> Run:
     metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
     metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
     metrics |= compared | training_cost(trainer, result) | {"evaluation_seconds": measuring + on_the_way}
+    metrics["choices"] = describe_choices(trainer)
     metrics |= {"padding": 0.0 if trainer.padding_free else audit["padding"]}
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
     metrics |= setup.template_date

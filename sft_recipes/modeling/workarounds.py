@@ -42,6 +42,7 @@ PRIVATE_NAMES = {
         "_get_output_dir": "the place aside",
         "_finalize_training": "the time before a run was resumed",
     },
+    "training/choices.py": {"_attn_implementation": "the attention in force"},
     "training/activation_memory.py": {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
         "torch.utils._python_dispatch": "TorchDispatchMode, as above",

@@ -114,8 +114,8 @@ def cost_table(metrics: Mapping[str, Any], price_per_hour: float | None) -> Rows
 
 
 def environment_table(run: RunFiles) -> Rows:
-    """The machine, the commit, the versions."""
-    found = dict(iterate_leaves(as_mapping(run.metrics.get("environment"))))
+    """The machine, what was chosen for it, the commit, the versions."""
+    found = dict(iterate_leaves(as_mapping(run.metrics.get("environment")))) | as_mapping(run.metrics.get("choices"))
     found |= {"started": run.metrics.get("started") or ""} | as_mapping(run.supervision.get("versions"))
     if day := run.metrics.get("template_date"):
         found["date in the chat template"] = f"{day} in training; serving writes its own day"

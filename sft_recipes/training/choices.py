@@ -6,8 +6,9 @@ The attention is chosen in `trainer.select_attention`, when the model is on its 
 import logging
 from bisect import bisect_left
 from dataclasses import replace
+from typing import Any
 
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.schema import Config
 from sft_recipes.training.activation_memory import StepShape
@@ -58,3 +59,17 @@ def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepSh
     how = "kept, they fit" if kept else "computed again, which takes a third more time: kept, they might not fit"
     log.info("Activations are %s into %s of memory.", how, format_bytes(int(ROOM * available_memory())))
     return kept
+
+
+def describe_choices(trainer: SFTTrainer) -> dict[str, Any]:
+    """What was chosen or named, for metrics.json and the report."""
+    arguments = trainer.args
+    return {
+        "attention": trainer.model.config._attn_implementation,
+        "rows of a micro-batch": arguments.per_device_train_batch_size,
+        "rows side by side without padding": trainer.padding_free,
+        "activations computed again": bool(arguments.activation_checkpointing),
+        "optimizer": str(arguments.optim.value),
+        "torch.compile": arguments.torch_compile,
+        "Liger kernels": arguments.use_liger_kernel,
+    }
