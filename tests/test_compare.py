@@ -25,7 +25,7 @@ from support.paths import ALL_TESTS, ROOT
 def test_the_learning_rate_is_ten_times_the_recipes_and_the_batch_an_eighth(name, rate, batch, epochs, train_on):
     config = composed(*overrides(name))
     assert config.trainer.fields["learning_rate"] == pytest.approx(rate)
-    assert config.trainer.effective_batch_size == config.trainer.fields["per_device_train_batch_size"] == batch
+    assert config.trainer.effective_batch_size == config.trainer.per_device_train_batch_size == batch
     assert config.trainer.fields["num_train_epochs"] == epochs
     assert list(config.sources) == ["tiny"]
     assert config.composed["data"]["tiny"].get("train_on") == train_on
