@@ -1,7 +1,7 @@
 """A run's start and its whole cost, ours beside a plain TRL script: `python benchmarks/start.py`.
 
 Both sides train the embedded tiny model on the same rows, by turns and in processes of their own. Ours finds the base's
-measurements of an earlier run, as every run after the first does, and nothing else: every process begins anew.
+measurements and the encoded rows of an earlier run, as every run after the first does.
 """
 
 import argparse
