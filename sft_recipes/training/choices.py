@@ -49,7 +49,8 @@ def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepSh
     They are computed again where they would not fit: a third more time, the same numbers. Several processes on a CPU
     could see other memory each, and they have to agree.
     """
-    is_open = config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing  # FSDP has its own
+    # FSDP may do it by itself, and has then switched the trainer's off
+    is_open = config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing
     if not is_open or (arguments.world_size > 1 and not step.gpu):
         return False
     try:
