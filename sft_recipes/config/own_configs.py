@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.config_files import is_code
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
@@ -88,10 +88,15 @@ def store_resumed_run(run: Path) -> str:
 
 def store_primary(name: str, values: Mapping[str, Any], run: Path) -> str:
     """Gives Hydra the values as a primary config, over our defaults for keys that an older run lacks; its name."""
-    node = OmegaConf.merge(load_yaml(config_folder("conf") / "config.yaml"), values)
+    node = with_defaults(values)
     node.defaults = ["open_groups", "_self_", *({group: None} for group in OPEN_GROUPS)]
     ConfigStore.instance().store(name=name, node=node, provider=str(run))
     return name
+
+
+def with_defaults(values: Mapping[str, Any]) -> DictConfig:
+    """A composed config over the values of conf/config.yaml, for keys that an older version did not write."""
+    return OmegaConf.merge(load_yaml(config_folder("conf") / "config.yaml"), values)
 
 
 def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:

@@ -14,14 +14,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from sft_recipes.config.own_configs import with_defaults
 from sft_recipes.config.run_folder import holds_run
 from sft_recipes.errors import ConfigError
-from sft_recipes.reporting.run_folder import read_json, write_json
+from sft_recipes.reporting.run_folder import read_json, read_yaml, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
 
 log = logging.getLogger(__name__)
 # What two starts of one job may differ in: how far it goes, and what is done with what was there
 NOT_OF_THE_JOB = ("overwrite", "trainer.resume_from_checkpoint", "trainer.stop_at")
+AS_IT_FITS = "trainer.activation_checkpointing"  # whose default has changed; the weights are the same with each
 
 
 class ResumingLauncher:
@@ -34,7 +36,9 @@ class ResumingLauncher:
         self.launcher, self.context, self.config = launcher, context, config
         self.folder = Path(config.hydra.sweep.dir)
         self.known = {  # the folders that have been used, by their jobs
-            job_identity(OmegaConf.load(file)): str(file.parents[1].relative_to(self.folder))
+            job_identity(OmegaConf.load(file), read_yaml(file.with_name("overrides.yaml")) or []): str(
+                file.parents[1].relative_to(self.folder)
+            )
             for file in sorted(self.folder.glob("**/.hydra/config.yaml"))
         }
         self.jobs: list[str] = []  # the folders of this sweep's jobs
@@ -63,7 +67,7 @@ class ResumingLauncher:
     def find_folder(self, overrides: Sequence[str], number: int) -> tuple[str, DictConfig]:
         """The folder of the job with these overrides, within the sweep's, and its config; a new one gets `number`."""
         composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        identity, taken, before = job_identity(composed), set(self.known.values()), None
+        identity, taken, before = job_identity(composed, overrides), set(self.known.values()), None
         while identity not in self.known:
             OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
             name = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
@@ -90,12 +94,17 @@ class GridSweeper(BasicSweeper):
         return parser.parse_overrides([*self._parse_config(), *arguments])
 
 
-def job_identity(composed: DictConfig) -> str:
-    """A job's config as text, without what two starts of it may differ in, nor Hydra's own."""
-    values = OmegaConf.create(OmegaConf.to_yaml(composed))  # as it is read back from the job's folder
+def job_identity(composed: DictConfig, typed: Iterable[str]) -> str:
+    """A job's config as text, without what two starts of it may differ in, nor Hydra's own.
+
+    What an older version did not write has our default, and AS_IT_FITS counts where it was typed.
+    """
+    values = with_defaults(OmegaConf.create(OmegaConf.to_yaml(composed)))  # as it is read back from the job's folder
     OmegaConf.set_struct(values, False)
     values.pop("hydra", None)
-    for group, _, key in (path.rpartition(".") for path in NOT_OF_THE_JOB):
+    fits = AS_IT_FITS not in {override.partition("=")[0].lstrip("+") for override in typed}
+    left_out = [*NOT_OF_THE_JOB, AS_IT_FITS] if fits else NOT_OF_THE_JOB
+    for group, _, key in (path.rpartition(".") for path in left_out):
         (values.get(group) or {} if group else values).pop(key, None)
     return OmegaConf.to_yaml(values, sort_keys=True)
 

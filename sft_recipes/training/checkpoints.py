@@ -32,6 +32,7 @@ FREE_GROUPS = {"name", "mode", "evaluate", "preview", "objective", "provenance",
 FREE_FIELDS = {
     "max_steps", "num_train_epochs", "report_to", "run_name", "resume_from_checkpoint", "check_memory", "disable_tqdm",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size",
+    "activation_checkpointing",
 }  # fmt: skip
 FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_", "stop_at")
 ROWS_GROUPS = {"data", "formatter", "data_checks"}  # all of it shows in the rows' digest
@@ -67,7 +68,8 @@ def is_free(key: str, free_groups: set[str]) -> bool:
     (True, False)
     """
     group, _, field = key.partition(".")
-    return group in free_groups or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
+    free = group in free_groups or key == "data.cache"
+    return free or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
 
 
 def is_finished(folder: Path, config: Config) -> bool:
