@@ -133,7 +133,8 @@ def test_a_resume_as_another_run_is_refused_with_the_difference(folder, run, lin
         changed(trainer__logging_steps=1),
         changed(evaluate={"rows": 3}),
         changed(trainer__activation_checkpointing="auto"),
-        changed(data={"file": {"data_files": "a.jsonl"}, "cache": True}) | {"streamed": True},  # as before there was a cache
+        changed(data={"file": {"data_files": "a.jsonl"}, "cache": True})
+        | {"streamed": True},  # as before there was a cache
         changed(data={"file": {"data_files": "moved/a.jsonl"}}),  # with the same rows in it
     ],
 )
