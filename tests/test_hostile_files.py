@@ -10,15 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes import chat, load_run, report
 from sft_recipes import merge as merging
+from sft_recipes.encoding import template_limits
 from sft_recipes.encoding.chat_template import TEMPLATES_FOLDER
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, printable
 from support.commands import SHORT_ROWS_RUN
 from support.paths import ROOT
 
@@ -220,3 +225,55 @@ def test_the_limits_hold_for_what_libraries_render_and_leave_the_process_as_it_w
             tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template)
     assert (resource.getrlimit(resource.RLIMIT_DATA), signal.getitimer(signal.ITIMER_VIRTUAL)) == before
     assert len("a" * 2**31) == 2**31  # more than a template may have
+
+
+def say(tokenizer, template: str, **settings) -> str:
+    asked = [{"role": "user", "content": "x"}]
+    return tokenizer.apply_chat_template(asked, chat_template=template, tokenize=False, **settings)
+
+
+@pytest.fixture
+def neox(tokenizer_folder):
+    return AutoTokenizer.from_pretrained(tokenizer_folder("neox"))
+
+
+def test_a_process_that_has_grown_is_not_taken_for_its_template(neox, monkeypatch):
+    stopped = SimpleNamespace(monotonic=lambda: 0.0, thread_time=time.thread_time)
+    monkeypatch.setattr("sft_recipes.encoding.template_limits.time", stopped)  # as if within one moment
+    assert say(neox, "{{ 'a' }}") == "a"
+    model = np.empty(2**31, dtype=np.uint8)
+    assert say(neox, "{{ ('a' * 2 ** 25) | length }}") == f"{2**25}" and len(model)
+
+
+def test_time_alone_is_limited_where_the_system_does_not_tell_a_process_s_memory(neox, quick_limits, monkeypatch):
+    monkeypatch.setattr("sft_recipes.encoding.template_limits.Path", lambda _: Path("/nowhere"))
+    template_limits.data_bytes.cache_clear()
+    assert say(neox, "{{ 'a' }}") == "a"
+    with pytest.raises(ConfigError, match="does not end"):
+        say(neox, LOOP)
+    template_limits.data_bytes.cache_clear()
+
+
+def test_a_profiler_s_timer_goes_on_after_a_rendering(neox):
+    before = signal.signal(signal.SIGVTALRM, mine := lambda *_: None)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 1000, 500)
+    try:
+        assert say(neox, "{{ 'a' }}") == "a"
+        assert signal.getsignal(signal.SIGVTALRM) is mine and signal.getitimer(signal.ITIMER_VIRTUAL)[1] == 500
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def test_a_long_text_that_the_row_s_settings_or_the_template_hold_is_no_growth(neox):
+    assert len(say(neox, "{{ documents[0].text }}", documents=[{"text": "x" * 70_000}])) == 70_000
+    assert len(say(neox, "y" * 70_000)) == 70_000
+
+
+def test_a_preview_shows_no_control_characters(command, tmp_path):
+    row = {"instruction": "Say \x1b[31mred\x1b[0m \u202e \x9b.", "output": "No\x07 \x1b[2J \u2066."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    code, printed, _ = command(*SHORT_ROWS_RUN, "mode=preview")
+    page = next(tmp_path.rglob("preview.html")).read_text()
+    assert code == 0 and "Say �[31mred�[0m � �." in printed and "Say �[31mred�[0m � �." in page
+    assert printable(printed) == printed and printable(page) == page

@@ -73,14 +73,16 @@ def set_defaults(template: str, settings: Mapping[str, Any]) -> str:
 
 def check_settings(where: str, settings: Mapping[str, Any], template: str) -> None:
     """Raises ConfigError for a variable that the template does not read, and for a template that is no Jinja."""
-    with template_limits:  # what can be computed without a row is computed here
-        try:
-            parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(remove_markers(template))
-            known = meta.find_undeclared_variables(parsed)
-        except TemplateSyntaxError as error:
-            raise ConfigError(f"model.chat_template, line {error.lineno}: {error.message}") from error
-        except (RecursionError, ValueError) as error:  # nested too deeply, a number of 5,000 digits
-            raise ConfigError(f"model.chat_template cannot be read: {one_line(error)}.") from error
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:  # what can be computed without a row is computed here
+        parsed = template_limits(environment.parse, remove_markers(template))
+        known = template_limits(meta.find_undeclared_variables, parsed)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"model.chat_template, line {error.lineno}: {error.message}") from error
+    except ConfigError:
+        raise
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of 5,000 digits
+        raise ConfigError(f"model.chat_template cannot be read: {one_line(error)}.") from error
     known -= {"messages", "tools", "raise_exception", "strftime_now"}
     for key in settings.keys() - known:
         raise ConfigError(f"{where}.{key}: the chat template does not read {key}.{did_you_mean(key, known)}")
