@@ -27,7 +27,7 @@ from sft_recipes.data.prepare import TrainingData, with_settings
 from sft_recipes.data.sources import find_formatter, load_rows, stream_rows
 from sft_recipes.data.token_rows import row_lengths
 from sft_recipes.encoding.encoder import IGNORE_INDEX
-from sft_recipes.errors import is_first_process, plural
+from sft_recipes.errors import is_first_process, plural, printable
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training.memory import (
@@ -81,13 +81,13 @@ def preview(config: Config, folder: str | Path | None = None) -> Preview:
             "messages": json.dumps(messages or "(raw text, no messages)", indent=2, ensure_ascii=False),
             "text": record["text"],
         }
-        lines += [title, "=" * len(title), *(f"\n{key}:\n{cut_lines(text)}" for key, text in texts.items())]
+        lines += [title, "=" * len(title), *(f"\n{key}:\n{cut_lines(printable(text))}" for key, text in texts.items())]
         lines += [f"\ntokens, with loss {marks}:", render_terminal(mask, width, colour) + "\n"]
         page.append(f"<h2>{escape(title)}</h2>")
         page += [f"<details><summary>{key}</summary><pre>{escape(text)}</pre></details>" for key, text in texts.items()]
         page.append(render_html(mask))
     lines.append(summary := describe_training(setup))
-    html = "\n".join([*page, f"<pre>{escape(summary)}</pre>"])
+    html = printable("\n".join([*page, f"<pre>{escape(summary)}</pre>"]))
     if setup.arguments.process_index == 0:  # of several processes the first one writes
         (folder / "preview.html").write_text(wrap_html(f"{config.name}: preview", Markup(html)), encoding="utf-8")
         written = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sft_recipes.data.collator import CompletionOnlyCollator
 from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
+from sft_recipes.errors import printable
 
 Token = tuple[str, bool, bool]  # what it adds to the text, whether the loss is taken on it, whether it is a stop token
 SUPERVISED, IGNORED_COLOUR = ("\033[30;42m", "\033[30;102m"), ("\033[38;5;250m", "\033[38;5;243m")
@@ -69,12 +70,12 @@ def mask_tokens(encoder: Encoder, ids: Sequence[int], labels: Sequence[int]) -> 
 
 
 def show_whitespace(text: str) -> str:
-    """The text with its whitespace made visible.
+    """The text with its whitespace and its control characters made visible.
 
     >>> show_whitespace("a b\\n")
     'a·b⏎'
     """
-    return text.replace(" ", "·").replace("\t", "→").replace("\r", "␍").replace("\n", "⏎")
+    return printable(text.replace(" ", "·").replace("\t", "→").replace("\r", "␍").replace("\n", "⏎"))
 
 
 def render_terminal(row: Sequence[Token], width: int, colour: bool) -> str:

@@ -65,7 +65,7 @@ class TemplateLimits:
     def __exit__(self, *_: Any) -> None:
         self.renders = False
         signal.setitimer(signal.ITIMER_VIRTUAL, *self.timer)
-        if callable(self.handler):  # a profiler's; without any, as at Python's end, a late signal would kill the process
+        if callable(self.handler):  # a profiler's; with none, as at Python's end, a late signal would kill the process
             signal.signal(signal.SIGVTALRM, self.handler)
         resource.setrlimit(resource.RLIMIT_DATA, self.saved)
 
