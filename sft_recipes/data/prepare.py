@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -54,7 +54,9 @@ def load_data(config: Config, encoder: Encoder, max_length: int | None, packing:
 
     def find_or_make() -> TrainingData:
         key = cache_key(config, encoder, max_length)
-        mixture = [config.composed.get("mix"), {name: each.share for name, each in config.sources.items()}, packing]
+        if key is None:
+            return finish(encode())
+        mixture = [asdict(config.mix), [source.share for source in config.sources.values()], packing]
         return cached(hash_values([key, *mixture]), lambda: finish(cached(key, encode, logging.DEBUG)))
 
     def encode() -> TrainingData:

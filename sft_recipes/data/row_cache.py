@@ -10,8 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
+from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.data.curate_sources import asked_source
 from sft_recipes.data.digest import hash_file, stack_versions
@@ -30,11 +32,12 @@ from sft_recipes.encoding.encoder import Encoder
 log = logging.getLogger(__name__)
 CACHE_BYTES = 50 * 2**30  # of all entries; beyond them those go that were not used for the longest time
 ROOMS = ("config", "curation", "data", "encoding")  # whose code decides what rows become
+STARTED = time.time()  # a file of code that is newer may not be what this process has imported
 # What the rows do not depend on; of the model they know the tokenizer, which is looked at itself. Shares are applied to
 # prepared rows.
 IRRELEVANT_TO_ROWS = frozenset((
     "name", "model", "adapter", "trainer", "evaluate", "preview", "mode", "objective", "provenance", "callbacks",
-    "overwrite", "mix", "generate", "lr_find",
+    "overwrite", "mix", "generate", "lr_find", "composed", "command",
 ))  # fmt: skip
 
 
@@ -170,41 +173,66 @@ def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
     return made if first else make()
 
 
-def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str:
-    """A hash of all that encoding depends on: settings, template, tokenizer, the rows' versions, and code."""
-    settings = {key: value for key, value in config.composed.items() if key not in IRRELEVANT_TO_ROWS}
-    settings["data"] = {
-        name: {key: each for key, each in value.items() if key != "share"} if isinstance(value, dict) else value
-        for name, value in settings["data"].items() if name != "cache"
-    }  # fmt: skip
+def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str | None:
+    """A hash of all that encoding depends on: settings, template, tokenizer, the rows' versions, and code.
+
+    None where no file holds the code that runs: that of a notebook, or edited since.
+    """
+    settings = {key: value for key, value in asdict(config).items() if key not in IRRELEVANT_TO_ROWS}
+    settings["data"].pop("cache")
+    for source in settings["sources"].values():
+        source.pop("share")
     tokenizer = encoder.tokenizer
     spoken = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
     read = {f"data.{name}": source for name, source in config.sources.items()}
     read |= {where: asked_source(where, asked) for asked in config.curation.decontaminate
              if (where := f"curation.decontaminate={asked}")}  # fmt: skip
+    code = hash_code(config, read.values())
     rows = {where: source_version(where, source) for where, source in read.items()}
-    parts = [settings, encoder.chat_template, *spoken, max_length, rows, hash_code(config), stack_versions()]
-    return hash_values(parts)
+    parts = [settings, encoder.chat_template, *spoken, max_length, rows, code, stack_versions(), filter_versions()]
+    return hash_values(parts) if code else None
+
+
+def filter_versions() -> dict[str, str]:
+    """The versions of what curation uses where it is installed."""
+    found = {}
+    for package in ("py3langid", "rensa"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def hash_values(values: Any) -> str:
-    """One hash of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    """One hash of plain values, in their order: that of sources and filters is the rows', too."""
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:32]
 
 
-def hash_code(config: Config) -> str:
-    """A hash of the code that makes rows: ours, and all in the folder of a module of the user's own."""
-    chosen = [source.formatter or config.formatter for source in config.sources.values()]
+def hash_code(config: Config, sources: Iterable[Source]) -> str | None:
+    """A hash of the code that makes rows: ours, and of a user's own functions all that they may call."""
+    chosen = [source.formatter or config.formatter for source in sources]
     labels = [each if isinstance(each, str) else each.get("name", "") for each in chosen]
     labels += [*config.curation.own_filters, config.curation.select.by if config.curation.select else ""]
-    files = [path for room in ROOMS for path in Path(__file__).parents[1].joinpath(room).rglob("*.py")]
-    for module in {label.rpartition(".")[0] for label in labels} - {""}:
+    files = {path for room in ROOMS for path in Path(__file__).parents[1].joinpath(room).rglob("*.py")}
+    for label in {label for label in labels if "." in label}:
         with suppress(ImportError):  # which is told where it is used
-            file = getattr(import_module(module), "__file__", None)
-            if file is None or module == "__main__":  # of a notebook: what it holds now is in no file
-                return hash_values(time.time_ns())
-            files += Path(file).parent.glob("*.py")
+            import_module(label.rpartition(".")[0])
+            top = import_module(label.partition(".")[0])
+            places = [*getattr(top, "__path__", [])] or [getattr(top, "__file__", None)]
+            if None in places:  # of a notebook
+                return None
+            files |= code_beside([Path(place) for place in places])
+    if any(path.stat().st_mtime > STARTED for path in files):
+        return None
     return hash_values([path.read_text("utf-8", errors="replace") for path in sorted(files)])
+
+
+def code_beside(places: Iterable[Path]) -> set[Path]:
+    """The files of modules and packages, of the modules beside them, and of what was imported from these folders."""
+    loaded = [getattr(module, "__file__", None) or "" for name, module in [*sys.modules.items()]
+              if not name.startswith("sft_recipes.")]  # fmt: skip
+    loaded = [Path(file) for file in loaded if file.endswith(".py") and "-packages/" not in file]
+    files = {file for place in places for file in (*place.rglob("*.py"), *place.parent.glob("*.py"))}
+    return files | {file for file in loaded if any(file.is_relative_to(place.parent) for place in places)}
 
 
 def path_times(named: Iterable[Path]) -> list[tuple[str, int, int]]:

@@ -7,10 +7,12 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
+from sft_recipes.config.compose import compose
 from sft_recipes.data import prepare, row_cache
 from sft_recipes.data.prepare import load_data
 from sft_recipes.data.token_rows import TrainingData
@@ -101,17 +103,61 @@ def test_rows_are_found_only_where_nothing_of_them_differs(
     assert encoded == ["encoded"] * (1 if same else 2)
 
 
-def test_a_formatter_of_one_s_own_that_was_edited_encodes_anew(tmp_path, encoder, encoded, monkeypatch):
-    code = 'def read(row):\n    return {"messages": [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": "%s"}]}\n'
-    monkeypatch.syspath_prepend(str(tmp_path / "own"))
-    (tmp_path / "own").mkdir()
+@pytest.mark.parametrize("edited", ["my_rows/reading.py", "my_rows/words.py", "more_words.py"])
+def test_an_edited_formatter_and_what_it_imports_encode_anew(tmp_path, encoder, encoded, monkeypatch, edited):
+    files = {
+        "my_rows/reading.py": "from my_rows.words import START\nfrom more_words import END\n\n"
+        "def read(row):\n    said = [('user', row['q']), ('assistant', START + 'es' + END)]\n"
+        "    return {'messages': [{'role': role, 'content': text} for role, text in said]}\n",
+        "my_rows/words.py": "START = 'Y'\n",
+        "more_words.py": "END = '.'\n",
+    }
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_rows").mkdir()
     path, answers = write_jsonl(tmp_path / "a.jsonl", [{"q": f"{n}?"} for n in range(20)]), []
-    for answer in ("Yes.", "Yes.", "No, never."):
-        (tmp_path / "own" / "my_rows.py").write_text(code % answer)
-        sys.modules.pop("my_rows", None)
-        data = load_data(data_config("my_rows.read", file={"data_files": path}, held_out=2), encoder, 128)
+    for change in ("", "", "# edited\n"):
+        for name, code in files.items():
+            (tmp_path / name).write_text(code + change * (name == edited))
+        monkeypatch.setattr(row_cache, "STARTED", time.time())  # a process of its own for each
+        for name in ("my_rows.reading", "my_rows.words", "my_rows", "more_words"):
+            sys.modules.pop(name, None)
+        data = load_data(data_config("my_rows.reading.read", file={"data_files": path}, held_out=2), encoder, 128)
         answers.append(data.questions[0]["messages"][1]["content"])
-    assert answers == ["Yes.", "Yes.", "No, never."] and encoded == ["encoded", "encoded"]
+    assert answers == ["Yes."] * 3 and encoded == ["encoded", "encoded"]
+
+
+def test_rows_of_a_formatter_that_was_edited_while_the_process_runs_are_not_kept(
+    tmp_path, encoder, encoded, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "rows_now.py").write_text("def read(row):\n    return {'text': row['text']}\n")
+    config = data_config("rows_now.read", file={"data_files": write_jsonl(tmp_path / "a.jsonl", [{"text": "Yes"}] * 9)})
+    for _ in range(2):
+        load_data(config, encoder, 128)
+    assert encoded == ["encoded"] * 2 and not entries(tmp_path)
+
+
+def test_the_order_of_sources_their_splits_and_values_of_the_environment_tell_rows_apart(
+    tmp_path, path, encoder, encoded, monkeypatch
+):
+    other = write_jsonl(tmp_path / "b.jsonl", question_rows(30))
+    two = {"a": {"data_files": str(path)}, "b": {"data_files": str(other)}}
+    monkeypatch.setenv("ANSWER", "output")
+
+    def load(sources, answer="output", **change):
+        options = {"data": sources | {"max_length_policy": "drop", "held_out": 5}, "formatter": {"output": answer}}
+        config = compose(None, "model=tiny", "data=file", "formatter=alpaca", "trainer.max_steps=1", **options)
+        read = {name: replace(source, **change) for name, source in config.sources.items()}
+        return load_data(replace(config, sources=read), encoder, 128)
+
+    assert [*load(two).audit] == ["a", "b"] and [*load(dict(reversed(two.items()))).audit] == ["b", "a"]
+    assert len(load({"a": two["a"]}).held_out) == 4  # and one near-duplicate
+    assert len(load({"a": two["a"]}, split=None, held_out_split="train").held_out) == 42  # mode=evaluate asks all
+    load({"a": two["a"]}, "${oc.env:ANSWER}")
+    monkeypatch.setenv("ANSWER", "input")
+    with pytest.raises(DataError, match="input"):
+        load({"a": two["a"]}, "${oc.env:ANSWER}")
+    assert encoded == ["encoded"] * 5  # the first value of the variable is that of the rows before it
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "files.json", "data.json", "gone"])
