@@ -147,6 +147,13 @@ class TrainerOptions:
     early_stopping_patience: Count | None = None  # of transformers.EarlyStoppingCallback
     early_stopping_threshold: NotNegative | None = None
 
+    def __post_init__(self):
+        if self.per_device_train_batch_size == "auto" and self.effective_batch_size is None:
+            raise ConfigError(
+                "trainer.per_device_train_batch_size=auto needs the rows of a step: write "
+                "trainer.effective_batch_size=128."
+            )
+
     def early_stopping(self) -> dict[str, Any]:
         """The arguments of transformers.EarlyStoppingCallback that are set."""
         names = ("early_stopping_patience", "early_stopping_threshold")

@@ -36,14 +36,8 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     """TRL's arguments, checked, and the callbacks; rows are encoded and packed before TRL sees them."""
     values, processes = dict(config.trainer.fields), int(os.environ.get("WORLD_SIZE", 1))
     values["activation_checkpointing"] = config.trainer.activation_checkpointing is not False  # auto: see choices.py
-    values["per_device_train_batch_size"] = config.trainer.per_device_train_batch_size
-    if config.trainer.per_device_train_batch_size == "auto":  # until the rows are known
-        values["per_device_train_batch_size"] = 1
-        if config.trainer.effective_batch_size is None:
-            raise ConfigError(
-                "trainer.per_device_train_batch_size=auto needs the rows of a step: write "
-                "trainer.effective_batch_size=128."
-            )
+    rows = config.trainer.per_device_train_batch_size
+    values["per_device_train_batch_size"] = 1 if rows == "auto" else rows  # until choices.py knows the rows
     values |= accumulation_steps(config.trainer.effective_batch_size, values, processes)
     callbacks = [LossLogger(), *load_callbacks(config.callbacks)]
     stopping = config.trainer.early_stopping()
