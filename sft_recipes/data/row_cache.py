@@ -23,11 +23,13 @@ from huggingface_hub.constants import HF_HOME
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
+from sft_recipes.data import token_rows
 from sft_recipes.data.curate_sources import asked_source
 from sft_recipes.data.digest import hash_file, stack_versions
 from sft_recipes.data.sources import source_version
 from sft_recipes.data.token_rows import TrainingData, write_tables
 from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.errors import ConfigError, DataError, one_line
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 50 * 2**30  # of all entries; beyond them those go that were not used for the longest time
@@ -128,11 +130,15 @@ def write_entry(folder: Path, data: TrainingData, lines: list) -> None:
 
 def remove_old_entries(newest: Path) -> None:
     """Removes what was not used for the longest time until CACHE_BYTES are left, and what killed runs left half."""
-    folders = {folder: folder.stat().st_mtime for folder in newest.parent.glob("*rows-*") if folder.is_dir()}
+    used, sizes = {}, {}
+    for folder in newest.parent.glob("*rows-*"):
+        with suppress(OSError):  # another process removes it
+            sizes[folder] = sum(path.stat().st_size for path in folder.iterdir())
+            used[folder] = folder.stat().st_mtime
     size = 0
-    for folder in sorted(folders, key=folders.get, reverse=True):
-        size += sum(path.stat().st_size for path in folder.iterdir())
-        half = folder.name.startswith(".") and folders[folder] < time.time() - 86400
+    for folder in sorted(used, key=used.get, reverse=True):
+        size += sizes[folder]
+        half = folder.name.startswith(".") and used[folder] < time.time() - 86400
         if folder != newest and (half or size > CACHE_BYTES):
             shutil.rmtree(folder, ignore_errors=True)
             Path(f"{folder}.lock").unlink(missing_ok=True)
@@ -144,7 +150,9 @@ def recorded_log() -> Iterator[list[tuple[str, int, str]]]:
     lines: list[tuple[str, int, str]] = []
     handler, ours = logging.Handler(), logging.getLogger("sft_recipes")
     handler.emit = lambda record: lines.append((record.name, record.levelno, record.getMessage()))
-    handler.addFilter(lambda record: record.name != __name__)
+    handler.addFilter(
+        lambda record: record.name not in (__name__, token_rows.__name__)
+    )  # they tell of this time's disk
     ours.addHandler(handler)
     try:
         yield lines
@@ -155,7 +163,7 @@ def recorded_log() -> Iterator[list[tuple[str, int, str]]]:
 def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
     """What `make()` gives: called by the first process of a node, and by the others once that one has kept its rows.
 
-    Where it raises in a first one, the others end without a line of their own.
+    What it raises in a first one is raised in all, so that the run's first process, which speaks for them, says it.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return make()
@@ -164,12 +172,11 @@ def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
         made = make() if first else None
     except Exception as raised:
         error = raised
-    failed = [False] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(failed, error is not None)
-    if error:
-        raise error
-    if any(failed):
-        sys.exit(2)
+    plain = None if error is None or isinstance(error, ConfigError | DataError) else RuntimeError(one_line(error))
+    errors = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(errors, plain or error)  # others may not be pickled
+    if told := error or next(filter(None, errors), None):
+        raise told
     return made if first else make()
 
 

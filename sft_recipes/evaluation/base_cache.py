@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInput
     asked = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in NOT_MEASURED}
     local = [Path(name) for name in (config.model.id, *options.lm_eval) if Path(name).exists()]
     parts = [
-        config.composed["model"], config.composed["adapter"], path_times(local),
+        asdict(replace(config.model, template_date=None)), asdict(config.adapter), path_times(local),
         getattr(model.config, "_commit_hash", None), str(model.dtype),
         torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
         tokenizer.backend_tokenizer.to_str(), encoder.chat_template, encoder.stop, asked, questions.seed,

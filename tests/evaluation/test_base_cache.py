@@ -1,5 +1,6 @@
 """The base is measured once for runs that ask it the same, and no weights are measured twice."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,3 +56,8 @@ def test_another_gpu_and_another_bitsandbytes_have_measurements_of_their_own(cha
         monkeypatch.setattr(base_cache, "version", lambda package, v=versions: v.get(package) or own_version(package))
         found.append(base_cache.base_identity(model, Encoder(tokenizer, template), inputs, config))
     assert len(set(found)) == 3 and found[2] == found[3]
+    changed = replace(
+        config, adapter=replace(config.adapter, quantization={"load_in_4bit": True})
+    )  # by ${oc.env:NAME}, for one
+    found += [base_cache.base_identity(model, Encoder(tokenizer, template), inputs, changed)]
+    assert len(set(found)) == 4
