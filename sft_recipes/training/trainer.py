@@ -184,15 +184,18 @@ def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = 
         trainer.start_actions.append(partial(select_attention, trainer, chosen, is_placed=True))
         return
     if chosen:
-        if arguments.packing:
+        if trainer.padding_free:
             check_no_cross_document_attention(model)
         return
-    names = attention_choices(model, arguments.device, arguments.bf16 or arguments.fp16)
-    if arguments.packing:
+    half = (arguments.bf16 or arguments.fp16) and arguments.n_gpu < 2  # nn.DataParallel would part the boundaries
+    names = attention_choices(model, arguments.device, half)
+    if trainer.padding_free:
         take_first_that_isolates(model, names)
     elif isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return  # every row begins with tokens of the adapter's own
-    elif names[0] == VARLEN and take_first_that_isolates(model, [VARLEN, names[-1]]) == VARLEN:
+    elif arguments.neftune_noise_alpha:
+        return  # whose noise is the weaker the longer a row
+    elif names[0] == VARLEN and take_first_that_isolates(model, [VARLEN, names[-1]], last_is_checked=False) == VARLEN:
         trainer.padding_free = trainer.data_collator.padding_free = True
         log.info("The rows of a batch stand side by side, so that none is padded.")
 

@@ -107,6 +107,8 @@ def test_a_sliding_window_keeps_the_model_s_own_attention():
         ("llama", True, set(), [VARLEN, "sdpa"]),
         ("gemma2", True, {"triton"}, ["flex_attention", "eager"]),  # caps its logits, which torch's kernel does not
         ("bloom", True, {"triton"}, ["eager"]),
+        ("gpt2", True, {"triton", "flash_attn"}, ["flash_attention_2", "sdpa"]),  # drops a tenth of its attention
+        ("seed_oss", True, {"triton"}, ["sdpa"]),  # as gpt2, and flex attention would refuse to train it
     ],
 )
 def test_on_a_gpu_the_kernels_that_know_boundaries_come_first(architecture, half, installed, choices, monkeypatch):

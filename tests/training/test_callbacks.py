@@ -178,7 +178,8 @@ def test_a_callback_of_the_user_s_own_is_made_from_its_name(tmp_path, monkeypatc
         ),
         ("transformers.NoSuchCallback", "callbacks=transformers.NoSuchCallback could not be imported: "),
         ("Mine", "callbacks=Mine is unknown. One of your own is written module.name."),
-        ("math.floor", "callbacks=math.floor is not a class that inherits from transformers.TrainerCallback."),
+        ("math.floor", "callbacks=math.floor is of Python itself, and no function of your own."),
+        ("torch.floor", "callbacks=torch.floor is not a class that inherits from transformers.TrainerCallback."),
         ("transformers.Trainer", "callbacks=transformers.Trainer is not a class that inherits from transf"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import BloomConfig, BloomForCausalLM, TrainerCallback
 from trl import SFTConfig
 
 from sft_recipes.data.packing import pack_rows
@@ -179,8 +179,7 @@ def test_the_attention_for_packed_rows_is_chosen_and_checked_when_the_model_is_o
 def test_the_attention_of_a_sharded_model_is_chosen_when_training_starts_and_it_is_on_its_device(monkeypatch):
     callbacks, seen = [], []
     model = small_llama()  # still on the CPU
-    values = {"device": torch.device("cuda"), "packing": True, "bf16": True, "fp16": False}
-    trainer = SimpleNamespace(model=model, args=SimpleNamespace(**values), start_actions=callbacks)
+    trainer = unbuilt(model, torch.device("cuda"), padding_free=True, start_actions=callbacks)
     monkeypatch.setattr(trainer_module, "take_first_that_isolates", lambda model, names: seen.append(names))
     trainer_module.select_attention(trainer, None)
     assert model.config._attn_implementation == "sdpa" and not seen
@@ -206,12 +205,43 @@ def test_on_a_gpu_the_rows_of_a_batch_stand_side_by_side_and_a_step_is_the_refer
         assert torch.allclose(value.double(), stepped[name], atol=1e-5)
 
 
-def test_rows_to_which_an_adapter_adds_tokens_stay_padded(monkeypatch):
+def unbuilt(model, device, padding_free=False, start_actions=(), **changes):
+    """What `select_attention` reads of a trainer."""
+    values = {"device": device, "bf16": True, "fp16": False, "n_gpu": 1, "neftune_noise_alpha": None} | changes
+    return SimpleNamespace(
+        model=model, args=SimpleNamespace(**values), padding_free=padding_free, start_actions=start_actions
+    )
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_rows_to_which_something_is_added_by_their_length_stay_padded(adapter, monkeypatch):
     monkeypatch.setattr(trainer_module, "attention_choices", lambda *_: ["torch_varlen", "sdpa"])
-    model = get_peft_model(small_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    values = {"device": model.device, "packing": False, "bf16": True, "fp16": False}
-    trainer_module.select_attention(SimpleNamespace(model=model, args=SimpleNamespace(**values)), None)
-    assert model.get_base_model().config._attn_implementation == "sdpa"
+    monkeypatch.setattr(packed_attention, "varlen_attn", slow_varlen)
+    model = small_llama()
+    if adapter:
+        model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    run = unbuilt(model, model.device, neftune_noise_alpha=None if adapter else 5)
+    trainer_module.select_attention(run, None)
+    assert (adapter and model.get_base_model() or model).config._attn_implementation == "sdpa" and not run.padding_free
+
+
+def test_padded_rows_of_a_model_that_cannot_pack_keep_its_own_attention(monkeypatch):
+    monkeypatch.setattr(trainer_module, "attention_choices", lambda *_: ["torch_varlen", "eager"])
+    model = BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=1, n_head=4))
+    run = unbuilt(model, model.device)
+    trainer_module.select_attention(run, None)
+    assert model.config._attn_implementation == "eager" and not run.padding_free
+    with pytest.raises(ConfigError, match="Write trainer.packing=false"):
+        trainer_module.select_attention(unbuilt(model, model.device, padding_free=True), None)
+
+
+def test_no_boundaries_are_needed_where_one_process_parts_a_batch_among_gpus(monkeypatch):
+    seen = []
+    monkeypatch.setattr(trainer_module, "attention_choices", lambda *asked: seen.append(asked) or ["sdpa"])
+    for number in (1, 2):
+        model = small_llama()
+        trainer_module.select_attention(unbuilt(model, model.device, n_gpu=number), None)
+    assert [half for _, _, half in seen] == [True, False]
 
 
 def test_the_line_before_training_counts_steps_as_transformers_does(documents, tmp_path, chat_tokenizer):
