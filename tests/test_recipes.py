@@ -17,7 +17,7 @@ from sft_recipes.config.schema import Config
 from sft_recipes.data.sources import find_formatter
 from sft_recipes.errors import ConfigError, DataError
 from sft_recipes.reporting.provenance import compare_with_source, departure_reasons
-from sft_recipes.training.arguments import accumulation_steps
+from sft_recipes.training.choices import accumulation_steps
 from support.configs import composed
 from support.paths import ALL_TESTS, ROOT
 from support.rows import write_jsonl

@@ -24,9 +24,10 @@ from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.hydra_plugin import objective_direction
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import call_validated, matches_type, unknown_field
+from sft_recipes.config.validation import call_validated, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.training.callbacks import LossLogger, load_callbacks
+from sft_recipes.training.choices import accumulation_steps
 from sft_recipes.training.memory import is_sharded
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     if isinstance(sharding, Mapping):
         values["fsdp_config"] = sharding = dict(sharding)  # which transformers completes
         if sharding.get("activation_checkpointing"):  # PEFT 0.21 finds no adapter in FSDP's wrappers, and saves none
-            values["activation_checkpointing"] = config.adapter.type != "none"
-            sharding["activation_checkpointing"] = not values["activation_checkpointing"]
+            sharding["activation_checkpointing"] = config.adapter.type == "none"
+            values["activation_checkpointing"] &= config.adapter.type != "none"
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call_validated(SFTConfig, values | own, "trainer")
     if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
@@ -75,30 +76,6 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
     return arguments, callbacks
-
-
-def accumulation_steps(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
-    """The accumulation steps with which a step has `effective` rows over all processes; empty where it is None.
-
-    Raises ConfigError where the rows cannot be divided among processes and batches.
-
-    >>> accumulation_steps(128, {"per_device_train_batch_size": 4}, processes=8)
-    {'gradient_accumulation_steps': 4}
-    """
-    rows = values.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    if effective is None or not matches_type(rows, int):  # SFTConfig's own check reports a wrong type
-        return {}
-    steps, rest = divmod(effective, rows * processes)
-    if rest:
-        each, left = divmod(effective, processes)
-        batch = max((size for size in range(1, rows + 1) if each % size == 0), default=1)
-        near = max(effective - left, processes)
-        instead = f"effective_batch_size={near}" if left else f"per_device_train_batch_size={batch}"
-        raise ConfigError(
-            f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
-            f"process{'es' * (processes > 1)}. Write trainer.{instead}."
-        )
-    return {"gradient_accumulation_steps": steps}
 
 
 def streaming_arguments(values: Mapping[str, Any]) -> dict[str, Any]:

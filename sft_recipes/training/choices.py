@@ -5,42 +5,97 @@ The attention is chosen in `trainer.select_attention`, when the model is on its 
 
 import logging
 from bisect import bisect_left
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.schema import Config
+from sft_recipes.config.validation import matches_type
+from sft_recipes.errors import ConfigError
+from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.activation_memory import StepShape
+from sft_recipes.training.checkpoints import newest_first
 from sft_recipes.training.memory import available_memory, describe_step, estimate_memory, format_bytes
 
 log = logging.getLogger(__name__)
 ROOM = 0.8  # of the available memory: measured runs of benchmarks/memory.py are within 15 % of their estimates
 
 
+def accumulation_steps(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """The accumulation steps with which a step has `effective` rows over all processes; empty where it is None.
+
+    Raises ConfigError where the rows cannot be divided among processes and batches.
+
+    >>> accumulation_steps(128, {"per_device_train_batch_size": 4}, processes=8)
+    {'gradient_accumulation_steps': 4}
+    """
+    rows = values.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
+    if effective is None or not matches_type(rows, int):  # SFTConfig's own check reports a wrong type
+        return {}
+    steps, rest = divmod(effective, rows * processes)
+    if rest:
+        each, left = divmod(effective, processes)
+        batch = max((size for size in range(1, rows + 1) if each % size == 0), default=1)
+        near = max(effective - left, processes)
+        instead = f"effective_batch_size={near}" if left else f"per_device_train_batch_size={batch}"
+        raise ConfigError(
+            f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
+            f"process{'es' * (processes > 1)}. Write trainer.{instead}."
+        )
+    return {"gradient_accumulation_steps": steps}
+
+
 def fits(step: StepShape) -> bool:
     """Whether a step takes at most ROOM of the memory here; False where its activations cannot be estimated."""
-    estimate = estimate_memory(step)
+    try:
+        estimate = estimate_memory(step)
+    except Exception:  # whatever PEFT or a model's own code raises on the meta device; check_memory says it
+        return False
     return estimate.activations is not None and estimate.total <= ROOM * available_memory()
 
 
 def choose_batch_size(config: Config, arguments: SFTConfig, longest: int) -> None:
     """Sets the most rows of a micro-batch that fit, and the accumulation steps that keep the effective batch.
 
-    Fewer, larger micro-batches use a GPU better. Activations are kept where one row allows it. Nothing is set unless
+    Fewer, larger micro-batches use a GPU better. Activations are kept where one row allows it. A run that is resumed
+    keeps the rows that it had, whose sums round as they did. Nothing is set unless
     trainer.per_device_train_batch_size is auto.
     """
-    if config.trainer.per_device_train_batch_size != "auto":
+    if config.trainer.per_device_train_batch_size != "auto" or config.mode == "evaluate":
         return
     rows = arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size  # a step's on one device
-    sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-    step = describe_step(config, arguments, longest)
-    if config.trainer.activation_checkpointing == "auto":
-        step = replace(step, activation_checkpointing=not fits(replace(step, rows=1, activation_checkpointing=False)))
-    parts = [replace(step, rows=size, accumulation_steps=rows // size) for size in sizes]
-    size = sizes[max(bisect_left(parts, True, key=lambda part: not fits(part)) - 1, 0)]
+    size, why = resumed_batch_size(arguments), "as before"
+    if size is None or rows % size:
+        sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+        step = describe_step(config, arguments, longest)
+        if config.trainer.activation_checkpointing == "auto":
+            again = not fits(replace(step, rows=1, activation_checkpointing=False))
+            step = replace(step, activation_checkpointing=again)
+        parts = [replace(step, rows=size, accumulation_steps=rows // size) for size in sizes]
+        fitting = bisect_left(parts, True, key=lambda part: not fits(part))
+        size, why = sizes[max(fitting - 1, 0)], "the most that fit" if fitting else "as no number is known to fit"
+    if torch.distributed.is_initialized():  # processes on a CPU could see other memory each
+        torch.distributed.broadcast_object_list(shared := [size, why], 0)
+        size, why = shared
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, rows // size
-    log.info("A micro-batch has %d of a step's %d rows on a device, the most that fit.", size, rows)
+    log.info("A micro-batch has %d of a step's %d rows on a device, %s.", size, rows, why)
+
+
+def resumed_batch_size(arguments: SFTConfig) -> int | None:
+    """The rows of a micro-batch in the checkpoints of the run that is resumed; None where there is none."""
+    resume = arguments.resume_from_checkpoint
+    for checkpoint in newest_first(Path(arguments.output_dir)) if resume is True else [Path(resume)] if resume else []:
+        with suppress(ConfigError, OSError):  # a damaged one, which is passed over later
+            size = read_json(checkpoint / TRAINER_STATE_NAME).get("train_batch_size")
+            if matches_type(size, int) and size >= max(1, arguments.n_gpu):
+                return size // max(1, arguments.n_gpu)
+    return None
 
 
 def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepShape) -> bool:
@@ -53,10 +108,7 @@ def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepSh
     is_open = config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing
     if not is_open or (arguments.world_size > 1 and not step.gpu):
         return False
-    try:
-        kept = fits(replace(step, activation_checkpointing=False))
-    except Exception:  # whatever PEFT or a model's own code raises on the meta device; check_memory says it
-        kept = False
+    kept = fits(replace(step, activation_checkpointing=False))
     arguments.activation_checkpointing = not kept
     how = "kept, they fit" if kept else "computed again, which takes a third more time: kept, they might not fit"
     log.info("Activations are %s into %s of memory.", how, format_bytes(int(ROOM * available_memory())))

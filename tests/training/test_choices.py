@@ -47,11 +47,34 @@ def test_a_micro_batch_is_the_largest_part_of_a_step_that_fits_with_its_activati
     assert found.activation_checkpointing is again
 
 
+def test_a_resumed_run_keeps_the_rows_of_its_micro_batch_whatever_the_memory_now(monkeypatch, tmp_path):
+    auto = "trainer.per_device_train_batch_size=auto"
+    for step, state in ((2, '{"train_batch_size": 3}'), (4, "not whole")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    for resume in ("trainer.resume_from_checkpoint=true", f"trainer.resume_from_checkpoint={tmp_path}/checkpoint-2"):
+        found = run_with(2**50, monkeypatch, tmp_path, auto, resume)
+        assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (3, 4)
+    assert run_with(2**50, monkeypatch, tmp_path, auto).per_device_train_batch_size == 12
+
+
+def test_a_run_whose_memory_cannot_be_estimated_takes_one_row_and_is_refused_for_its_own_fault(tiny_run):
+    code, _, folder = tiny_run(
+        "trainer.per_device_train_batch_size=auto", "trainer.effective_batch_size=12", "data.tiny.rows=64",
+        "adapter.lora.target_modules=[q_prj]",
+    )  # fmt: skip
+    log = (folder / "sft_recipes.log").read_text()
+    assert code == 2 and "no module of this model is called 'q_prj'. Did you mean q_proj?" in log
+    assert "A micro-batch has 1 of a step's 12 rows on a device, as no number is known to fit." in log
+
+
 def test_named_values_stand_whatever_the_memory(monkeypatch, tmp_path):
     for again in (True, False):
         named = ("trainer.per_device_train_batch_size=3", f"trainer.activation_checkpointing={again}")
         found = run_with(2**50 if again else 1, monkeypatch, tmp_path, *named)
         assert (found.per_device_train_batch_size, found.activation_checkpointing) == (3, again)
+        sharded = composed("+recipe=tiny", "trainer=fsdp", f"trainer.activation_checkpointing={again}", "mode=preview")
+        assert build_arguments(sharded, tmp_path)[0].activation_checkpointing is again  # of an adapter
 
 
 def test_several_processes_on_a_cpu_do_not_choose_each_for_itself(monkeypatch, tmp_path):
