@@ -32,16 +32,14 @@ FREE_GROUPS = {"name", "mode", "evaluate", "preview", "objective", "provenance",
 FREE_FIELDS = {
     "max_steps", "num_train_epochs", "report_to", "run_name", "resume_from_checkpoint", "check_memory", "disable_tqdm",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size",
-    "activation_checkpointing",
 }  # fmt: skip
-FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_", "stop_at")
+FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_", "stop_at", "activation_checkpointing")
 ROWS_GROUPS = {"data", "formatter", "data_checks"}  # all of it shows in the rows' digest
 
 
 def describe_run(config: Config, digest: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """What has to be the same when a run is resumed: its config, the digest of its rows, the number of processes."""
-    read = {"rows": digest.get("sha256"), "processes": processes, "streamed": config.streamed}
-    return {"config": config.composed} | read
+    return {"config": config.composed, "rows": digest.get("sha256"), "processes": processes, "streamed": config.streamed}
 
 
 def run_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
