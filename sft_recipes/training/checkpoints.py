@@ -37,9 +37,9 @@ FREE_PREFIXES = ("save_", "logging_", "log_", "eval_", "hub_", "early_stopping_"
 ROWS_GROUPS = {"data", "formatter", "data_checks"}  # all of it shows in the rows' digest
 
 
-def describe_run(config: Config, digest: Mapping[str, Any], processes: int) -> dict[str, Any]:
+def describe_run(config: Config, rows: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """What has to be the same when a run is resumed: its config, the digest of its rows, the number of processes."""
-    return {"config": config.composed, "rows": digest.get("sha256"), "processes": processes, "streamed": config.streamed}
+    return {"config": config.composed, "rows": rows.get("sha256"), "processes": processes, "streamed": config.streamed}
 
 
 def run_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
