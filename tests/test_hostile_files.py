@@ -24,6 +24,7 @@ from sft_recipes import merge as merging
 from sft_recipes.encoding import template_limits
 from sft_recipes.encoding.chat_template import TEMPLATES_FOLDER
 from sft_recipes.errors import ConfigError, printable
+from sft_recipes.modeling.modelfile import merged_model_card
 from support.commands import SHORT_ROWS_RUN
 from support.paths import ROOT
 
@@ -277,3 +278,16 @@ def test_a_preview_shows_no_control_characters(command, tmp_path):
     page = next(tmp_path.rglob("preview.html")).read_text()
     assert code == 0 and "Say �[31mred�[0m � �." in printed and "Say �[31mred�[0m � �." in page
     assert printable(printed) == printed and printable(page) == page
+
+
+def test_cards_show_no_control_characters_of_a_run_s_config(tmp_path):
+    said = "\u202eno\x9b"
+    config = {"name": said, "model": {"id": said}, "data": {said: {"path": "json"}}, "adapter": {"type": "none"}}
+    for name in ("model", ".hydra"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(json.dumps(config))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text(json.dumps({"after": {"lm_eval": {said: 0.5}}}))
+    report.main([str(tmp_path)])
+    for page in ((tmp_path / "model" / "README.md").read_text(), merged_model_card(tmp_path)):
+        assert "\ufffdno\ufffd" in page and printable(page) == page

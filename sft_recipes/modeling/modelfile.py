@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from sft_recipes.errors import printable
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.loading import load_adapter_config
 from sft_recipes.modeling.save_load import saved_config
@@ -94,4 +95,4 @@ def merged_model_card(run: Path) -> str:
         '```python\nfrom transformers import pipeline\n\nchat = pipeline("text-generation", "THIS FOLDER")\n'
         'print(chat([{"role": "user", "content": "Hello!"}])[0]["generated_text"][-1]["content"])\n```',
     ]
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"))
+    return printable(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")))

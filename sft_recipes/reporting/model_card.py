@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_recipes.config.metrics import metrics_on
 from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
+from sft_recipes.errors import printable
 from sft_recipes.reporting.document import Picture, render_markdown
 from sft_recipes.reporting.run_folder import RunFiles, replace_file
 
@@ -30,7 +31,7 @@ def write_model_card(run: RunFiles, values: Mapping[str, Any], pictures: Sequenc
     # The card is what gets published: a command that names a folder here is left out of it
     values["names_a_path"] = re.search(r"(?<![\w.])/", str(run.metrics.get("command")))
     page = shorten_paths(render_markdown("report.jinja", **values))
-    replace_file(folder / "README.md", f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}")
+    replace_file(folder / "README.md", printable(f"---\n{card_metadata(run).to_yaml()}\n---\n\n{page}"))
     for picture in pictures:
         replace_file(folder / picture.file, (run.folder / picture.file).read_bytes())
 
