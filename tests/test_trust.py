@@ -232,6 +232,8 @@ def test_a_benchmark_s_file_runs_code_where_its_user_types_it_and_never_in_a_pre
         assert code == 2 and "evaluate.lm_eval" in said.splitlines()[-1] and not (tmp_path / "it_ran").exists()
     typed = "model=tiny", "data=tiny", "evaluate.lm_eval=[theirs.yaml]"
     assert command(*typed, "mode=preview")[0] == 0 and not (tmp_path / "it_ran").exists()
+    code, _, said = command(*typed[:2], "evaluate.lm_eval=[their.yaml]", "mode=preview")
+    assert code == 2 and said.splitlines()[-1] == "evaluate.lm_eval=their.yaml: there is no such file."
     check_tasks(["theirs.yaml"])
     assert (tmp_path / "it_ran").exists()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -70,6 +71,8 @@ def check_tasks(tasks: Sequence[str], run_code: bool = True) -> None:
         if is_task_file(task) and run_code:
             with preserved_random_state():
                 load_task(task)
+        elif is_task_file(task) and not Path(task).is_file():
+            raise ConfigError(f"evaluate.lm_eval={task}: there is no such file.")
         elif not is_task_file(task) and task not in (known := task_manager(everything=True).task_index):
             raise ConfigError(f"evaluate.lm_eval={task} is not a task of lm-eval.{did_you_mean(task, known)}")
 
