@@ -73,12 +73,12 @@ def load_template(choice: str | None, tokenizer: PreTrainedTokenizerFast) -> str
     """The chosen template's text; raises ConfigError where there is none."""
     if choice is None:
         return tokenizer_template(tokenizer)
-    for path in (TEMPLATES_FOLDER / f"{choice}.jinja", Path(choice)):
-        if path.is_file():
-            try:
+    try:
+        for path in (TEMPLATES_FOLDER / f"{choice}.jinja", Path(choice)):
+            if path.is_file():
                 return path.read_text(encoding="utf-8")
-            except (OSError, UnicodeError) as error:
-                raise ConfigError(f"model.chat_template={choice} cannot be read: {one_line(error)}.") from error
+    except (OSError, UnicodeError) as error:  # also of a name that is too long, such as a template itself
+        raise ConfigError(f"model.chat_template={choice} cannot be read: {one_line(error)}.") from error
     names = [path.stem for path in TEMPLATES_FOLDER.glob("*.jinja")]
     raise ConfigError(f"model.chat_template={choice} is no template and no file.{did_you_mean(choice, names)}")
 

@@ -72,3 +72,9 @@ def test_what_is_no_jinja_is_named_with_its_line(tokenizer, tmp_path, template, 
     (tmp_path / "mine.jinja").write_bytes(template if isinstance(template, bytes) else template.encode())
     with pytest.raises(ConfigError, match=rf"^model.chat_template(=\S+)?,? {re.escape(line)}"):
         prepare_with(copy.deepcopy(tokenizer), ModelOptions("tiny", str(tmp_path / "mine.jinja")))
+
+
+def test_a_template_in_the_place_of_its_name_is_named(tokenizer):
+    pasted = "{% for message in messages %}{{ message.content }}{% endfor %}" * 9
+    with pytest.raises(ConfigError, match="^model.chat_template=.* cannot be read: .*File name too long"):
+        prepare_with(copy.deepcopy(tokenizer), ModelOptions("tiny", pasted))
