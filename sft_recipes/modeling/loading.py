@@ -23,7 +23,7 @@ from transformers import (
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
-from sft_recipes.errors import ConfigError, one_line, plural
+from sft_recipes.errors import ConfigError, explained_files_of, one_line, plural
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
@@ -88,7 +88,8 @@ def model_folder(id: str) -> str:
 def load_adapter_config(id: str) -> PeftConfig | None:
     """The config of the adapter in this folder, which names its base; None for a folder or id of full weights."""
     folder = Path(model_folder(id))
-    return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
+    with explained_files_of(folder):
+        return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
 
 
 def model_not_found(id: str, error: Exception) -> ConfigError:
@@ -232,7 +233,8 @@ def attach_adapter(base: PreTrainedModel, folder: str, tokenizer: PreTrainedToke
     add_embedding_rows(base, list(range(base.get_input_embeddings().num_embeddings, len(tokenizer))))
     if (Path(folder) / "generation_config.json").is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
-    prompts = PeftConfig.from_pretrained(folder).is_prompt_learning  # PEFT saves their final embeddings only
-    model = PeftModel.from_pretrained(base, folder, is_trainable=not prompts)
+    with explained_files_of(folder):
+        prompts = PeftConfig.from_pretrained(folder).is_prompt_learning  # PEFT saves their final embeddings only
+        model = PeftModel.from_pretrained(base, folder, is_trainable=not prompts)
     ensure_lm_head_bias(model)
     return model

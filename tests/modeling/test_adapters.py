@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 
 import pytest
 import torch
@@ -278,6 +279,15 @@ def test_an_adapter_run_is_trained_further(tuned, tmp_path):
 def test_an_adapter_run_is_trained_further_as_it_is_or_not_at_all(tuned, tmp_path, adapter, template, start):
     run = tuned("Llama, untied", "LoRA").run
     assert error_of(tune, run, adapter, tmp_path / "run", template).startswith(start)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_run_with_a_damaged_file_is_one_line(tuned, tmp_path, file):
+    run = shutil.copytree(tuned("Llama, untied", "LoRA").run, tmp_path / "run")
+    path = next(run.rglob(file))
+    path.write_bytes(path.read_bytes()[:40])
+    line = error_of(tune, run, lora(), tmp_path / "again", None)
+    assert line.startswith(f"{path.parent}: it") and "\n" not in line
 
 
 def test_other_methods_train_both_embeddings_whole(llama, caplog):

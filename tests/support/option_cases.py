@@ -236,6 +236,7 @@ adapter=lora adapter.lora.init_lora_weights=eva
 adapter=lora adapter.lora.init_lora_weights=nope
 adapter=lora adapter.lora.bias=nope
 adapter.type=waveft adapter.waveft.bias=nope
+adapter.type=frod adapter.frod.bias=nope
 adapter.type=vblora adapter.vblora.vector_length=-1
 adapter.type=p_tuning adapter.p_tuning.num_virtual_tokens=4 adapter.p_tuning.token_dim=3 model.chat_template=alpaca
 adapter.type=cartridge adapter.cartridge.num_virtual_tokens=4 adapter.cartridge.num_layers=2 model.chat_template=alpaca
