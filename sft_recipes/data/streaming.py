@@ -71,7 +71,7 @@ class RowStream:
     def __init__(self, config: Config, encoder: Encoder, max_length: int | None, packing: bool):
         self.config, self.max_length, self.packing = config, max_length, packing
         self.encoder = deepcopy(encoder)  # a tokenizer has modes, which the evaluation beside the thread sets, too
-        self.sources, self.digest = config.sources, TokenDigest()
+        self.sources = config.sources
         self.formatters: dict[str, Callable] = {}
         held_out = {name: self.hold_out(name) for name in self.sources}
         self.unread = {  # the audit before a row is read
@@ -90,7 +90,7 @@ class RowStream:
     def begin(self) -> None:
         """Nothing is read yet, or what was read to be looked at does not count."""
         self.counts, self.read = True, {name: entry | {"problems": {}} for name, entry in self.unread.items()}
-        self.audit = deepcopy(self.read)
+        self.audit, self.digest = deepcopy(self.read), TokenDigest()
 
     def hold_out(self, name: str) -> tuple[Dataset, list[Conversation]]:
         """The first rows of a source, which training skips, or those of its held-out split."""
@@ -203,7 +203,7 @@ class RowStream:
 
     def give_out(self, buffers: Iterator[tuple[list, dict]]) -> Iterator[dict[str, np.ndarray]]:
         """The rows of the buffers; each is made in a thread while the one before it is given out, and counted then."""
-        self.left = False
+        self.left, self.taker = False, (taker := object())
         with ThreadPoolExecutor(max_workers=1) as pool:
             try:
                 ahead = pool.submit(next, buffers, None)
@@ -213,7 +213,7 @@ class RowStream:
                     ahead = pool.submit(next, buffers, None)
                     yield from map(self.row, rows[1:])
             finally:
-                self.left = True  # the thread need not finish its buffer
+                self.left = self.taker is taker  # the thread need not finish its buffer
 
     def buffers(self) -> Iterator[tuple[list[list[Document]], dict[str, dict]]]:
         """One pass in buffers, shuffled and, if asked for, packed, each with the audit of all that was read for it."""

@@ -178,7 +178,7 @@ def test_a_row_that_trl_looks_at_is_not_counted_and_training_counts_every_buffer
     next(streamed())
     assert streamed.audit["file"]["rows"] == 10
     list(islice(streamed(), 45))
-    assert (streamed.audit["file"]["rows"], streamed.audit["file"]["kept"]) == (50, 50)
+    assert (streamed.audit["file"]["rows"], streamed.audit["file"]["kept"], streamed.digest.rows) == (50, 50, 45)
 
 
 def test_an_error_comes_when_its_buffer_is_due(encoder, tmp_path, small_buffers):
@@ -194,6 +194,14 @@ def test_an_error_comes_when_its_buffer_is_due(encoder, tmp_path, small_buffers)
 def stream_without_a_look(encoder, path: str):
     setting = data_config(held_out=0, file={"data_files": path, "streaming": True})
     return streaming.RowStream(setting, encoder, 64, False).one_pass()
+
+
+def test_who_looked_at_a_row_and_leaves_late_does_not_end_the_stream_of_another(encoder, tmp_path, small_buffers):
+    streamed = stream(encoder, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(50))})
+    look, rows = streamed(), streamed()
+    next(look), next(rows)
+    look.close()
+    assert len(list(islice(rows, 45))) == 45
 
 
 def test_the_thread_ends_with_the_stream(encoder, tmp_path, small_buffers):
