@@ -108,7 +108,8 @@ def main() -> None:
         if resumed:
             if len(sys.argv) < 3 or "=" in sys.argv[2]:
                 raise ConfigError("Name the run: python -m sft_recipes resume outputs/NAME/DATE [key=value].")
-            if fixed := [word for word in sys.argv[3:] if word.startswith(("hydra.run.dir=", "overwrite=", "mode="))]:
+            ours = ("hydra.run.dir=", "overwrite=", "mode=")
+            if fixed := [word for word in sys.argv[3:] if word.lstrip("+").startswith(ours)]:
                 raise ConfigError(f"{fixed[0]}: a run that is resumed trains on in its own folder. Leave that out.")
             sys.argv[1:3] = ["--config-name", store_resumed_run(Path(sys.argv[2]))]
         trusted = TRUST_FLAG in sys.argv  # which Hydra does not know

@@ -1,6 +1,7 @@
 """The scripts of examples/, as a user runs them."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -62,6 +63,8 @@ def test_the_command_of_the_sky_task_needs_a_config_alone_and_runs_in_several_pr
     (tmp_path / "lima" / ".hydra" / "config.yaml").write_text(composed_here)
     command = yaml.safe_load((ROOT / "examples" / "sky.yaml").read_text())["run"].replace("/runs/", f"{tmp_path}/")
     command = command.replace("torchrun", f"{sys.executable} -m torch.distributed.run")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a port that no other process of this machine has
+        command = command.replace("29500", str(server.getsockname()[1]))
     given = {"NUM_NODES": "1", "NODE_RANK": "0", "NUM_GPUS_PER_NODE": "2", "NODE_IPS": "127.0.0.1\n"}
     environment = os.environ | {f"SKYPILOT_{name}": value for name, value in given.items()} | {"RUN": "lima"}
     done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -65,7 +65,8 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
         hint = hints.get(name, Any)
         check_type(path, value, hint)
         if isinstance(value, str) and value not in (known := words_of(hint_parts(hint)) or [value]):
-            raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, known)}")
+            beside = [TYPE_NAMES[part.kind] for part in hint_parts(hint) if part.kind in (bool, int)]
+            raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, [*known, *beside])}")
         for part in hint_parts(hint):
             check_interval(path, value, part.interval)
     for name, field in fields.items():
@@ -212,14 +213,14 @@ def matches_type(value: Any, hint: Any) -> bool:
 def describe_type(hint: Any) -> str:
     """A type hint as a reader of YAML would say it.
 
-    >>> describe_type(bool), describe_type(float | None)
-    ('true or false', 'a number or null')
+    >>> describe_type(bool), describe_type(float | None), describe_type(int | Literal["auto"])
+    ('true or false', 'a number or null', 'a whole number or "auto"')
     """
-    parts = hint_parts(hint)
-    if listed := words_of(parts):
-        return ", ".join(json.dumps(word) for word in listed) if len(listed) < 10 else "text"
-    kinds = (dict if is_dataclass(part.kind) else part.kind for part in parts)
-    return " or ".join(dict.fromkeys(TYPE_NAMES.get(kind, str(kind)) for kind in kinds))
+    kinds, listed = [part.kind for part in hint_parts(hint)], words_of(hint_parts(hint))
+    words = ", ".join(json.dumps(word) for word in listed) if 0 < len(listed) < 10 else "text"
+    names = TYPE_NAMES | {Literal: words, Enum: words}
+    kinds = [dict if is_dataclass(kind) else kind for kind in kinds if not listed or kind in (bool, int, Literal, Enum)]
+    return " or ".join(dict.fromkeys(names.get(kind, str(kind)) for kind in kinds))
 
 
 def show_value(value: Any) -> str:

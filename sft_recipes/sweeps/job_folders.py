@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.own_configs import with_defaults
 from sft_recipes.config.run_folder import holds_run
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.run_folder import read_json, read_yaml, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
 
@@ -58,7 +58,7 @@ class ResumingLauncher:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP_FILE, read_json(self.folder / SWEEP_FILE) | {"jobs": self.jobs})
         if results:
-            log.info("%d of %d jobs finished earlier, not run again.", len(results), len(job_overrides))
+            log.info("%d of %s finished earlier, not run again.", len(results), plural(len(job_overrides), "job"))
         if open_jobs:
             launched = self.launcher.launch(list(open_jobs.values()), initial_job_idx=initial_job_idx)
             results |= dict(zip(open_jobs, launched, strict=True))

@@ -49,13 +49,13 @@ def run_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """
     other_rows = saved["rows"] != now["rows"]
     free = FREE_GROUPS if other_rows or now["streamed"] else FREE_GROUPS | ROWS_GROUPS
-    old, new = (dict(iterate_leaves(run["config"])) for run in (saved, now))
+    old, new = (dict(iterate_leaves(run["config"])) | {"data.cache": None} for run in (saved, now))  # which is free
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not is_free(key, free)]
     found = [f"{key}={json.dumps(new.get(key))} (was {json.dumps(old.get(key))})" for key in keys]
     if other_rows and not any(key.partition(".")[0] in ROWS_GROUPS | {"seed"} for key in keys):
         found.append("other training rows")
     if saved["processes"] != now["processes"]:
-        found.append(f"{now['processes']} processes (was {saved['processes']})")
+        found.append(f"{plural(now['processes'], 'process', 'processes')} (was {saved['processes']})")
     return found
 
 
@@ -66,8 +66,7 @@ def is_free(key: str, free_groups: set[str]) -> bool:
     (True, False)
     """
     group, _, field = key.partition(".")
-    free = group in free_groups or key == "data.cache"
-    return free or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
+    return group in free_groups or (group == "trainer" and (field in FREE_FIELDS or field.startswith(FREE_PREFIXES)))
 
 
 def is_finished(folder: Path, config: Config) -> bool:

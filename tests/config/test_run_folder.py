@@ -103,7 +103,7 @@ def test_what_trains_nothing_does_not_write_over_the_run_to_resume(command, old_
     assert {path.read_text() for path in old_run.rglob("*") if path.is_file()} == {"old"}
 
 
-@pytest.mark.parametrize("typed", ["hydra.run.dir=other", "overwrite=true", "mode=evaluate"])
+@pytest.mark.parametrize("typed", ["hydra.run.dir=other", "overwrite=true", "mode=evaluate", "++mode=preview"])
 def test_a_run_is_resumed_as_training_in_its_own_folder(command, old_run, typed):
     line = f"{typed}: a run that is resumed trains on in its own folder. Leave that out.\n"
     assert command("resume", "run", "trainer.max_steps=9", typed) == (2, "", line)
