@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pydoc import locate
 from types import NoneType
@@ -52,7 +53,7 @@ def describe_topic(name: str) -> str:
     owners = " and ".join(one.__name__ for one in classes)
     given = f", as {SET_BY[where].replace('/', '=')} sets them" if where in SET_BY else ""
     lines = [f"{where}.* with the defaults{given}: the fields of {owners}.", ""]
-    for key, default, text in (field for one in classes for field in class_fields(one)):
+    for _, key, default, text in all_fields(classes):
         lines.append(f"  {where}.{key} = {show_value(set_here.get(key, default))}")
         lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if name == "data":
@@ -63,6 +64,15 @@ def describe_topic(name: str) -> str:
 def topic_classes(name: str) -> list[type]:
     """The classes whose fields a topic lists."""
     return [locate(one) if isinstance(one, str) else one for one in TOPICS[name][1]]
+
+
+def all_fields(classes: Sequence[type]) -> list[tuple[type, str, Any, str]]:
+    """The fields of several classes, each with its class: ours comes first, and takes more in a field of TRL's."""
+    found: dict[str, tuple[type, str, Any, str]] = {}
+    for one in classes:
+        for field in class_fields(one):
+            found.setdefault(field[0], (one, *field))
+    return list(found.values())
 
 
 def class_fields(target: type) -> list[tuple[str, Any, str]]:
@@ -105,11 +115,10 @@ def config_schema() -> dict[str, Any]:
 def class_schema(*targets: type) -> dict[str, Any]:
     """A mapping whose keys are the fields of these classes."""
     properties = {}
-    for target in targets:
-        for name, default, text in class_fields(target):
-            properties[name] = {"anyOf": [*hint_schemas(resolve_type_hints(target).get(name, Any)), FILLED_IN]}
-            properties[name] |= {"description": text}
-            properties[name] |= {} if default == "required" or is_dataclass(default) else {"default": default}
+    for target, name, default, text in all_fields(targets):
+        properties[name] = {"anyOf": [*hint_schemas(resolve_type_hints(target).get(name, Any)), FILLED_IN]}
+        properties[name] |= {"description": text}
+        properties[name] |= {} if default == "required" or is_dataclass(default) else {"default": default}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

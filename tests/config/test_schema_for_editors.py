@@ -29,6 +29,11 @@ def test_every_file_of_ours_fits(validator):
     assert len(files) > 40 and not any(wrong.values()), wrong
 
 
+@pytest.mark.parametrize("fields", [{"per_device_train_batch_size": "auto"}, {"activation_checkpointing": "auto"}])
+def test_a_field_of_trl_s_that_takes_more_here_does_so_in_an_editor(fields, validator):
+    assert not [error.message for error in validator.iter_errors({"trainer": fields})]
+
+
 def read(file):
     """A file's keys and values as they stand, ${…} and ??? included."""
     return OmegaConf.to_container(OmegaConf.load(file))
