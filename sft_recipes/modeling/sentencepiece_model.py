@@ -18,8 +18,8 @@ def warn_of_other_tokens(tokenizer: PreTrainedTokenizerFast, rows: Iterable[list
     """Warns where a tokenizer that was converted from `tokenizer.model` alone makes other tokens than SentencePiece.
 
     The rows are token ids, whose texts are encoded by both. transformers 5 converts Llama's with wrong merges: four
-    spaces before `return` are one token, where SentencePiece has three spaces and ` return`. Its generic class converts
-    the same file right, and `tokenizer.json` is taken before `tokenizer.model`.
+    spaces before `return` are one token, where SentencePiece has three spaces and ` return`. From 5.24 on its generic
+    class converts the same file right, and `tokenizer.json` is taken before `tokenizer.model`.
     """
     pieces = find_pieces(tokenizer)
     if pieces is None or pieces.with_name("tokenizer.json").is_file():
@@ -31,12 +31,16 @@ def warn_of_other_tokens(tokenizer: PreTrainedTokenizerFast, rows: Iterable[list
         if tokenizer(text, add_special_tokens=False).input_ids != own.encode(text):
             different.append(text)
     if different:
-        folder = str(pieces.parent)
+        generic, way_out = PreTrainedTokenizerFast.from_pretrained(pieces.parent), "Take the base's tokenizer.json"
+        if all(generic(text, add_special_tokens=False).input_ids == own.encode(text) for text in different):
+            way_out += (
+                ', or write a right one: python -c "from transformers import PreTrainedTokenizerFast as T; '
+                f"T.from_pretrained('{pieces.parent}').save_pretrained('{pieces.parent}')\""
+            )
         log.warning(
             "%d of %s %s other tokens than SentencePiece makes, with which the base was trained: transformers "
-            "converts %s with wrong merges. Take the base's tokenizer.json, or write a right one: python -c \"from "
-            "transformers import PreTrainedTokenizerFast as T; T.from_pretrained('%s').save_pretrained('%s')\"",
-            len(different), plural(number, "row"), "has" if len(different) == 1 else "have", pieces, folder, folder,
+            "converts %s with wrong merges. %s",
+            len(different), plural(number, "row"), "has" if len(different) == 1 else "have", pieces, way_out,
         )  # fmt: skip
 
 

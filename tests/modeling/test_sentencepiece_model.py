@@ -3,6 +3,8 @@
 import shutil
 
 import pytest
+import transformers
+from packaging.version import Version
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -27,11 +29,14 @@ def pieces_only(tokenizer_folder, tmp_path):
     return folder
 
 
-def test_wrong_merges_of_spaces_are_said_with_a_way_out_that_works(pieces_only, caplog):
+def test_wrong_merges_of_spaces_are_said_with_a_way_out_where_it_works(pieces_only, caplog):
     tokenizer = AutoTokenizer.from_pretrained(pieces_only)
     warn_of_other_tokens(tokenizer, [tokenizer(text).input_ids for text in TEXTS])
     assert "1 of 2 rows has other tokens than SentencePiece makes" in caplog.text
-    assert f"T.from_pretrained('{pieces_only}').save_pretrained('{pieces_only}')" in caplog.text
+    way_out = f"T.from_pretrained('{pieces_only}').save_pretrained('{pieces_only}')"
+    assert (way_out in caplog.text) == (Version(transformers.__version__) >= Version("5.24"))
+    if way_out not in caplog.text:  # 5.23's generic class leaves out the space before a text
+        return
     PreTrainedTokenizerFast.from_pretrained(pieces_only).save_pretrained(pieces_only)
     right, own = AutoTokenizer.from_pretrained(pieces_only), SentencePieceProcessor()
     own.load(str(pieces_only / "tokenizer.model"))
