@@ -232,7 +232,7 @@ def test_what_our_defaults_decide_is_the_sources_a_departure_or_unknown(name):
 def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(name):
     config = composed_recipe(name)
     devices = config.provenance.devices or 1
-    trainer = config.trainer.fields
+    trainer = config.trainer.fields | {"per_device_train_batch_size": config.trainer.per_device_train_batch_size}
     trainer = trainer | accumulation_steps(config.trainer.effective_batch_size, trainer, devices)
     made = trainer["per_device_train_batch_size"] * devices * trainer["gradient_accumulation_steps"]
     assert made == config.provenance.values.get("effective_batch_size", made)
