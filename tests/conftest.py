@@ -26,6 +26,7 @@ from support.judge_server import serve_judge
 # rouge-score brings absl, whose handler keeps the stderr it was imported with, pytest's, and closes it when Hydra sets up
 # logging in a test with another one; the process's own it leaves open
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+collect_ignore = ["support/preloaded.py"]  # for doctests: it is a fork server's alone
 # The models are tiny: a second thread only waits for the first, long if the machine is busy. The variable is for notebooks
 # and other processes
 torch.set_num_threads(1)
