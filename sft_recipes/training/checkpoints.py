@@ -70,14 +70,14 @@ def is_free(key: str, free_groups: set[str]) -> bool:
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether the run to resume has all its results, but perhaps no report, and is asked for no more steps."""
+    """Whether the run to resume has all its results, but perhaps no report, and can or shall make no more steps."""
     metrics = read_json(folder / "metrics.json")
     if not metrics or "stopped_at" in metrics or not config.trainer.fields.get("resume_from_checkpoint"):
         return False
-    newest = [*newest_first(folder), folder][0]  # supervision.json may be of a resume that was refused
-    saved = read_json(newest / MANIFEST).get("run") or read_json(folder / "supervision.json")
+    checkpoints = newest_first(folder)  # supervision.json may be of a resume that was refused
+    saved = read_json([*checkpoints, folder][0] / MANIFEST).get("run") or read_json(folder / "supervision.json")
     before, now = (values.get("trainer", {}) for values in (saved.get("config", {}), config.composed))
-    return all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs"))
+    return not checkpoints or all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs"))
 
 
 def check_unfinished(folder: Path, config: Config) -> None:
@@ -85,7 +85,7 @@ def check_unfinished(folder: Path, config: Config) -> None:
     if is_finished(folder, config):
         raise ConfigError(
             f"{folder} is finished, its model is in {folder / 'model'}. To train that further write model.id={folder} "
-            "in a run of its own; to make this run longer, more trainer.num_train_epochs or trainer.max_steps."
+            "in a run of its own; where it has a checkpoint, more trainer.num_train_epochs or trainer.max_steps go on."
         )
 
 

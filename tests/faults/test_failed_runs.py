@@ -1,5 +1,6 @@
 """Runs that fail on the way, in this process: one line that says what happened, no work lost, and the way on."""
 
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,8 +125,12 @@ def test_a_run_that_was_stopped_before_its_report_gets_it_and_is_not_trained_aga
     assert command("resume", "run")[0] == 0
     assert Path("run/report.html").is_file() and Path("run/report.md").read_text() == report
     assert Path("run/model/adapter_model.safetensors").stat().st_mtime_ns == weights
-    code, _, said = command("resume", "run")
-    assert code == 2 and "is finished" in said
+    for checkpoint in Path("run").glob("checkpoint-*"):  # without one, more steps would be those of another model
+        shutil.rmtree(checkpoint)
+    for more in ([], ["trainer.max_steps=9"]):
+        code, _, said = command("resume", "run", *more)
+        assert code == 2 and "is finished" in said
+    assert Path("run/model/adapter_model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_a_push_is_checked_before_the_model_loads(run, monkeypatch):
