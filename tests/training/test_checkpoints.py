@@ -53,11 +53,13 @@ def test_the_newest_checkpoint_is_taken_by_its_step(folder):
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-@pytest.mark.parametrize("damage", ["missing", "short", "zeroed"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "zeroed", "one bit turned"])
 def test_a_checkpoint_with_a_damaged_file_is_named_and_passed_over(folder, caplog, name, damage):
     file = folder / "checkpoint-10" / name
     content = file.read_bytes()
-    file.write_bytes({"missing": b"", "short": content[:-2], "zeroed": bytes(len(content))}[damage])
+    turned = content[:-1] + bytes([content[-1] ^ 1])
+    damaged = {"short": content[:-2], "zeroed": bytes(len(content)), "one bit turned": turned}
+    file.write_bytes(damaged.get(damage, b""))
     if damage == "missing":
         file.unlink()
     assert find_resumable(folder, True, RUN) == folder / "checkpoint-9"
