@@ -89,7 +89,7 @@ def test_a_template_without_a_trained_stop_token_is_refused_with_what_to_do(tmp_
     said = (tmp_path / "run" / "sft_recipes.log").read_text()
     assert code == 2 and not (tmp_path / "run" / "metrics.json").exists()
     assert said.strip().endswith(
-        "data.tiny: 1054 of 1054 rows have stop_not_supervised (row 0, 1, 2, 3, 4…): an answer ends without its stop "
+        "data.tiny: 1,054 of 1,054 rows have stop_not_supervised (row 0, 1, 2, 3, 4…): an answer ends without its stop "
         "token, so the model would not learn to stop; it should stand within the chat template's {% generation %} "
         "block. Fix them, or write data_checks.stop_not_supervised=drop (or keep)."
     )

@@ -68,7 +68,7 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
         listed = ", ".join(map(str, record[problem]["first"][:5]))
         if action == "raise":
             raise DataError(
-                f"data.{name}: {hit.sum()} of {plural(len(rows), 'row')} {'has' if hit.sum() == 1 else 'have'} "
+                f"data.{name}: {hit.sum():,} of {plural(len(rows), 'row')} {'has' if hit.sum() == 1 else 'have'} "
                 f"{describe_issue(problem, record[problem])} "
                 f"(row {listed}…): {ISSUE_DESCRIPTIONS[problem]}. Fix them, or write data_checks.{problem}=drop (or "
                 "keep)."

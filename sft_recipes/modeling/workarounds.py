@@ -42,6 +42,10 @@ PRIVATE_NAMES = {
         "_get_output_dir": "the place aside",
         "_finalize_training": "the time before a run was resumed",
     },
+    "sweeps/ray_train.py": {
+        "hydra._internal": "BasicLauncher, as above",
+        "_return_value": "what a job raised: return_value raises it",
+    },
     "training/choices.py": {"_attn_implementation": "the attention in force"},
     "training/activation_memory.py": {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
