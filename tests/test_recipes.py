@@ -154,7 +154,7 @@ def test_the_list_does_without_torch(tmp_path):
     ("effective", "rows", "processes", "steps"), [(128, 8, 1, 16), (128, 4, 8, 4), (128, 16, 8, 1), (None, 8, 4, None)]
 )
 def test_the_effective_batch_is_rows_times_processes_times_accumulated_steps(effective, rows, processes, steps):
-    found = accumulation_steps(effective, {"per_device_train_batch_size": rows}, processes)
+    found = accumulation_steps(effective, rows, processes)
     assert found.get("gradient_accumulation_steps") == steps
 
 
@@ -169,7 +169,7 @@ def test_the_effective_batch_is_rows_times_processes_times_accumulated_steps(eff
 )
 def test_an_effective_batch_that_does_not_divide_is_refused_with_one_that_does(effective, rows, processes, line):
     with pytest.raises(ConfigError) as raised:
-        accumulation_steps(effective, {"per_device_train_batch_size": rows}, processes)
+        accumulation_steps(effective, rows, processes)
     assert str(raised.value) == f"trainer.effective_batch_size={effective} {line}"
 
 
@@ -232,9 +232,9 @@ def test_what_our_defaults_decide_is_the_sources_a_departure_or_unknown(name):
 def test_with_the_devices_of_its_source_a_recipe_has_the_batch_of_its_source(name):
     config = composed_recipe(name)
     devices = config.provenance.devices or 1
-    trainer = config.trainer.fields | {"per_device_train_batch_size": config.trainer.per_device_train_batch_size}
-    trainer = trainer | accumulation_steps(config.trainer.effective_batch_size, trainer, devices)
-    made = trainer["per_device_train_batch_size"] * devices * trainer["gradient_accumulation_steps"]
+    rows = config.trainer.per_device_train_batch_size
+    steps = config.trainer.fields | accumulation_steps(config.trainer.effective_batch_size, rows, devices)
+    made = rows * devices * steps["gradient_accumulation_steps"]
     assert made == config.provenance.values.get("effective_batch_size", made)
 
 

@@ -144,9 +144,9 @@ def count_rows(audit: dict[str, Any], name: str, kept: Dataset, issues: Mapping[
     audit["thoughts"] = new
     if all(new.values()) and not all(old.values()):
         log.warning(
-            "data.%s: an answer with a thought in %s, without one in %s, so that the model learns both. Train one "
+            "data.%s: %s a thought before the answer and %s none, so that the model learns to do both. Train one "
             "kind, or tell them apart by a setting of the template (data.%s.chat_template_kwargs).",
-            name, *(plural(number, "row") for number in new.values()), name,
+            name, *(plural(number, "row has", "rows have") for number in new.values()), name,
         )  # fmt: skip
 
 

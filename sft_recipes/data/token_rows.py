@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -19,7 +20,7 @@ from sft_recipes.encoding.encoder import IGNORE_INDEX
 log = logging.getLogger(__name__)
 CHUNK_ROWS = 1000  # rows that stand together in memory or in a file
 MEMORY_BYTES = 1 << 24  # of a table's newest rows, beyond which they go into a file that ends with the process
-REFUSED: set[str] = set()  # folders that took no file
+warn_once = cache(log.warning)
 ORIGIN = ("source", "row", "piece", "problems")  # columns of numbers beside the tokens, see prepare.encode_rows
 
 
@@ -88,9 +89,7 @@ def move_to_disk(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
             write_tables(file.name, tables)
             return pyarrow.ipc.open_stream(pyarrow.memory_map(file.name)).read_all()
     except OSError as error:
-        if HF_DATASETS_CACHE not in REFUSED:  # of the first 16 MiB, and not of all
-            log.warning("Rows stay in memory, since %s takes no file of them: %s.", HF_DATASETS_CACHE, error)
-        REFUSED.add(HF_DATASETS_CACHE)
+        warn_once("Rows stay in memory, since %s takes no file of them: %s.", HF_DATASETS_CACHE, error.strerror)
         return pyarrow.concat_tables(tables)
 
 

@@ -42,7 +42,7 @@ def measure_base(
     if not roots:
         return measure_model(model, encoder, questions, is_base=True)
     name, found = f"base-{base_identity(model, encoder, questions, config)}.json", {}
-    for file in (Path(place, name) for place in roots):
+    for file in (place / name for place in roots):
         try:
             found = found or read_json(file)
         except (ConfigError, OSError):
@@ -52,7 +52,7 @@ def measure_base(
         (found,) = shared
     if found:
         log.info("The base is not measured again: an earlier run did, with the same questions (evaluate.cache=true).")
-        roots = [place for place in roots if not Path(place, name).is_file()]
+        roots = [place for place in roots if not (place / name).is_file()]
     elif trained and measured_metrics(questions):
         raise ConfigError(
             f"{folder} has no {name}: a sharded base is measured before training. Leave evaluate as it was."
@@ -61,8 +61,8 @@ def measure_base(
         found = measure_model(model, encoder, questions, is_base=True)
     for place in roots if found and is_first_process() else ():
         try:
-            Path(place).mkdir(parents=True, exist_ok=True)
-            write_json(Path(place, name), found)
+            place.mkdir(0o700, parents=True, exist_ok=True)
+            write_json(place / name, found)
         except OSError as error:
             log.warning("What the base was measured at could not be kept: %s.", error)
     return found

@@ -62,9 +62,9 @@ def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
     for name in ("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"):
         if peft.is_prompt_learning and getattr(peft, name) is not None:  # each is then out of step with another
             raise ConfigError(f"adapter.{kind}.{name} is read from the model. Leave it out.")
-    bias, own = getattr(peft, "bias", "none"), "_".join((kind, "only"))
-    if bias not in ("none", "all") and str(bias).lower() != own:  # most classes take any text
-        raise ConfigError(f"adapter.{kind}.bias cannot be {bias!r}. Choices: none, all, {own}.")
+    bias = getattr(peft, "bias", "none")
+    if bias not in ("none", "all") and str(bias).lower() != f"{kind}_only":  # most classes take any text
+        raise ConfigError(f"adapter.{kind}.bias cannot be {bias!r}. Choices: all, {kind}_only, none.")
     start = getattr(peft, "init_lora_weights", True)
     if start in INITS_FROM_DATA:
         raise ConfigError(f"adapter.{kind}.init_lora_weights={start} needs a pass over data first, which no run makes.")

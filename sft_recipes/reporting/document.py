@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sft_recipes.config.nested_values import get_number, get_path
-from sft_recipes.errors import mask_secrets, printable
+from sft_recipes.errors import mask_secrets, plural, printable
 from sft_recipes.reporting.figures import save_figure, to_svg
 from sft_recipes.reporting.run_folder import replace_file
 from sft_recipes.reporting.text import escape_markdown, fit_cell, format_value, render_table, shorten_path
@@ -87,7 +87,7 @@ def load_environment(escaping: bool) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,  # a misspelt name ends the report; by default it would be an empty place in it
     )
-    environment.globals |= {"get_path": get_path, "get_number": get_number, "lines": render_lines}
+    environment.globals |= {"get_path": get_path, "get_number": get_number, "lines": render_lines, "plural": plural}
     texts = (format_value, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
     environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
     return environment

@@ -39,7 +39,7 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     values["activation_checkpointing"] = config.trainer.activation_checkpointing is not False  # auto: see choices.py
     rows = config.trainer.per_device_train_batch_size
     values["per_device_train_batch_size"] = 1 if rows == "auto" else rows  # until choices.py knows the rows
-    values |= accumulation_steps(config.trainer.effective_batch_size, values, processes)
+    values |= accumulation_steps(config.trainer.effective_batch_size, values["per_device_train_batch_size"], processes)
     callbacks = [LossLogger(), *load_callbacks(config.callbacks)]
     stopping = config.trainer.early_stopping()
     if stopping:

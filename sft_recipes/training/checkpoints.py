@@ -137,7 +137,7 @@ def last_checkpoint_line(folder: Path) -> str:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The run's checkpoints, by their steps; checkpoint-24.bak is none, as it is for transformers."""
+    """The run's checkpoints, by their steps; checkpoint-24.bak, which transformers counts as one, is the user's."""
     paths = (Path(path) for path in reversed(sort_checkpoints(str(folder))))
     return [path for path in paths if path.name.removeprefix("checkpoint-").isdecimal()]
 

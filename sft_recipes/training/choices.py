@@ -5,7 +5,6 @@ The attention is chosen in `trainer.select_attention`, when the model is on its 
 
 import logging
 from bisect import bisect_left
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import matches_type
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.activation_memory import StepShape
 from sft_recipes.training.checkpoints import newest_first
@@ -27,16 +26,15 @@ log = logging.getLogger(__name__)
 ROOM = 0.8  # of the available memory: measured runs of benchmarks/memory.py are within 15 % of their estimates
 
 
-def accumulation_steps(effective: int | None, values: Mapping[str, Any], processes: int) -> dict[str, int]:
-    """The accumulation steps with which a step has `effective` rows over all processes; empty where it is None.
+def accumulation_steps(effective: int | None, rows: int, processes: int) -> dict[str, int]:
+    """The accumulation steps with which a step has `effective` rows, from micro-batches of `rows` on each process.
 
-    Raises ConfigError where the rows cannot be divided among processes and batches.
+    Empty where `effective` is None. Raises ConfigError where the rows cannot be divided among processes and batches.
 
-    >>> accumulation_steps(128, {"per_device_train_batch_size": 4}, processes=8)
+    >>> accumulation_steps(128, 4, processes=8)
     {'gradient_accumulation_steps': 4}
     """
-    rows = values.get("per_device_train_batch_size", SFTConfig.per_device_train_batch_size)
-    if effective is None or not matches_type(rows, int):  # SFTConfig's own check reports a wrong type
+    if effective is None:
         return {}
     steps, rest = divmod(effective, rows * processes)
     if rest:
@@ -45,8 +43,8 @@ def accumulation_steps(effective: int | None, values: Mapping[str, Any], process
         near = max(effective - left, processes)
         instead = f"effective_batch_size={near}" if left else f"per_device_train_batch_size={batch}"
         raise ConfigError(
-            f"trainer.effective_batch_size={effective} is no multiple of {rows} rows on {processes} "
-            f"process{'es' * (processes > 1)}. Write trainer.{instead}."
+            f"trainer.effective_batch_size={effective} is no multiple of {plural(rows, 'row')} on "
+            f"{plural(processes, 'process', 'processes')}. Write trainer.{instead}."
         )
     return {"gradient_accumulation_steps": steps}
 

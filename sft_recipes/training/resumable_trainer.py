@@ -150,7 +150,7 @@ class ResumableTrainer(SFTTrainer):
 
 def rotate_checkpoints(folder: Path, most: int, best: str | None) -> None:
     """Removes the oldest checkpoints where there are more than `most`, but never the newest or the best."""
-    paths = newest_first(folder)
+    paths = newest_first(folder)  # transformers' function of this name would remove checkpoint-24.bak, too
     kept = {paths[0], Path(best or paths[0])}
     for path in [path for path in paths if path not in kept][max(most - len(kept), 0) :]:
         shutil.rmtree(path, ignore_errors=True)

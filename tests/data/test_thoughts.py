@@ -64,7 +64,7 @@ def test_rows_with_and_without_thoughts_are_counted_and_both_are_said(tmp_path, 
         audit = audit_of(tmp_path / "rows.jsonl", [PLAIN, THINKS, PLAIN])
     assert audit["thoughts"] == {"with": 1, "without": 2}
     assert audit["problems"]["empty_thought"] == {"rows": 2, "policy": "mask", "first": [0, 2]}
-    assert "data.file: an answer with a thought in 1 row, without one in 2 rows" in caplog.text
+    assert "data.file: 1 row has a thought before the answer and 2 rows have none" in caplog.text
 
 
 def test_a_stream_counts_the_rows_that_think_once(tmp_path):

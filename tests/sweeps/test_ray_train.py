@@ -24,13 +24,6 @@ class Callback(TrainerCallback):
 """
 
 
-def test_ray_gets_workers_and_how_often_they_may_die(command):
-    code, printed, _ = command("+recipe=tiny", "+where=ray", "--cfg", "hydra", "--package", "hydra.launcher")
-    assert code == 0 and "sft_recipes_sweeps.RayTrain" in printed
-    for line in ("n_jobs: 1", "  num_workers: 1", "  use_gpu: true", "  max_failures: 3"):
-        assert f"{line}\n" in printed
-
-
 def test_without_ray_it_says_what_to_install(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, said = command("-m", *SHORT_ROWS_RUN, "+where=ray", "hydra.sweep.dir=sweep")

@@ -21,13 +21,6 @@ class Callback(TrainerCallback):
 """
 
 
-def test_slurm_gets_gpus_time_and_the_signal_before_its_end(command):
-    code, printed, _ = command("+recipe=tiny", "+where=slurm", "--cfg", "hydra", "--package", "hydra.launcher")
-    assert code == 0 and "submitit_launcher.SlurmLauncher" in printed
-    for line in ("gpus_per_node: 1", "timeout_min: 240", "signal_delay_s: 300", "max_num_timeout: 20"):
-        assert f"{line}\n" in printed
-
-
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
     done = spawn_sweep(tmp_path, PREEMPTED_ONCE, "trainer.max_steps=4", "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr
