@@ -54,22 +54,21 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     whole = replace(config, sources={name: replace(one, held_out=0) for name, one in config.sources.items()})
     sources = {name: open_source(name, whole) for name, source in config.sources.items() if source.split}
     is_leak = find_source_leaks(config, sources.values())
-    curated = curate_sources(config, sources, partial(count_text, tokenizer), is_leak)
-    findings = curated.findings
-    rows = [plain_row(curated.conversations[place]) for place in findings.remaining()]
+    curation, record = curate_sources(config, sources, partial(count_text, tokenizer), is_leak)
+    rows = [plain_row(curation.conversations[place]) for place in curation.remaining()]
     if config.curation.output == "parquet":
         Dataset.from_list(rows).to_parquet(folder / "curated.parquet")
     else:
         write_jsonl(folder / "curated.jsonl", rows)
     removed = []
-    for place, reasons in sorted(findings.reasons.items()):
-        source, row = findings.origins[place]
-        found = {"source": source, "row": row, "reasons": reasons, "score": curated.scores[place]}
-        removed.append(found | plain_row(curated.conversations[place]))
+    for place, reasons in sorted(curation.reasons.items()):
+        source, row = curation.origins[place]
+        found = {"source": source, "row": row, "reasons": reasons, "score": curation.scores[place]}
+        removed.append(found | plain_row(curation.conversations[place]))
     write_jsonl(folder / "removed.jsonl", removed)
-    write_json(folder / "curation.json", curated.record)
-    write_curation_report(folder, config.name, curated.record)
-    return curated.record
+    write_json(folder / "curation.json", record)
+    write_curation_report(folder, config.name, record)
+    return record
 
 
 def plain_row(conversation: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ EXAMPLES = 5  # rows that are named for every finding
 
 
 @dataclass
-class Findings:
-    """What was found in rows, each of which is known by its source and its number in it; places are those of rows."""
+class Curation:
+    """Conversations, each known by its source and its number in it, and what was found in them by their places."""
 
+    conversations: Sequence[Conversation]
     origins: Sequence[tuple[str, int]]
+    scores: Sequence[float]
     reasons: dict[int, list[str]] = field(default_factory=dict)  # why each removed row was
-    counts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by filter: rows, action, removed, examples
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by filter: rows, action, removed, examples
     places: dict[str, list[int]] = field(default_factory=dict)  # by filter: the rows it found
 
     def add(self, name: str, action: str, found: Mapping[int, str], stay: int = 0) -> None:
@@ -30,60 +32,53 @@ class Findings:
             self.reasons.setdefault(place, []).append(f"{name}: {found[place]}")
         named = [(*self.origins[place], found[place]) for place in places[:EXAMPLES]]
         examples = [dict(zip(("source", "row", "reason"), values, strict=True)) for values in named]
-        self.counts[name] = {"rows": len(found), "action": action, "removed": len(gone), "examples": examples}
+        self.findings[name] = {"rows": len(found), "action": action, "removed": len(gone), "examples": examples}
 
     def remaining(self) -> list[int]:
         """The places that nothing removed so far."""
         return [place for place in range(len(self.origins)) if place not in self.reasons]
 
+    def apply_filters(self, filters: Mapping[str, Any]) -> None:
+        """Every filter over every row of messages; beside each function stand its `action` and `keep_share`."""
+        talks = [(place, talk) for place, talk in enumerate(self.conversations) if "messages" in talk]
+        for name, (function, chosen) in filters.items():
+            found = {place: reason for place, talk in talks if (reason := function(talk)) is not None}
+            self.add(name, chosen.action, found, int(chosen.keep_share * len(self.conversations)))
 
-def apply_filters(findings: Findings, conversations: Sequence[Conversation], filters: Mapping[str, Any]) -> None:
-    """Every filter over every row of messages; beside each function stand its `action` and `keep_share`."""
-    talks = [(place, talk) for place, talk in enumerate(conversations) if "messages" in talk]
-    for name, (function, chosen) in filters.items():
-        found = {place: reason for place, talk in talks if (reason := function(talk)) is not None}
-        findings.add(name, chosen.action, found, int(chosen.keep_share * len(conversations)))
+    def apply_near_duplicates(self, threshold: float, shingle: int, rows: str | bool, instructions: str | bool) -> None:
+        """The actions for `rows`, compared as a whole, and for `instructions`, by what users ask: both among those
+        that nothing removed yet."""
+        steps = (
+            ("rows", rows, (), "is like"),
+            ("instructions", instructions, ("user",), "asks, with another answer, as"),
+        )
+        for name, action, roles, what in steps:
+            if action in ("off", False):
+                continue
+            places = self.remaining()
+            if roles:  # twins as a whole are counted above, and raw text asks nothing
+                alike = set(self.places.get("near_duplicate_rows", ()))
+                places = [place for place in places if place not in alike and "messages" in self.conversations[place]]
+            words = [split_words(join_messages(self.conversations[place], *roles)) for place in places]
+            template = find_template(words)
+            bare, scores = [drop_template(text, template) for text in words], [self.scores[place] for place in places]
+            found = {}
+            for row, twin in drop_near_duplicates(bare, scores, threshold, shingle).items():
+                source, number = self.origins[places[twin]]  # of the row that stays
+                found[places[row]] = f"it {what} row {number} of data.{source}"
+            self.add(f"near_duplicate_{name}", action, found)
 
-
-def apply_near_duplicates(
-    findings: Findings,
-    conversations: Sequence[Conversation],
-    scores: Sequence[float],
-    actions: Mapping[str, str | bool],
-    threshold: float,
-    shingle: int,
-) -> None:
-    """`rows` are compared as a whole, `instructions` by what users ask; both among those that nothing removed yet."""
-    for name, roles, what in (("rows", (), "is like"), ("instructions", ("user",), "asks, with another answer, as")):
-        if actions[name] in ("off", False):
-            continue
-        places = findings.remaining()
-        if roles:  # twins as a whole are counted above, and raw text asks nothing
-            alike = set(findings.places.get("near_duplicate_rows", ()))
-            places = [place for place in places if place not in alike and "messages" in conversations[place]]
-        words = [split_words(join_messages(conversations[place], *roles)) for place in places]
-        template = find_template(words)
-        bare = [drop_template(text, template) for text in words]
-        found = {}
-        for row, twin in drop_near_duplicates(bare, [scores[place] for place in places], threshold, shingle).items():
-            source, number = findings.origins[places[twin]]  # of the row that stays
-            found[places[row]] = f"it {what} row {number} of data.{source}"
-        findings.add(f"near_duplicate_{name}", actions[name], found)
-
-
-def apply_selection(
-    findings: Findings, conversations: Sequence[Conversation], scores: Sequence[float], rows: int, spread: str
-) -> dict[str, int]:
-    """Removes all but the best `rows`, spread over kinds (`task`, `cluster` or `none`); returns how many each got."""
-    places = findings.remaining()
-    kinds = ["all"] * len(places)
-    if spread == "task":
-        kinds = [classify_task(conversations[place]) for place in places]
-    elif spread == "cluster":
-        words = [split_words(join_messages(conversations[place], "user")) for place in places]
-        kinds = [f"cluster {number}" for number in cluster_rows(words)]
-    taken = select_best([scores[place] for place in places], kinds, rows)
-    kept = {places[index] for index in taken}
-    beaten = {place: f"its score {scores[place]:.2f} is not among the best" for place in places if place not in kept}
-    findings.add("select", "remove", beaten)
-    return dict(Counter(kinds[index] for index in taken).most_common())
+    def apply_selection(self, rows: int, spread: str) -> dict[str, int]:
+        """Removes all but the best `rows`, spread over kinds (`task`, `cluster` or `none`); how many each has left."""
+        places = self.remaining()
+        talks, kinds = [self.conversations[place] for place in places], ["all"] * len(places)
+        if spread == "task":
+            kinds = list(map(classify_task, talks))
+        elif spread == "cluster":
+            words = [split_words(join_messages(talk, "user")) for talk in talks]
+            kinds = [f"cluster {number}" for number in cluster_rows(words)]
+        taken = select_best([self.scores[place] for place in places], kinds, rows)
+        beaten = set(places).difference(places[index] for index in taken)
+        reasons = {place: f"its score {self.scores[place]:.2f} is not among the best" for place in beaten}
+        self.add("select", "remove", reasons)
+        return dict(Counter(kinds[index] for index in taken).most_common())

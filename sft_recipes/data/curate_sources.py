@@ -12,7 +12,7 @@ from sft_recipes.config.curation_options import CurationOptions, FilterAction
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, import_function, validate_kwargs
-from sft_recipes.curation.curate import Findings, apply_filters, apply_near_duplicates, apply_selection
+from sft_recipes.curation.curate import Curation
 from sft_recipes.curation.diversity import describe_diversity
 from sft_recipes.curation.filters import FILTERS
 from sft_recipes.curation.leaks import LeakIndex
@@ -119,49 +119,36 @@ def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conve
         yield {"messages": list(messages[: last + 1] or messages)}
 
 
-@dataclass(frozen=True)
-class CuratedSources:
-    """The rows that were looked at, one list over all sources, and what was found."""
-
-    conversations: list[Conversation]
-    scores: list[float]
-    findings: Findings
-    record: dict[str, Any]  # what curation.json holds
-
-
 def curate_sources(
     config: Config, sources: Mapping[str, SourceRows], count: Callable[[str], int], is_leak: LeakTest | None = None
-) -> CuratedSources:
-    """All rows to train on through filters, near-duplicates and selection; `count` gives a text's length in tokens.
+) -> tuple[Curation, dict[str, Any]]:
+    """All rows to train on through filters, near-duplicates and selection, and what curation.json holds of it.
 
-    Leaks, where they are looked for, are removed first.
+    `count` gives a text's length in tokens. Leaks, where they are looked for, are removed first.
     """
     options, origins, talks = config.curation, [], []
     count = cache(count)  # filters, the score and the lengths ask for the same texts
+    filters = build_filters(options, count)
+    own = options.select.by if options.select else "score"
+    score = partial(score_quality, count=count) if own == "score" else import_function("curation.select.by", own)
     for name, source in sources.items():
         read = read_conversations(source.rows, source.formatter, source.trained)
         for number, talk in zip(source.trained.tolist(), read, strict=True):
             if talk:
                 origins.append((name, number))
                 talks.append(talk)
-    findings = Findings(origins)
+    curation = Curation(talks, origins, [float(score(talk)) for talk in talks])
     if is_leak:
         found = {place: "it is like a held-out row" for place, talk in enumerate(talks) if is_leak(talk)}
-        findings.add("leak", "remove", found)
-    apply_filters(findings, talks, build_filters(options, count))
-    own = options.select.by if options.select else "score"
-    score = partial(score_quality, count=count) if own == "score" else import_function("curation.select.by", own)
-    scores = [float(score(talk)) for talk in talks]
-    if twins := options.near_duplicates:
-        actions = {"rows": twins.rows, "instructions": twins.instructions}
-        apply_near_duplicates(findings, talks, scores, actions, twins.threshold, twins.shingle)
-    selected = {}
-    if options.select:
-        selected = apply_selection(findings, talks, scores, options.select.rows, options.select.spread)
-    kept = findings.remaining()
-    record = {"rows": len(talks), "removed": len(findings.reasons), "kept": len(kept), "findings": findings.counts}
-    diversity = describe_diversity([talks[place] for place in kept if "messages" in talks[place]], count)
-    return CuratedSources(talks, scores, findings, record | {"selected": selected, "diversity": diversity})
+        curation.add("leak", "remove", found)
+    curation.apply_filters(filters)
+    if options.near_duplicates:
+        curation.apply_near_duplicates(**asdict(options.near_duplicates))
+    selected = curation.apply_selection(options.select.rows, options.select.spread) if options.select else {}
+    kept = [talks[place] for place in curation.remaining()]
+    diversity = describe_diversity([talk for talk in kept if "messages" in talk], count)
+    record = {"rows": len(talks), "removed": len(curation.reasons), "kept": len(kept), "findings": curation.findings}
+    return curation, record | {"selected": selected, "diversity": diversity}
 
 
 def build_filters(options: CurationOptions, count: Callable[[str], int]) -> dict[str, Filter]:
@@ -195,17 +182,17 @@ def remove_rows(
     counts = bool(options.near_duplicates or options.filters) and 0 < rows <= COUNTED_ROWS
     if not options.removes_rows and not counts:
         return dict(sources), audit, None
-    curated = curate_sources(config, sources, count)
+    curation, record = curate_sources(config, sources, count)
     if not options.removes_rows:
-        return dict(sources), audit, curated.record
-    left, findings = {}, curated.findings
+        return dict(sources), audit, record
+    left = {}
     for name, source in sources.items():
-        mine = {place: number for place, (origin, number) in enumerate(findings.origins) if origin == name}
-        gone = [number for place, number in mine.items() if place in findings.reasons]
+        mine = {place: number for place, (origin, number) in enumerate(curation.origins) if origin == name}
+        gone = [number for place, number in mine.items() if place in curation.reasons]
         left[name] = replace(source, trained=np.setdiff1d(source.trained, gone))
-        for label, places in findings.places.items():
+        for label, places in curation.places.items():
             numbers = [mine[place] for place in places if place in mine]
-            policy = "drop" if findings.counts[label]["action"] == "remove" else "keep"
+            policy = "drop" if curation.findings[label]["action"] == "remove" else "keep"
             if numbers:
                 audit[name][f"curation_{label}"] = audit_entry(numbers, policy)
-    return left, audit, curated.record
+    return left, audit, record
