@@ -5,11 +5,10 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from math import ceil
 
 import numpy as np
-
-from sft_recipes.curation.words import number_repeats
 
 log = logging.getLogger(__name__)
 EXACT_ROWS = 200_000  # above, candidates come from sketches, where the extra `curate` is installed
@@ -140,10 +139,15 @@ class SketchIndex(TwinIndex):
 
 
 def make_shingles(words: Sequence[str], size: int) -> list[str]:
-    """The words themselves, or every `size` of them in a row; what occurs twice is numbered."""
+    """The words themselves, or every `size` of them in a row; the second `the` is another one than the first.
+
+    >>> make_shingles(["the", "cat", "the"], 1), make_shingles(["the", "cat", "the"], 2)
+    (['the', 'cat', 'the 1'], ['the cat', 'cat the'])
+    """
     if size > 1 and words:
         words = [" ".join(words[start : start + size]) for start in range(max(1, len(words) - size + 1))]
-    return number_repeats(words)
+    seen = defaultdict(count)  # how often each word came before
+    return [f"{word} {number}" if (number := next(seen[word])) else word for word in words]
 
 
 def hash_numbers(words: Sequence[str]) -> int:

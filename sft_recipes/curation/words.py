@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 # A run of letters and digits; of scripts without spaces each sign; operators, or 3 + 4 would be 3 - 4
@@ -32,21 +32,6 @@ def join_messages(conversation: Conversation, *roles: str) -> str:
         return conversation.get("text", "")
     wanted = roles or ("user", "assistant", "tool")
     return "\n".join(str(m.get("content") or "") for m in conversation["messages"] if m["role"] in wanted)
-
-
-def number_repeats(words: Iterable[str]) -> list[str]:
-    """The words as a set with multiplicity: the second `the` is another one than the first.
-
-    >>> number_repeats(["the", "cat", "the"])
-    ['the', 'cat', 'the 1']
-    """
-    seen: dict[str, int] = {}
-    numbered = []
-    for word in words:
-        count = seen.get(word, 0)
-        seen[word] = count + 1
-        numbered.append(f"{word} {count}" if count else word)
-    return numbered
 
 
 def hash_windows(words: Sequence[str], size: int) -> list[int]:

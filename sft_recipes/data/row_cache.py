@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def find_entry(folder: Path) -> TrainingData | None:
     """The rows of a whole entry, with the lines that were logged when they were made; a damaged one is named."""
     try:
         listed = json.loads((folder / "files.json").read_bytes())
-        for name, known in listed.items():
+        for name, known in listed.items() if is_first_of_node() else ():  # which has looked at them for all
             if hash_file(folder / name) != known:
                 raise ValueError(f"{name} is not what was written")
         found, lines = read_entry(folder), json.loads((folder / "log.json").read_bytes())
@@ -92,6 +93,7 @@ def find_entry(folder: Path) -> TrainingData | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged, so its rows are encoded again: %s.", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)  # or where nothing can be kept the other processes would take it
         return None
     log.info("These rows were encoded by an earlier run and come from %s (data.cache=false encodes anew).", folder)
     for name, level, text in lines:
@@ -160,14 +162,19 @@ def recorded_log() -> Iterator[list[tuple[str, int, str]]]:
         ours.removeHandler(handler)
 
 
+def is_first_of_node() -> bool:
+    """Whether this process encodes for the others of its node."""
+    return not (torch.distributed.is_initialized() and int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
     """What `make()` gives: called by the first process of a node, and by the others once that one has kept its rows.
 
     What it raises in a first one is raised in all, so that the run's first process, which speaks for them, says it.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not torch.distributed.is_initialized():
         return make()
-    first, made, error = not int(os.environ.get("LOCAL_RANK", 0)), None, None
+    first, made, error = is_first_of_node(), None, None
     try:
         made = make() if first else None
     except Exception as raised:
@@ -196,17 +203,9 @@ def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str |
              if (where := f"curation.decontaminate={asked}")}  # fmt: skip
     code = hash_code(config, read.values())
     rows = {where: source_version(where, source) for where, source in read.items()}
-    parts = [settings, encoder.chat_template, *spoken, max_length, rows, code, stack_versions(), filter_versions()]
+    filters = {package: version(package) for package in ("py3langid", "rensa") if find_spec(package)}  # of the extra
+    parts = [settings, encoder.chat_template, *spoken, max_length, rows, code, stack_versions(), filters]
     return hash_values(parts) if code else None
-
-
-def filter_versions() -> dict[str, str]:
-    """The versions of what curation uses where it is installed."""
-    found = {}
-    for package in ("py3langid", "rensa"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def hash_values(values: Any) -> str:
