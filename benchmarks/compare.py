@@ -34,8 +34,7 @@ RATE, SHARE, QUESTIONS = 10, 1 / 8, "train[:700]"
 TEXT = ("continual_pretraining",)  # trains on the world's prose, and so has no questions
 ALIKE = ["evaluate.rows=300", "evaluate.batch_size=100", "evaluate.max_new_tokens=24", "evaluate.temperature=0",
          "evaluate.raw_text=${package:tiny/data/prose_held_out.jsonl}", "evaluate.weight_change=false",
-         "trainer.eval_strategy='no'", "trainer.activation_checkpointing=false", "mix.total=null",
-         "trainer.per_device_eval_batch_size=64"]  # fmt: skip
+         "trainer.eval_strategy='no'", "trainer.activation_checkpointing=false", "mix.total=null"]  # fmt: skip
 CHANGES = {
     "15 epochs": ["trainer.num_train_epochs=15"],
     "2 epochs": ["trainer.num_train_epochs=2"],

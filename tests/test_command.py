@@ -111,6 +111,8 @@ def test_a_mistake_on_the_command_line_is_one_line_on_stderr(command, typed, lin
         ("evaluate.batch_size=-1", "evaluate.batch_size should be at least 1, not -1."),
         ("adapter.lora.r=0", "adapter.lora.r should be at least 1, not 0."),
         ("trainer.seed=1", "trainer.seed is not used here. Write seed."),
+        ("trainer.per_device_eval_batch_size=4",
+         "trainer.per_device_eval_batch_size is not used here. Write evaluate.batch_size."),
         ("trainer.output_dir=x", "trainer.output_dir is not used here. Write hydra.run.dir."),
         ("trainer.assistant_only_loss=true",
          "trainer.assistant_only_loss is not used here. Write data.NAME.train_on=assistant (or last, or all)."),

@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from sft_recipes.config.compose import compose
 from sft_recipes.config.endpoint_options import GenerateOptions
-from sft_recipes.config.options import DataOptions, MixOptions, ModelOptions, Source, TrainerOptions
+from sft_recipes.config.options import DataOptions, EvaluateOptions, MixOptions, ModelOptions, Source, TrainerOptions
 from sft_recipes.config.renamed_options import RENAMED_OPTIONS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.validation import call_validated, matches_type, validate_kwargs
 from sft_recipes.data.formatters import FORMATTERS
@@ -96,6 +96,7 @@ PLACES = {
     "model": set(inspect.signature(ModelOptions).parameters),
     "adapter.lora": set(inspect.signature(LoraConfig).parameters),
     "data": set(inspect.signature(DataOptions).parameters),
+    "evaluate": set(inspect.signature(EvaluateOptions).parameters),
     "mix": set(inspect.signature(MixOptions).parameters),
     "data.NAME": set(inspect.signature(Source).parameters),
     "generate": set(inspect.signature(GenerateOptions).parameters),
