@@ -12,6 +12,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
+import datasets.config
 from datasets import ReadInstruction, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
@@ -26,6 +27,7 @@ from sft_recipes.data.reading import KINDS, Row, read_file
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
 log = logging.getLogger(__name__)
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of every source, one's own files too
 BUILDERS = KINDS | {".parquet": "parquet"}  # of `datasets`, by a file's ending
 LOADING = ("name", "data_files", "data_dir", "revision", "field", "sep")  # what load_dataset is told where it is set
 

@@ -413,6 +413,13 @@ def test_a_wrong_answer_to_what_to_do_with_faults_is_refused(tmp_path):
 # size
 
 
+def test_one_s_own_files_are_read_without_a_request(read, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.load.get_session", lambda: asked.append("a request"))
+    assert read(write_jsonl(tmp_path / "a.jsonl", [HELLO])) == [HELLO] and not asked
+
+
 def test_a_stream_takes_no_more_memory_than_its_rows(tmp_path):
     path = tmp_path / "a.json"
     with open(path, "w") as file:
