@@ -48,8 +48,8 @@ def select_best(scores: Sequence[float], kinds: Sequence[Hashable], number: int)
     return sorted(place for _, _, place in ranked[:number])
 
 
-def cluster_rows(texts: Sequence[Sequence[str]], number: int | None = None, rounds: int = 10) -> list[int]:
-    """The cluster of each list of words: k-means (Lloyd) on their rare words, sqrt(n / 2) clusters where none is named.
+def cluster_rows(texts: Sequence[Sequence[str]], rounds: int = 10) -> list[int]:
+    """The cluster of each list of words: k-means (Lloyd) on their rare words, sqrt(n / 2) clusters.
 
     A row is a vector of 512 places to which words are hashed, weighed by tf-idf, of length 1; the first centre is the
     first row, each further one that row of up to 2,000 which is farthest from those before it.
@@ -61,7 +61,7 @@ def cluster_rows(texts: Sequence[Sequence[str]], number: int | None = None, roun
         for place, times in bag.items():
             row[place] = times * log((1 + len(texts)) / (1 + seen[place]))
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    number = min(number or max(1, round((len(texts) / 2) ** 0.5)), len(texts))
+    number = min(max(1, round((len(texts) / 2) ** 0.5)), len(texts))
     some = rows[:: max(1, len(rows) // 2000)]
     centres, nearest = some[:1], some @ some[0] if len(some) else np.zeros(0)
     while len(centres) < number:

@@ -38,8 +38,9 @@ def apply_max_length_policy(
     if policy == "raise" or (policy == "auto" and share > 0.01):
         enough = int(np.quantile(lengths, 0.99, method="higher"))
         raise DataError(
-            f"data.{name}: {count} of {total} rows ({share:.1%}) are longer than trainer.max_length={max_length}; "
-            f"{enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or keep, which cuts answers off)."
+            f"data.{name}: {count} of {total} rows ({share:.1%}) {'is' if count == 1 else 'are'} longer than "
+            f"trainer.max_length={max_length}; {enough} keeps 99 %. Raise it, or write data.max_length_policy=drop (or "
+            "keep, which cuts answers off)."
         )
     if policy != "keep":
         found["truncated"] = audit_entry(numbers[long], "drop", tokens=int(lengths[long].sum()))

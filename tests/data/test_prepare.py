@@ -114,7 +114,7 @@ def test_many_long_rows_are_refused_with_the_length_that_keeps_99_percent(encode
         map(len, load_data(data_config(file={"data_files": path}, held_out=0), encoder, None).train[:]["input_ids"])
     )
     with pytest.raises(
-        DataError, match=rf"1 of 10 rows \(10.0%\) are longer than trainer.max_length=64; {longest} keeps 99 %"
+        DataError, match=rf"1 of 10 rows \(10.0%\) is longer than trainer.max_length=64; {longest} keeps 99 %"
     ):
         load_data(data_config(file={"data_files": path}, held_out=0), encoder, 64)
     assert length < longest
