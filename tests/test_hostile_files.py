@@ -201,6 +201,31 @@ def test_a_template_that_harms_with_some_rows_alone_gets_a_line_that_names_one(c
     assert re.search(f"model.chat_template ({BOMBS[bomb]})", said) and "line 3" in said
 
 
+STREAM_BOMBS = {
+    LOOP: "does not end",
+    "{{ 9 ** (9 ** (7 + messages | length)) }}": "does not end",
+    "{{ 'a' * 10 ** 11 }}": "writes more than memory holds",
+    "{% for a in range(99999) %}{{ 'a' * 99999 }}{% endfor %}": FULL,
+}
+
+
+@pytest.mark.parametrize("bomb", STREAM_BOMBS)
+def test_a_template_that_harms_one_row_of_a_stream_ends_training_with_a_line(
+    command, tmp_path, quick_limits, monkeypatch, bomb
+):
+    for name in ("BUFFER_ROWS", "ENCODE_BATCH_ROWS"):
+        monkeypatch.setattr(f"sft_recipes.data.streaming.{name}", 10)
+    chatml = (TEMPLATES_FOLDER / "chatml.jinja").read_text()
+    (tmp_path / "theirs.jinja").write_text(f"{chatml}{{% if 'xyzzy' in messages | tojson %}}{bomb}{{% endif %}}")
+    rows = [{"instruction": f"Say {word}.", "output": "No."} for word in [*range(35), "xyzzy", *range(35, 99)]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, said = command(*SHORT_ROWS_RUN, "data.file.streaming=true", "trainer.max_steps=99",
+                            "trainer.per_device_train_batch_size=2", "model.chat_template=theirs.jinja")  # fmt: skip
+    last = said.splitlines()[-1]
+    assert code == 2 and "Traceback" not in said and len(last) < 300
+    assert re.search(f"model.chat_template ({STREAM_BOMBS[bomb]})", last) and "line 36" in last
+
+
 def test_a_template_that_harms_every_row_is_given_up_by_every_command(hostile_model, command, quick_limits, capfd):
     (hostile_model / "model" / "chat_template.jinja").write_text("{{ 'a' * 10 ** 10 }}")
     own = f"model.id={hostile_model}/model", "model.chat_template=null"
@@ -239,7 +264,7 @@ def neox(tokenizer_folder):
 
 
 def test_a_process_that_has_grown_is_not_taken_for_its_template(neox, monkeypatch):
-    stopped = SimpleNamespace(monotonic=lambda: 0.0, thread_time=time.thread_time)
+    stopped = SimpleNamespace(**vars(time) | {"monotonic": lambda: 0.0})
     monkeypatch.setattr("sft_recipes.encoding.template_limits.time", stopped)  # as if within one moment
     assert say(neox, "{{ 'a' }}") == "a"
     model = np.empty(2**31, dtype=np.uint8)
@@ -264,6 +289,18 @@ def test_a_profiler_s_timer_goes_on_after_a_rendering(neox):
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+def test_a_process_that_was_forked_has_the_limits(neox, quick_limits):
+    assert say(neox, "{{ 'a' }}") == "a"  # from here on there is a watchdog, which the new process lacks
+    if not (child := os.fork()):
+        try:
+            say(neox, LOOP)
+        except ConfigError:
+            os._exit(3)
+        finally:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
 def test_a_long_text_that_the_row_s_settings_or_the_template_hold_is_no_growth(neox):

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, meta
+from jinja2 import TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerFast
 
-from sft_recipes.encoding.template_limits import render_within_limits, template_limits
+from sft_recipes.encoding.template_limits import LimitedEnvironment, render_within_limits, template_limits
 from sft_recipes.errors import ConfigError, DataError, did_you_mean, one_line
 
 TODAY = re.compile(r"""strftime_now\(\s*(['"])((?:(?!\1).)*)\1\s*\)""")  # a call with a format that is written out
@@ -73,7 +73,7 @@ def set_defaults(template: str, settings: Mapping[str, Any]) -> str:
 
 def check_settings(where: str, settings: Mapping[str, Any], template: str) -> None:
     """Raises ConfigError for a variable that the template does not read, and for a template that is no Jinja."""
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    environment = LimitedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:  # what can be computed without a row is computed here
         parsed = template_limits(environment.parse, remove_markers(template))
         known = template_limits(meta.find_undeclared_variables, parsed)

@@ -1,7 +1,8 @@
-"""Chat templates that somebody else wrote are rendered within limits of time, memory and length."""
+"""Chat templates that somebody else wrote are rendered within limits of time, memory and length, in every thread."""
 
+import ctypes
+import os
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -9,69 +10,106 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import tokenization_utils_base
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sft_recipes.errors import ConfigError
 
 SECONDS, MEMORY_BYTES = 10, 1 << 30  # of one rendering: the thread's processor time, and what the process may grow
+NUMBER_BITS = 1 << 16  # of what a template computes
 LONG_TEXT, GROWTH = 1 << 16, 8  # characters, beyond which a text may be so many times as long as what it is given
 WAY_OUT = "Take another one."
 
 
 class OutOfTime(BaseException):
-    """Raised by the timer; no Exception, which Jinja's optimizer would pass over."""
+    """Ends a rendering; no Exception, which Jinja's optimizer would pass over."""
+
+
+class LimitedEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox without products and powers of hours or gigabytes, which are one step that none can stop."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        match left, right:
+            case int(), int():
+                bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+                if bits > NUMBER_BITS:
+                    raise OutOfTime
+            case (str() | list() | tuple() as part, int(times)) | (int(times), str() | list() | tuple() as part):
+                if len(part) * times > MEMORY_BYTES:
+                    raise MemoryError
+        return super().call_binop(context, operator, left, right)
 
 
 class TemplateLimits:
     """`template_limits(action, …)` is what the action gives, or a ConfigError where it takes too much time or memory.
 
-    Both limits are the process's, so they hold for one rendering and not for a batch, beside which other threads take
-    memory, and in the main thread alone, where Python runs the timer's handler. They cost some 10 µs.
+    A thread looks at all that is under way, and raises in the thread whose action is over a limit, between two of its
+    steps. In the main thread the system itself refuses memory, also within a step: its limit is the process's, so it
+    would hit what trains there while another thread renders. All of it costs some 10 µs.
     """
 
     def __init__(self) -> None:
-        self.renders, self.start = False, None
+        self.lock, self.under_way, self.watchdog = threading.Lock(), {}, None
 
     def __call__(self, action: Callable, *arguments: Any, **options: Any) -> Any:
-        if self.renders or threading.get_ident() != threading.main_thread().ident:
+        if (thread := threading.get_ident()) in self.under_way:
             return action(*arguments, **options)
+        if not self.watchdog:
+            self.watchdog = threading.Thread(target=self.watch, daemon=True)
+            self.watchdog.start()
+        is_main = thread == threading.main_thread().ident
         for _ in range(2):  # again where the process, and not the template, has grown since its memory was read
+            size = data_bytes(int(200 * time.monotonic()))
+            before = resource.getrlimit(resource.RLIMIT_DATA) if size and is_main else ()
             try:
-                with self:
+                self.under_way[thread] = processor_seconds(thread), size
+                try:
+                    if before:
+                        known = [each for each in (size + MEMORY_BYTES, *before) if each != resource.RLIM_INFINITY]
+                        resource.setrlimit(resource.RLIMIT_DATA, (min(known), before[1]))
                     return action(*arguments, **options)
+                finally:
+                    if before:
+                        resource.setrlimit(resource.RLIMIT_DATA, before)
+                    with self.lock:  # an exception that was raised here and has not arrived would come later
+                        if not self.under_way.pop(thread, None):
+                            raise_in(thread, None)
             except MemoryError:
                 data_bytes.cache_clear()
             except OutOfTime:
                 raise ConfigError(f"model.chat_template does not end within {SECONDS} seconds. {WAY_OUT}") from None
         raise ConfigError(f"model.chat_template writes more than memory holds. {WAY_OUT}")
 
-    def __enter__(self) -> None:
-        self.renders, self.start = True, None
-        self.saved = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if size := data_bytes(int(200 * time.monotonic())):
-            lowest = min(each for each in (size + MEMORY_BYTES, soft, hard) if each != resource.RLIM_INFINITY)
-            resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
-        self.handler = signal.signal(signal.SIGVTALRM, self.look)
-        self.timer = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS / 10, SECONDS / 10)
+    def watch(self) -> None:
+        """Raises in every thread that is over a limit."""
+        while True:
+            time.sleep(SECONDS / 100)
+            with self.lock:
+                for thread, (start, size) in list(self.under_way.items()):
+                    spent = processor_seconds(thread) - start
+                    has_grown = spent > SECONDS / 50 and data_bytes(time.monotonic()) > size + MEMORY_BYTES
+                    if spent > SECONDS or has_grown:
+                        del self.under_way[thread]
+                        raise_in(thread, MemoryError if has_grown else OutOfTime)
 
-    def look(self, *_: Any) -> None:
-        """Handles the timer, which counts all threads' time, and here this one's since the rendering was first seen."""
-        if self.renders and self.start is None:
-            self.start = time.thread_time()
-        elif self.renders and time.thread_time() - self.start > SECONDS:
-            raise OutOfTime
 
-    def __exit__(self, *_: Any) -> None:
-        self.renders = False
-        signal.setitimer(signal.ITIMER_VIRTUAL, *self.timer)
-        if callable(self.handler):  # a profiler's; with none, as at Python's end, a late signal would kill the process
-            signal.signal(signal.SIGVTALRM, self.handler)
-        resource.setrlimit(resource.RLIMIT_DATA, self.saved)
+def raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raises an exception in a thread, before its next step in Python; None takes back one that has not arrived."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
+
+
+def processor_seconds(thread: int) -> float:
+    """What a thread has taken of the processor; seconds of any kind where, as on macOS, no other thread is told."""
+    clock_of = getattr(time, "pthread_getcpuclockid", lambda _: time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock_of(thread))
 
 
 @lru_cache(maxsize=1)
-def data_bytes(moment: int) -> int:
+def data_bytes(moment: float) -> int:
     """The bytes of the process's own memory, read anew at every `moment`, since reading takes longer than a rendering's
     limits do; 0 where the system does not say, as macOS."""
     try:
@@ -81,6 +119,7 @@ def data_bytes(moment: int) -> int:
 
 
 template_limits = TemplateLimits()
+os.register_at_fork(after_in_child=template_limits.__init__)  # which has no other thread, and a lock that may be held
 
 
 def render_within_limits(conversations: list, tools: list | None = None, **options: Any) -> tuple[list, list]:
@@ -94,3 +133,4 @@ def render_within_limits(conversations: list, tools: list | None = None, **optio
 
 # The one place that all renderings pass: those of `apply_chat_template`, lm-eval's and TRL's among them
 tokenization_utils_base.render_jinja_template = render_within_limits
+chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment

@@ -2,8 +2,9 @@
 
 tests/modeling/test_workarounds.py shows every fault on the installed versions and fails on the day it is gone. What has
 to be in force before any dependency is imported, the silenced lines that they write about each other, stands in
-sft_recipes/__init__.py; the evaluation loss (https://github.com/huggingface/transformers/issues/39241) is a hook of the
-trainer, training/trainer.py.
+sft_recipes/__init__.py; the limits of chat templates, for which transformers has no hook (its `render_jinja_template`
+and its sandbox are replaced), in encoding/template_limits.py; the evaluation loss
+(https://github.com/huggingface/transformers/issues/39241) is a hook of the trainer, training/trainer.py.
 """
 
 import logging
