@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from sft_recipes.config.curation_options import CurationOptions, FilterAction
-from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, import_function, validate_kwargs
 from sft_recipes.curation.curate import Curation
@@ -21,7 +20,7 @@ from sft_recipes.curation.words import TEMPLATE_SAMPLE, find_template, join_mess
 from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.raw_rows import ArrowRows, FileRows
 from sft_recipes.data.reading import Fault
-from sft_recipes.data.sources import BUILDERS, find_ending, find_formatter, load_rows
+from sft_recipes.data.sources import asked_source, find_formatter, load_rows
 from sft_recipes.data.token_rows import audit_entry
 from sft_recipes.errors import ConfigError, DataError, did_you_mean
 
@@ -86,13 +85,6 @@ def build_leak_test(
         return any(index.find_leak(split_words(join_messages(conversation, *of))) is not None for index, of in indexes)
 
     return is_leak
-
-
-def asked_source(where: str, asked: str | Mapping[str, Any]) -> Source:
-    """The source that a mapping with its keys describes, or a text: a file, or the name of a dataset or folder."""
-    if isinstance(asked, str):
-        asked = {"data_files" if find_ending(asked) in BUILDERS else "path": asked}
-    return call_validated(Source, asked, where)
 
 
 def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conversation]:

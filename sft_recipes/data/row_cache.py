@@ -25,9 +25,8 @@ from huggingface_hub.constants import HF_HOME
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.data import token_rows
-from sft_recipes.data.curate_sources import asked_source
 from sft_recipes.data.digest import hash_file, stack_versions
-from sft_recipes.data.sources import source_version
+from sft_recipes.data.sources import asked_source, source_version
 from sft_recipes.data.token_rows import TrainingData, write_tables
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, DataError, one_line

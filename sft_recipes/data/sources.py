@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
-from sft_recipes.config.validation import import_function, validate_kwargs
+from sft_recipes.config.validation import call_validated, import_function, validate_kwargs
 from sft_recipes.data.detection import describe_choice, detect_formatter
 from sft_recipes.data.digest import hash_file
 from sft_recipes.data.formatters import FORMATTERS, USUAL, Conversation
@@ -145,6 +145,13 @@ def loading_arguments(where: str, source: Source) -> dict[str, Any]:
     if find_ending(first) not in BUILDERS:
         raise ConfigError(f"{where}.data_files={first} should end with {', '.join(BUILDERS)}; or give {where}.path.")
     return {"path": BUILDERS[find_ending(first)]} | asked
+
+
+def asked_source(where: str, asked: str | Mapping[str, Any]) -> Source:
+    """The source that a mapping with its keys describes, or a text: a file, or the name of a dataset or folder."""
+    if isinstance(asked, str):
+        asked = {"data_files" if find_ending(asked) in BUILDERS else "path": asked}
+    return call_validated(Source, asked, where)
 
 
 def find_ending(path: str) -> str:

@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedModel
 
-from sft_recipes.config.options import Source
 from sft_recipes.data.reading import Fault
-from sft_recipes.data.sources import BUILDERS, find_ending, load_rows
+from sft_recipes.data.sources import BUILDERS, asked_source, load_rows
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError, DataError, one_line
+from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.token_loss import token_losses
 
 Verdict = Literal["passed", "warning", "failed"]
@@ -25,13 +24,11 @@ def load_documents(source: str | Mapping[str, Any]) -> list[str]:
     They are read as the rows of `data` are: a file as it is written. Raises ConfigError where it is not to be had, has
     no column `text`, or has a row that cannot be read.
     """
-    if isinstance(source, str):
-        source = {"data_files" if find_ending(source) in BUILDERS else "path": source}
-    name = f"evaluate.raw_text={source.get('data_files') or source.get('path')}"
+    name = f"evaluate.raw_text={source if isinstance(source, str) else source.get('data_files') or source.get('path')}"
     try:
-        chosen = Source(**source)
+        chosen = asked_source("evaluate.raw_text", source)
         rows = load_rows("evaluate.raw_text", chosen, chosen.split or "train")
-    except (ConfigError, DataError, OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{name} should be a file ({', '.join(BUILDERS)}) or a dataset: {one_line(error)[:160]}"
         ) from error
