@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -66,7 +67,8 @@ def varlen_attention(
     torch's window only those before it. Generation and padded rows, which have no boundaries, go to sdpa.
     """
     if cu_seq_lens_q is None:
-        if attention_mask is None and position_ids is not None and (position_ids.diff() < 0).any():
+        looks = attention_mask is None and position_ids is not None and query.shape[2] > 1  # which waits for the GPU
+        if looks and (position_ids.diff() < 0).any():
             raise ValueError("Packed rows need cu_seq_lens_q, as trl's collator gives it with padding_free=True.")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **arguments)
     half = get_target_dtype(query, module) or query.dtype  # norms and rotations of queries may be fp32
@@ -148,7 +150,8 @@ def check_no_cross_document_attention(model: PreTrainedModel | PeftModel) -> flo
     """The largest change that another first document makes to the logits of the second in one packed row.
 
     The model has to be where it trains, since kernels differ between devices. Raises ConfigError where the change is
-    more than rounding: then packed documents attend to each other.
+    more than rounding, or the second's logits have a gradient at the first's tokens: then packed documents attend to
+    each other. What a kernel's way back raises, as on a GPU that it was not made for, is raised here, too.
     """
     device, length = model.device, PROBE_LENGTH
     vocabulary = model.config.get_text_config().vocab_size  # not the embedding's rows, of which FSDP leaves a part here
@@ -163,6 +166,20 @@ def check_no_cross_document_attention(model: PreTrainedModel | PeftModel) -> flo
         out = model(input_ids=ids, position_ids=positions, seq_idx=sequence, use_cache=False, **boundaries)
         return out.logits[:, length:]
 
+    def gradient_at_first() -> float:
+        embedded = []  # of which alone a gradient is computed, so that no weight takes memory for one
+
+        def keep(_module: torch.nn.Module, _ids: Any, output: torch.Tensor) -> None:
+            embedded.append(output if output.requires_grad else output.requires_grad_())
+
+        handle = model.get_input_embeddings().register_forward_hook(keep)
+        try:
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(second_logits(first).float().sum(), embedded)
+        finally:
+            handle.remove()
+        return gradient[:, :length].abs().max().item()
+
     try:
         with eval_mode(model), bf16_autocast(model):  # flash attention takes no fp32
             one, two = second_logits(first), second_logits(other)
@@ -173,6 +190,11 @@ def check_no_cross_document_attention(model: PreTrainedModel | PeftModel) -> flo
     change = (one.float() - two.float()).abs().max().item()
     if not change <= TOLERANCE.get(one.dtype, 1e-5):  # NaN compares false
         raise ConfigError(refuse_packing(model, f"lets one document change the logits of the next by {change:.1g}"))
+    if not is_deepspeed_zero3_enabled():  # which gathers weights on the way back of its own steps only
+        with eval_mode(model), bf16_autocast(model):
+            leak = gradient_at_first()
+        if leak != 0:  # as of NaN
+            raise ConfigError(refuse_packing(model, f"gives a document's tokens a gradient of {leak:.1g} of the next"))
     log.info(
         "Packing check passed: packed documents do not attend to each other (%s attention on %s, largest change of a "
         "logit %.1g).",

@@ -5,7 +5,8 @@ import torch
 import transformers
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import sdpa_mask
 
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling import packed_attention
@@ -14,6 +15,7 @@ from sft_recipes.modeling.packed_attention import (
     VARLEN,
     attention_choices,
     check_no_cross_document_attention,
+    sdpa_by_document,
     take_first_that_isolates,
     varlen_attention,
 )
@@ -124,6 +126,31 @@ def test_an_attention_that_fails_here_makes_way_for_the_next_one(caplog):
     assert caplog.messages[0].startswith("Not with torch_varlen attention: ")
     with pytest.raises(ConfigError, match="Write trainer.packing=false"):
         take_first_that_isolates(small("bloom"), ["eager"])
+
+
+def test_a_kernel_whose_way_back_fails_or_leaks_makes_way_for_the_next_one(monkeypatch, caplog):
+    """Forward both are sdpa document by document, and take_first_that_isolates has to look at the gradients."""
+
+    def fails(*tensors, **options):
+        output, _ = sdpa_by_document(*tensors, **options)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: 1 / 0)
+        return output, None
+
+    def leaks(module, query, key, value, *rest, **options):
+        output, _ = sdpa_by_document(module, query, key, value, *rest, **options)
+        before = query - query.detach()  # zero, but for its gradient
+        return output + before.cumsum(2).transpose(1, 2), None
+
+    for name, attention in (("fails", fails), ("leaks", leaks)):
+        monkeypatch.setitem(AttentionInterface._global_mapping, name, attention)
+        monkeypatch.setitem(AttentionMaskInterface._global_mapping, name, sdpa_mask)
+    model = small("llama")
+    with caplog.at_level("INFO"):
+        assert take_first_that_isolates(model, ["fails", "leaks", BY_DOCUMENT]) == BY_DOCUMENT
+    assert "Not with fails attention: division by zero" in caplog.messages[0]
+    assert "leaks attention gives a document's tokens a gradient of " in caplog.messages[1]
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 @pytest.mark.parametrize(
