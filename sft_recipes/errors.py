@@ -169,3 +169,13 @@ def printable(text: str) -> str:
     'red: �[31m, �, a tab:\\t.'
     """
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def escape_markdown(text: str) -> str:
+    """The text with every character escaped that is Markdown syntax, `|` for tables included.
+
+    >>> escape_markdown("a|b *c* snake_case <script>")
+    'a\\\\|b \\\\*c\\\\* snake_case \\\\<script>'
+    """
+    # an underscore inside a word is none in CommonMark (section 6.2), and snake_case stays readable
+    return re.sub(r"[\\`*\[\]<&|~$]|(?<!\w)_|_(?!\w)|^[#>]", r"\\\g<0>", text)

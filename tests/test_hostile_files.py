@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset
+from markdown_it import MarkdownIt
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes import chat, load_run, report
@@ -328,3 +329,15 @@ def test_cards_show_no_control_characters_of_a_run_s_config(tmp_path):
     report.main([str(tmp_path)])
     for page in ((tmp_path / "model" / "README.md").read_text(), merged_model_card(tmp_path)):
         assert "\ufffdno\ufffd" in page and printable(page) == page
+
+
+def test_the_card_of_a_merged_model_shows_a_run_s_name_as_it_is(tmp_path):
+    name = "*mine* <b>_x_</b> [y](https://z) `a`"
+    (tmp_path / ".hydra").mkdir()
+    config = {"name": name, "model": {"id": None}, "data": {name: {"path": "json"}}}
+    (tmp_path / ".hydra" / "config.yaml").write_text(json.dumps(config))
+    page = MarkdownIt("commonmark").parse(merged_model_card(tmp_path).partition("\n---\n")[2])
+    heading, sentence = [token.children for token in page if token.type == "inline"]
+    assert "".join(part.content for part in heading) == name
+    assert "".join(part.content for part in sentence) == f"Fine-tuned from a local model on {name} with sft_recipes."
+    assert {part.type for part in [*heading, *sentence]} <= {"text", "text_special"}

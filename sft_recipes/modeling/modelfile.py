@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from sft_recipes.errors import printable
+from sft_recipes.errors import escape_markdown, printable
 from sft_recipes.modeling.inference import stop_token_ids
 from sft_recipes.modeling.loading import load_adapter_config
 from sft_recipes.modeling.save_load import saved_config
@@ -90,8 +90,9 @@ def merged_model_card(run: Path) -> str:
     )
     sources = ", ".join(name for name, value in config.get("data", {}).items() if isinstance(value, dict))
     body = [
-        f"# {config.get('name', run.name)}",
-        f"Fine-tuned from {named or 'a local model'}{f' on {sources}' if sources else ''} with sft_recipes.",
+        f"# {escape_markdown(str(config.get('name', run.name)))}",
+        escape_markdown(f"Fine-tuned from {named or 'a local model'}{f' on {sources}' if sources else ''}")
+        + " with sft_recipes.",
         '```python\nfrom transformers import pipeline\n\nchat = pipeline("text-generation", "THIS FOLDER")\n'
         'print(chat([{"role": "user", "content": "Hello!"}])[0]["generated_text"][-1]["content"])\n```',
     ]

@@ -15,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sft_recipes.config.nested_values import get_number, get_path
-from sft_recipes.errors import mask_secrets, plural, printable
+from sft_recipes.errors import escape_markdown, mask_secrets, plural, printable
 from sft_recipes.reporting.figures import save_figure, to_svg
 from sft_recipes.reporting.run_folder import replace_file
-from sft_recipes.reporting.text import escape_markdown, fit_cell, format_value, render_table, shorten_path
+from sft_recipes.reporting.text import fit_cell, format_value, render_table, shorten_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,9 +65,7 @@ def render_lines(template: str, **values: Any) -> list[str]:
 
 def wrap_html(title: str, body: Markup) -> str:
     """A page with this body, in light or dark as the reader's system is."""
-    environment = load_environment(escaping=True)
-    style = Markup(environment.loader.get_source(environment, "page.css")[0])
-    return printable(environment.get_template("page.jinja").render(title=title, style=style, body=body))
+    return printable(load_environment(escaping=True).get_template("page.jinja").render(title=title, body=body))
 
 
 def render_template(template: str, blocks: str, values: dict[str, Any]) -> str:

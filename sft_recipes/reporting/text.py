@@ -1,6 +1,5 @@
 """Text in tables, Markdown and HTML: formatted, escaped, cut and aligned."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,16 +39,6 @@ def shorten_path(path: Any) -> str:
     ('Qwen/Qwen3-0.6B-Base', '…/tiny/model')
     """
     return "/".join(("…", *Path(path).parts[-2:])) if Path(str(path)).is_absolute() else str(path)
-
-
-def escape_markdown(text: str) -> str:
-    """The text with every character escaped that is Markdown syntax, `|` for tables included.
-
-    >>> escape_markdown("a|b *c* snake_case <script>")
-    'a\\\\|b \\\\*c\\\\* snake_case \\\\<script>'
-    """
-    # an underscore inside a word is none in CommonMark (section 6.2), and snake_case stays readable
-    return re.sub(r"[\\`*\[\]<&|~$]|(?<!\w)_|_(?!\w)|^[#>]", r"\\\g<0>", text)
 
 
 def render_table(rows: Sequence[Sequence[str]]) -> list[str]:
