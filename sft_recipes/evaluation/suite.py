@@ -160,9 +160,6 @@ def compare_measurements(
 ) -> tuple[dict[str, Any], list[dict]]:
     """The entries of metrics.json for both measurements, and the lines of answers.jsonl, taken out of them."""
     options, found = questions.options, {"before": before, "after": after}
-    if not any(get_path(values, "thinking.share") for values in (before, after)):
-        for values in (before, after):
-            values.pop("thinking", None)
     lines = [pair_answers(*pair) for pair in zip(before.pop("answers", []), after.pop("answers", []), strict=True)]
     values = {name: get_path(after, metric.path) for name, metric in METRICS.items()}
     found |= {name: value for name, value in values.items() if value is not None}  # a loss that is NaN, too

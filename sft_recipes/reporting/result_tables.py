@@ -34,6 +34,8 @@ def result_table(metrics: Mapping[str, Any]) -> Rows:
     for metric in metrics_on("answers", "thoughts", "stop_tokens", "held_out", "raw_text", "training"):
         old, new = get_number(before, metric.path), get_number(metrics, metric.name)
         values = (old, get_number(before, f"prompted.{metric.path}"), new)
+        if metric.name == "thinks" and not any(values):
+            continue  # of models that never think, which is so for most
         cells = [format_value(value, metric.format) for value in values]
         if metric.measured_on == "raw_text" and old and new:
             verdict = get_path(metrics, "forgetting.verdict") if metric.name == "raw_text_loss" else None

@@ -87,3 +87,9 @@ def test_what_is_not_measured_cannot_be_the_objective():
     assert {"thinks", "answered"} <= {*measured_metrics(inputs())}
     assert "thinks" not in measured_metrics(inputs(may_think=False))
     assert "train_loss" not in measured_metrics(inputs()) and "train_loss" in measured_metrics(inputs(), training=True)
+
+
+def test_of_models_that_never_think_the_share_is_0_as_the_objective_and_no_row_of_the_table():
+    share = {"thinking": {"share": 0.0}}
+    found, _ = compare_measurements({**share}, {**share}, inputs())
+    assert found["thinks"] == 0.0 and result_table(found) == []
