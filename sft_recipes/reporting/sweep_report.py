@@ -153,9 +153,7 @@ def choice_lines(groups: Sequence[Group], front: Mapping[str, Any], objective: s
     """The best group's settings as they are typed, the gentlest that is as good, and the Pareto front."""
     best, key, chosen, lines = groups[0], "trainer.learning_rate", {"Best": groups[0]}, []
     if key in best.settings and len(best.objective) > 1:  # the seeds show the noise
-        as_good = [
-            group for group in groups if len(group.objective) > 1 and within_noise(group.objective, best.objective)
-        ]
+        as_good = [group for group in groups if within_noise(group.objective, best.objective)]
         smallest = min(as_good, key=lambda group: float(group.settings[key]), default=best)
         chosen["Smallest learning rate within the seeds' noise"] = smallest
     for what, group in chosen.items():

@@ -3,7 +3,6 @@
 import math
 import shutil
 from collections.abc import Sequence
-from statistics import fmean
 
 from omegaconf import DictConfig
 
@@ -61,15 +60,13 @@ def choose_survivors(groups: Sequence[Group], objective: str, percentile: float)
     optuna = import_optuna()
     pruner = optuna.pruners.PercentilePruner(percentile, n_startup_trials=0, n_warmup_steps=0)
     study = optuna.create_study(direction=objective_direction(objective), pruner=pruner)
-    groups = [group for group in groups if math.isfinite(fmean(group.objective))]
-    means = [fmean(group.objective) for group in groups]
-    study.add_trials([optuna.trial.create_trial(value=mean, intermediate_values={0: mean}) for mean in means])
-    left = []
-    for group, mean in zip(groups, means, strict=True):
+    groups, left = [group for group in groups if math.isfinite(group.mean)], []
+    for group in groups:
+        study.add_trial(optuna.trial.create_trial(value=group.mean, intermediate_values={0: group.mean}))
+    for group in groups:
         trial = study.ask()
-        trial.report(mean, 0)
-        noisy = min(len(group.objective), len(groups[0].objective)) > 1
-        if not trial.should_prune() or (noisy and within_noise(group.objective, groups[0].objective)):
+        trial.report(group.mean, 0)
+        if not trial.should_prune() or within_noise(group.objective, groups[0].objective):
             left.append(group)
     return left
 
@@ -77,8 +74,8 @@ def choose_survivors(groups: Sequence[Group], objective: str, percentile: float)
 def stop_reason(group: Group, best: Group, objective: str, share: float) -> str:
     """Why a setting was stopped."""
     noise = ", beyond the noise of the seeds" if min(len(group.objective), len(best.objective)) > 1 else ""
-    value, other = fmean(group.objective), fmean(best.objective)
-    return f"stopped after {share:.0%} of its steps: {objective} {value:.4f}, the best has {other:.4f}{noise}."
+    values = f"{objective} {group.mean:.4f}, the best has {best.mean:.4f}"
+    return f"stopped after {share:.0%} of its steps: {values}{noise}."
 
 
 def print_rung(groups: Sequence[Group], survivors: Sequence[Group], objective: str, share: float) -> None:
