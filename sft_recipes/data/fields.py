@@ -138,14 +138,7 @@ class WatchedRow(dict):
         self.seen.update(super().keys())
         return super().__iter__()
 
-    def keys(self) -> list[str]:
-        return list(self)
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(key, self[key]) for key in self]
-
-    def values(self) -> list[Any]:
-        return [self[key] for key in self]
+    keys, items, values = Mapping.keys, Mapping.items, Mapping.values  # a dict's own would not ask
 
 
 def watched(value: Any) -> Any:

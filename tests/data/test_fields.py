@@ -190,6 +190,8 @@ OWN = {  # what a formatter of one's own does with the row, and which of its key
     "(lambda q, a, **rest: (q, a))(**row)": [],
     "dict(row)['q'], row['a']": [],
     "row['q'], [value for key, value in row.items() if key == 'a'][0]": [],
+    "[*row.values()][:2]": [],
+    "row['q'], row['a'] if row.keys() & {'a'} else ''": ["hint", "weight"],
 }
 
 
