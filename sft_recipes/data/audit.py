@@ -13,7 +13,7 @@ from datasets import Dataset
 from sft_recipes.config.options import CheckPolicy
 from sft_recipes.config.schema import Config
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
+from sft_recipes.data.issues import FIELD_ISSUES, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths, take_rows
 from sft_recipes.encoding.encoder import Encoder, iterate_strings
@@ -61,9 +61,9 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
         record[problem] = audit_entry(numbers[hit], action)
         if problem == "unrolled":
             record[problem]["tokens"] = int(row_lengths(rows)[hit].sum())
-        if problem in FIELD_COLUMNS:
-            named = rows.select(np.flatnonzero(hit))[FIELD_COLUMNS[problem]]
-            counts = Counter(field for row in named for field in json.loads(row))
+        if problem in FIELD_ISSUES:
+            named = rows.select(np.flatnonzero(hit))["fields"]
+            counts = Counter(field for row in named for field in json.loads(row)[problem])
             record[problem]["fields"] = dict(counts.most_common())
         listed = ", ".join(map(str, record[problem]["first"][:5]))
         if action == "raise":
@@ -75,13 +75,8 @@ def apply_policy(name: str, rows: Dataset, policy: CheckPolicy) -> tuple[Dataset
             )
         if action == "drop":
             gone |= hit
-    rows = drop_field_names(rows)
+    rows = rows.remove_columns("fields")
     return (take_rows(rows, np.flatnonzero(~gone)) if gone.any() else rows), record
-
-
-def drop_field_names(rows: Dataset) -> Dataset:
-    """The rows without the columns that name fields, once these are counted."""
-    return rows.remove_columns(sorted({*FIELD_COLUMNS.values()}))
 
 
 def describe_issue(issue: str, entry: Mapping[str, Any]) -> str:

@@ -20,8 +20,7 @@ ISSUES = [field.name for field in fields(CheckPolicy)]
 NOTES = {"template_inserted": "mask", "unrolled": "auto", "history_differs": "keep"}
 ISSUE_BIT = {name: 1 << place for place, name in enumerate([*ISSUES, "truncated", "cut_into_pieces", *NOTES])}
 THINKS_BIT = 1 << 62  # no issue: an answer of the row has thoughts
-# The issues that are about fields, and the column that names those of every row
-FIELD_COLUMNS = {"unread_field": "unread", "content_missing": "unrendered", "whitespace_trimmed": "unrendered"}
+FIELD_ISSUES = ("unread_field", "content_missing", "whitespace_trimmed")  # which are about fields, told by name
 CONVERSATION_FIELDS = RowFields(chatml)  # of rows whose own formatter does not say what it reads
 
 
@@ -32,26 +31,26 @@ def find_issues(
     contexts: Sequence[Context],
     encoded: Mapping[str, list],
     train_on: str,
-) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """One int64 a row, a bit set for each issue that it has by itself; and the columns of FIELD_COLUMNS: JSON lists of
-    the fields that are not read, and of the one that is not rendered, or not whole."""
+) -> tuple[np.ndarray, list[str]]:
+    """One int64 a row, a bit set for each issue that it has by itself; and the fields that FIELD_ISSUES are about, as
+    JSON by issue: all that are not read, and the one that is not rendered, or not whole."""
     found = find_token_issues(encoder, [context.conversation for context in contexts], encoded, train_on)
-    names: dict[str, list[str]] = {"unread": [], "unrendered": []}
+    names = []
     for row, (raw, context) in enumerate(zip(rows, contexts, strict=True)):
         raw = fields.parse(raw)
-        unread, field = fields.unread(raw), ""
-        found[row] |= ISSUE_BIT["unread_field"] * bool(unread) | sum(map(ISSUE_BIT.get, context.notes))
+        unread = fields.unread(raw)
+        about = {"unread_field": unread} if unread else {}
         found[row] |= THINKS_BIT * context.thinks
         if messages := context.conversation.get("messages"):
             texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(context.conversation)
             issue, field = find_missing_text(texts, context.text)
-            found[row] |= ISSUE_BIT[issue] if issue else 0
+            about |= {issue: [field]} if issue else {}
             in_order = ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages))
             blank = any(message["role"] == "user" and not message["content"].strip() for message in messages)
             found[row] |= ISSUE_BIT["roles_out_of_order"] * (not in_order) | ISSUE_BIT["blank_question"] * blank
             found[row] |= ISSUE_BIT["typed_control_token"] * encoded["typed"][row]
-        names["unread"].append(json.dumps(unread))
-        names["unrendered"].append(json.dumps([field] if field else []))
+        found[row] |= sum(map(ISSUE_BIT.get, (*about, *context.notes)))
+        names.append(json.dumps(about))
     return found, names
 
 

@@ -19,7 +19,6 @@ from sft_recipes.data.audit import (
     check_train_serve_parity,
     count_faults,
     count_rows,
-    drop_field_names,
     log_issues,
     row_hashes,
 )
@@ -28,7 +27,7 @@ from sft_recipes.data.curate_sources import LeakTest, SourceRows, find_source_le
 from sft_recipes.data.digest import digest_rows
 from sft_recipes.data.fields import RowFields
 from sft_recipes.data.formatters import Conversation
-from sft_recipes.data.issues import FIELD_COLUMNS, ISSUE_BIT, find_issues
+from sft_recipes.data.issues import ISSUE_BIT, find_issues
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.mixing import mix_rows
 from sft_recipes.data.packing import pack_rows
@@ -86,7 +85,7 @@ def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> Tr
     for name, part in parts.items():
         rows, kept, issues = check_rows(name, part.train, config, max_length, long_rows, out, seen)
         gone = np.isin(flat_values(rows, "row"), flat_values(kept, "row"), invert=True)
-        left_out.append(take_rows(drop_field_names(rows), np.flatnonzero(gone)))
+        left_out.append(take_rows(rows.remove_columns("fields"), np.flatnonzero(gone)))
         part.audit["problems"] |= removed[name]
         count_rows(part.audit, name, kept, issues)
         train.append(kept)
@@ -141,7 +140,7 @@ def read_source(
     audit = {"fingerprint": source_fingerprint(where, source, opened.rows), "parity": len(some)}
     audit |= {"rows": len(trained), "held_out": len(held_out), "problems": unusable}
     questions = [talk for talk in talks if "messages" in talk]
-    return TrainingData(train, drop_field_names(held_out), questions, audit, examples=some)
+    return TrainingData(train, held_out.remove_columns("fields"), questions, audit, examples=some)
 
 
 def encode_rows(
@@ -158,7 +157,7 @@ def encode_rows(
 
     Beside `input_ids` and `labels` stand `source`, its index; `row`, the number in its split; `piece`, which a raw text
     is cut into, and for a conversation -1, or -2, -3 … for further rows that it became; `problems`, a bit for each
-    issue; and the columns of FIELD_COLUMNS.
+    issue; and `fields`, of which some issues are.
     """
     source, records = config.sources[name], iter(records)
     batches, some, faults, index = [], [], [], list(config.sources).index(name)
@@ -189,15 +188,15 @@ def encode_rows(
 
     def tables() -> Iterator[pyarrow.Table]:
         columns = ("input_ids", "labels")
-        yield to_table(*(dict.fromkeys(keys, ()) for keys in (columns, ORIGIN, sorted({*FIELD_COLUMNS.values()}))))
+        yield to_table(*(dict.fromkeys(keys, ()) for keys in (columns, ORIGIN, ["fields"])))
         for encoded in encoder.encode_batches(rendered()):
             given, contexts, origin = batches.pop(0)
             talks = [context.conversation for context in contexts]
             some.extend(talks[::every])
-            found, fresh = find_issues(encoder, fields, given, contexts, encoded, source.train_on)
+            found, about = find_issues(encoder, fields, given, contexts, encoded, source.train_on)
             if is_leak:
                 found |= ISSUE_BIT["leak"] * np.array([is_leak(talk) for talk in talks], dtype=np.int64)
-            yield to_table({key: encoded[key] for key in columns}, origin | {"problems": found}, fresh)
+            yield to_table({key: encoded[key] for key in columns}, origin | {"problems": found}, {"fields": about})
 
     with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", disable=total < 5 * ENCODE_BATCH_ROWS) as bar:
         return join_tables(tables()), some, faults

@@ -17,7 +17,6 @@ from sft_recipes.data.audit import (
     check_train_serve_parity,
     count_faults,
     count_rows,
-    drop_field_names,
     log_issues,
     row_hashes,
 )
@@ -105,7 +104,7 @@ class RowStream:
         records = stream_rows(f"data.{name}", source, source.held_out_split or source.split)
         rows, talks, _ = self.encoded(name, list(islice(records, number)), every=1, total=number)
         check_train_serve_parity(self.encoder, talks[:: max(1, len(talks) // PARITY_ROWS)])
-        rows, cut = apply_max_length_policy(name, drop_field_names(rows), self.max_length, "drop")
+        rows, cut = apply_max_length_policy(name, rows.remove_columns("fields"), self.max_length, "drop")
         log_issues("held_out", cut)
         return rows, [talk for talk in talks if "messages" in talk]
 
