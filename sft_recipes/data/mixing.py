@@ -94,6 +94,7 @@ def draw_parts(config: Config, parts: Sequence[Part], tokens: np.ndarray) -> dic
     said, size = sum(int(tokens[rows].sum()) for rows in drawn.values()), sum(have[part.name] for part in beside)
     for part in beside:
         part.share = mix.raw_text * have[part.name] / max(1, size)
+        # the conversations' tokens are what raw text leaves of all, 1 - mix.raw_text
         drawn[part.name] = draw_rows(mix, part, said * part.share / (1 - mix.raw_text), config.seed)
     return drawn
 
@@ -208,7 +209,10 @@ class StreamMixture:
             part.share = shares.get(part.name, part.share)
 
     def next_source(self) -> Part:
-        """The source whose row comes next."""
+        """The source whose row comes next.
+
+        It is not drawn at random: so the shares hold at every row, and a resumed run finds its place without a state.
+        """
         raw = sum(part.taken["tokens"] for part in self.parts if part.beside)
         behind = raw < self.raw_text * sum(part.taken["tokens"] for part in self.parts)
         chosen = [part for part in self.parts if part.beside == behind]

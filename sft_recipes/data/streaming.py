@@ -35,7 +35,8 @@ from sft_recipes.encoding.encoder import IGNORE_INDEX, Encoder
 from sft_recipes.errors import ConfigError, DataError, plural
 
 log = logging.getLogger(__name__)
-BUFFER_ROWS = 5000  # rows that are shuffled and packed together
+# Rows that are shuffled and packed together; 1,000 fill rows of 2,048 tokens as well (99.5 to 99.9 %), but mix less
+BUFFER_ROWS = 5000
 GIVE_UP_ROWS = 20_000  # rows without one to train on, after which a stream is given up
 Document = tuple[np.ndarray, np.ndarray, *tuple[int, ...]]  # ids, labels, and the columns of ORIGIN
 RAW_PIECE = 2 + ORIGIN.index("piece")  # which piece of a raw text a document is, -1 for a conversation
