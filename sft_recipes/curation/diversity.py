@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any
 
-from sft_recipes.curation.filters import count_words, last_answer, refusal
-from sft_recipes.curation.languages import detect_language, load_detector
+from sft_recipes.curation.filters import count_words, detect_language, last_answer, load_detector, refusal
 from sft_recipes.curation.patterns import NOT_VERBS, TASKS
 from sft_recipes.curation.words import Conversation, join_messages, split_words
 

@@ -98,6 +98,6 @@ def test_an_answer_in_another_language_is_named_and_a_name_is_in_none():
 
 
 def test_without_a_detector_the_language_filter_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("sft_recipes.curation.languages.load_detector", lambda: None)
+    monkeypatch.setattr("sft_recipes.curation.filters.load_detector", lambda: None)
     with pytest.raises(ConfigError, match=r"pip install 'sft-recipes\[curate\]'"):
         FILTERS["language"](talk("A sentence of more than twenty letters."))

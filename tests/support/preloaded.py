@@ -32,7 +32,7 @@ for escaping in (False, True):
     for name in templates.list_templates(["jinja"]):
         templates.get_template(name)  # it is compiled once
 import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # and this is built once
-import_module("sft_recipes.curation.languages").load_detector()  # the file of its model takes 0.7 s to read
+import_module("sft_recipes.curation.filters").load_detector()  # the file of its model takes 0.7 s to read
 SET_BY_IMPORTS = {name: os.environ[name] for name in os.environ.keys() - before}
 added = {"", *os.environ["PYTHONPATH"].split(os.pathsep)}
 PATHS = [path for path in sys.path if path not in added]  # where any interpreter of this environment looks
