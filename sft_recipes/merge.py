@@ -24,7 +24,6 @@ from sft_recipes.modeling.loading import build_empty_model, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
 from sft_recipes.modeling.save_load import (
     check_finished_run,
-    check_remote_code,
     load_run,
     saved_quantization,
 )
@@ -48,17 +47,14 @@ def merge(run: str | Path, out: str | Path, dtype: str = "float32", trust_remote
     with explained_files_of(run):
         check_disk_space(run, out, dtype, trust_remote_code)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent))  # ours alone
-    partial.chmod(0o755)  # mkdtemp's folders are closed to others
-    try:
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", suffix=".partial", dir=out.parent) as partial:  # ours alone
+        os.chmod(partial, 0o755)  # it is closed to others
         with explained_files_of(run):
-            difference = write_merged(run, partial, dtype, trust_remote_code)
-        os.rename(partial, out)
-    except BaseException as error:  # Ctrl-C, too
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and out.exists():
+            difference = write_merged(run, Path(partial), dtype, trust_remote_code)
+        try:
+            os.rename(partial, out)
+        except OSError as error:
             raise ConfigError(f"{out} was made by another merge meanwhile.") from error
-        raise
     return difference
 
 
@@ -88,7 +84,6 @@ def write_merged(run: Path, folder: Path, dtype: str, trust_remote_code: bool) -
 def check_disk_space(run: Path, out: Path, dtype: str, trust_remote_code: bool = False) -> None:
     """Raises ConfigError where the disk has no room for the weights."""
     options = ModelOptions(model_folder(str(run)), trust_remote_code=trust_remote_code)
-    check_remote_code(options)
     needed = build_empty_model(options).num_parameters() * getattr(torch, dtype).itemsize * 1.02
     parent = next(folder for folder in out.resolve().parents if folder.exists())
     free = shutil.disk_usage(parent).free

@@ -94,6 +94,11 @@ def load_adapter_config(id: str) -> PeftConfig | None:
 
 def model_not_found(id: str, error: Exception) -> ConfigError:
     """The error line for a model that could be loaded neither from a folder nor from the hub."""
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"{id} brings code of its own. If you trust its authors, write model.trust_remote_code=true (chat, merge: "
+            "--trust-remote-code; in Python: trust_remote_code=True)."
+        )
     if id.startswith((".", "/", "~")) and not Path(id).exists():
         return ConfigError(f"model.id={id}: there is no such folder.")
     if Path(id).exists():

@@ -19,12 +19,7 @@ from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, explained_files_of, one_line
 from sft_recipes.modeling.inference import stop_token_ids
-from sft_recipes.modeling.loading import (
-    load_adapter_config,
-    load_model_config,
-    load_weights,
-    model_folder,
-)
+from sft_recipes.modeling.loading import load_model_config, load_weights, model_folder
 from sft_recipes.modeling.sentencepiece_model import save_sentencepiece_model
 
 log = logging.getLogger(__name__)
@@ -173,7 +168,7 @@ def load_run(
             dtype=dtype or saved.get("dtype"),
             trust_remote_code=trust_remote_code,
         )
-        check_remote_code(options)
+        load_model_config(options)  # refuses a model with code of its own before its tokenizer is loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
             tokenizer.chat_template = tokenizer.chat_template.get("default")
@@ -182,21 +177,6 @@ def load_run(
             quantization.bnb_4bit_compute_dtype = getattr(torch, dtype)
         model = load_weights(options, quantization, True, tokenizer, [], dequantize and quantization is not None)
     return model.eval(), tokenizer
-
-
-def check_remote_code(options: ModelOptions) -> None:
-    """Raises ConfigError where the model or its base runs code of its own and nobody has allowed that."""
-    try:
-        load_model_config(options)
-    except ConfigError as error:
-        if "trust_remote_code" not in str(error.__cause__):
-            raise
-        adapter = load_adapter_config(options.id)
-        base = adapter.base_model_name_or_path if adapter else options.id
-        raise ConfigError(
-            f"{base} brings code of its own. If you trust its authors, add --trust-remote-code "
-            "(mode=evaluate: model.trust_remote_code=true; in Python: trust_remote_code=True)."
-        ) from error
 
 
 def push_or_tell(folder: Path, name: str, arguments: SFTConfig) -> None:
