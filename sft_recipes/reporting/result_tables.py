@@ -39,7 +39,7 @@ def result_table(metrics: Mapping[str, Any]) -> Rows:
         cells = [format_value(value, metric.format) for value in values]
         if metric.measured_on == "raw_text" and old and new:
             verdict = get_path(metrics, "forgetting.verdict") if metric.name == "raw_text_loss" else None
-            cells[-1] += f" ({new / old - 1:+.1%}{f', {verdict}' if verdict else ''})"
+            cells[-1] += f" ({new / old - 1:+z.1%}{f', {verdict}' if verdict else ''})"
         rows.append([metric.label, *cells])
     return compact_table(rows)
 
@@ -87,7 +87,7 @@ def benchmark_table(metrics: Mapping[str, Any]) -> Rows:
     for task in {**both[0], **both[1]}:
         old, new = (finite_number(values.get(task)) for values in both)
         points = None if None in (old, new) else 100 * (new - old)
-        rows.append([task, format_value(old, ".1%"), format_value(new, ".1%"), format_value(points, "+.1f")])
+        rows.append([task, format_value(old, ".1%"), format_value(new, ".1%"), format_value(points, "+z.1f")])
     return compact_table(rows)
 
 

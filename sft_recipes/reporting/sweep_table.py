@@ -109,7 +109,7 @@ def compare_to_best(values: Sequence[float], best: Sequence[float]) -> str:
         return ""
     if within_noise(values, best):
         return "no difference"
-    return f"{fmean(values) - fmean(best):+.4f}" + (" (one seed)" if min(len(values), len(best)) < 2 else "")
+    return f"{fmean(values) - fmean(best):+z.4f}" + (" (one seed)" if min(len(values), len(best)) < 2 else "")
 
 
 def within_noise(a: Sequence[float], b: Sequence[float]) -> bool:

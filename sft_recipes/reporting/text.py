@@ -35,10 +35,11 @@ def format_duration(seconds: float) -> str:
 def shorten_path(path: Any) -> str:
     """A name on the hub as it is; of an absolute path the last two parts.
 
-    >>> shorten_path("Qwen/Qwen3-0.6B-Base"), shorten_path("/home/me/models/tiny/model")
-    ('Qwen/Qwen3-0.6B-Base', '…/tiny/model')
+    >>> shorten_path("Qwen/Qwen3-0.6B-Base"), shorten_path("/home/me/models/tiny/model"), shorten_path("/model")
+    ('Qwen/Qwen3-0.6B-Base', '…/tiny/model', '/model')
     """
-    return "/".join(("…", *Path(path).parts[-2:])) if Path(str(path)).is_absolute() else str(path)
+    parts = Path(str(path)).parts  # of an absolute path the root is the first
+    return "/".join(("…", *parts[-2:])) if len(parts) > 2 and parts[0].startswith("/") else str(path)
 
 
 def render_table(rows: Sequence[Sequence[str]]) -> list[str]:

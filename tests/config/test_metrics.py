@@ -9,6 +9,7 @@ from sft_recipes.config.metrics import METRICS, Metric, is_lower_better
 from sft_recipes.data.prepare import TrainingData
 from sft_recipes.evaluation import text_metrics
 from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements, measured_metrics
+from sft_recipes.reporting.document import render_lines
 from sft_recipes.reporting.model_card import eval_results
 from sft_recipes.reporting.result_tables import answer_table, result_table
 from sft_recipes.reporting.sweep_report import write_sweep_report
@@ -93,3 +94,11 @@ def test_of_models_that_never_think_the_share_is_0_as_the_objective_and_no_row_o
     share = {"thinking": {"share": 0.0}}
     found, _ = compare_measurements({**share}, {**share}, inputs())
     assert found["thinks"] == 0.0 and result_table(found) == []
+
+
+def test_a_change_that_rounds_to_zero_has_no_minus():
+    metrics = {"before": {"raw_text": {"loss": 2.0}}, "raw_text_loss": 1.99999}
+    assert result_table(metrics) == [["", "base", "tuned"], ["loss on raw text", "2.000", "2.000 (+0.0%)"]]
+    found = {"verdict": "passed", "change": -0.00001, "worst": -0.01}
+    (line,) = render_lines("verdict.jinja", found=found)
+    assert line == "passed. The loss on raw text changed by +0.0%. The worst changed by +0.0 points."
