@@ -6,6 +6,7 @@ config's model, or at an OpenAI-compatible endpoint: `generate.endpoint='{url: h
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -47,14 +48,15 @@ def generate(config: Config, folder: str | Path | None = None) -> dict[str, Any]
     Adds each row to `config.generate.out` as it is made, after those of earlier calls. What is left out stands with
     its reason in rejected.jsonl of `folder`, else outputs/NAME/DATE_TIME. Raises ConfigError and DataError.
     """
-    options, folder = config.generate, open_run_folder(config, folder)
-    rows = MadeRows(options, folder)
+    options = config.generate
+    rows = MadeRows(options, open_run_folder(config, folder))
     rows.model = EndpointModel(options.endpoint, options) if options.endpoint else LocalModel(config)
     make = {"self_instruct": make_tasks, "answers": make_answers, "replay": make_replay}[options.what]
-    try:
-        make(rows, options, config.seed)
-    finally:  # also after Ctrl-C
-        record = rows.close()
+    with tqdm(total=rows.wanted, initial=len(rows.rows), desc=options.what) as rows.bar:
+        try:
+            make(rows, config.seed)
+        finally:  # also after Ctrl-C
+            record = rows.write_record()
     if not rows.rows:
         often = "".join(f" ({reason})" for reason, _ in rows.reasons.most_common(1))
         raise ConfigError(
@@ -68,13 +70,14 @@ class MadeRows:
     """The file that rows are added to, the model that makes them, and the account of this call."""
 
     model: Model  # loaded once it is known that the file can go on
+    bar: tqdm
 
     def __init__(self, options: GenerateOptions, folder: Path):
         self.options, self.path, self.folder = options, Path(options.out), folder
+        self.wanted = options.rows or (None if options.what == "answers" else 100)
         self.rejected, self.reasons = folder / "rejected.jsonl", Counter()
         self.rows = read_made_rows(self.path, COLUMNS[options.what])
         self.before, self.replies = len(self.rows), []
-        self.bar: tqdm | None = None
 
     def ask(self, prompts: list[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
         """Those of the model's replies that are whole; the others are left out with their reason."""
@@ -90,7 +93,7 @@ class MadeRows:
         """Writes one row."""
         append_line(self.path, row)
         self.rows.append(row)
-        if self.bar is not None and self.bar.update():  # not for every row, since all replies are added up
+        if self.bar.update():  # not for every row, since all replies are added up
             cost = self.total_cost()["cost"]
             self.bar.set_postfix_str("" if cost is None else f"cost {cost:g}")
 
@@ -105,25 +108,18 @@ class MadeRows:
         nothing = {"input_tokens": None, "output_tokens": None, "cost": None}
         return total_cost(self.replies, endpoint) if endpoint else nothing
 
-    def start(self, wanted: int) -> None:
-        """Shows progress towards so many rows."""
-        self.bar = tqdm(total=wanted, initial=len(self.rows), desc=self.options.what)
-
-    def rounds(self, wanted: int, seed: int) -> Iterator[int]:
-        """A seed for each round of requests, until there are so many rows or IDLE rounds brought nothing new."""
-        self.start(wanted)
+    def rounds(self, seed: int) -> Iterator[tuple[int, int]]:
+        """A seed and a number of prompts for each round, until all rows are made or IDLE rounds brought nothing new."""
         idle = 0
-        while len(self.rows) < wanted and idle < IDLE:
+        while (missing := self.wanted - len(self.rows)) > 0 and idle < IDLE:
             before = len(self.rows)
-            yield seed + before + 1000 * idle
+            yield seed + before + 1000 * idle, min(self.model.at_once, missing)
             idle = 0 if len(self.rows) > before else idle + 1
-        if 0 < len(self.rows) < wanted:
-            log.warning("%d rounds brought nothing new, which leaves %d of %d rows.", IDLE, len(self.rows), wanted)
+        if missing > 0 and self.rows:
+            log.warning("%d rounds brought nothing new, which leaves %d of %d rows.", IDLE, len(self.rows), self.wanted)
 
-    def close(self) -> dict[str, Any]:
-        """The account, which is also written."""
-        if self.bar is not None:
-            self.bar.close()
+    def write_record(self) -> dict[str, Any]:
+        """Writes the account of this call, and gives it back."""
         record = {"what": self.options.what, "out": str(self.path), "rows": len(self.rows)}
         record |= {"made": len(self.rows) - self.before, "requests": len(self.replies)}
         record |= {"rejected": dict(self.reasons.most_common())} | self.total_cost()
@@ -140,35 +136,32 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 def read_made_rows(path: Path, column: str) -> list[dict[str, Any]]:
     """The rows of an earlier call; a last line that was cut off by a crash is removed.
 
-    Raises ConfigError for a file with other rows.
+    Raises ConfigError for a file with other rows, which stays as it is.
     """
     if not path.is_file():
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"generate.out={path}: there is no folder {path.parent}.")
         return []
-    text = path.read_bytes()
-    if not text.endswith(b"\n") and text:
-        text = text[: text.rfind(b"\n") + 1]
-        with path.open("r+b") as file:
-            file.truncate(len(text))
+    *lines, cut = path.read_bytes().split(b"\n")  # not splitlines: a row's text may hold other line separators
     try:
-        rows = [json.loads(line) for line in text.decode("utf-8").splitlines()]
-        if all(column in row and "model" in row for row in rows):
-            return rows
+        rows = [json.loads(line) for line in lines]
+        ours = all(column in row and "model" in row for row in rows) and cut[:1] in (b"", b"{")
     except (ValueError, TypeError):
-        pass
-    raise ConfigError(f"generate.out={path} holds other rows than these. Write another file.")
+        ours = False
+    if not ours:
+        raise ConfigError(f"generate.out={path} holds other rows than these. Write another file.")
+    os.truncate(path, path.stat().st_size - len(cut))
+    return rows
 
 
-def make_tasks(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+def make_tasks(rows: MadeRows, seed: int) -> None:
     """Self-Instruct: instructions from examples, whether each is a classification, then its examples."""
-    wanted, fill = options.rows or 100, partial(fill_prompt, options.prompts)
-    own = list(dict.fromkeys(row["instruction"] for row in rows.rows))
+    options = rows.options
+    own, fill = list(dict.fromkeys(row["instruction"] for row in rows.rows)), partial(fill_prompt, options.prompts)
     pool = TaskPool(read_seed_tasks(options.source), own, options.rouge)
-    for number in rows.rounds(wanted, seed):
+    for number, size in rows.rounds(seed):
         draw, new = Random(number), []
-        lists = range(min(rows.model.at_once, wanted - len(rows.rows)))
-        asked = [fill("instructions.txt", examples=pool.draw_examples(draw)) for _ in lists]
+        asked = [fill("instructions.txt", examples=pool.draw_examples(draw)) for _ in range(size)]
         for _, reply in rows.ask(asked, number):
             found = parse_list(reply.text)
             if not found:
@@ -186,10 +179,10 @@ def make_tasks(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
         asked = [fill(file, instruction=text) for file, text in zip(files, new, strict=True)]
         for place, reply in rows.ask(asked, number):
             kind = "classification" if kinds[new[place]] else "generation"
-            add_instances(rows, {"instruction": new[place], "category": kind}, reply.text, wanted)
+            add_instances(rows, {"instruction": new[place], "category": kind}, reply.text)
 
 
-def add_instances(rows: MadeRows, task: dict[str, str], text: str, wanted: int) -> None:
+def add_instances(rows: MadeRows, task: dict[str, str], text: str) -> None:
     """Writes the examples of one task that a reply gives and that pass."""
     found, answers = parse_instances(text), {}
     if not found:
@@ -203,19 +196,20 @@ def add_instances(rows: MadeRows, task: dict[str, str], text: str, wanted: int) 
         elif given in answers:
             other = "" if answers[given] == answer else ", with another answer"
             rows.reject(f"the example: its input is there already{other}", row)
-        elif len(rows.rows) < wanted:
+        elif len(rows.rows) < rows.wanted:
             answers[given] = answer
             rows.add(row)
 
 
-def make_answers(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+def make_answers(rows: MadeRows, seed: int) -> None:
     """An answer to each of the user's instructions; those that have one from an earlier call are not asked again."""
-    asked = islice(read_questions(f"generate.source={options.source}", options.source), options.rows)
+    source, out = rows.options.source, rows.options.out
+    asked = islice(read_questions(f"generate.source={source}", source), rows.wanted)
     questions = dict(enumerate(question["messages"] for question in asked))
-    rows.start(len(questions))
+    rows.bar.total = len(questions)
     for row in rows.rows:
         if questions.pop(row.get("id"), None) != row["messages"][:-1]:
-            raise ConfigError(f"generate.out={options.out} holds answers to other instructions. Write another file.")
+            raise ConfigError(f"generate.out={out} holds answers to other instructions. Write another file.")
     left = list(questions.items())
     for number, reply in rows.ask([question for _, question in left], seed):
         (place, question), answer = left[number], reply.text.strip()
@@ -226,11 +220,11 @@ def make_answers(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
             rows.reject("the answer is empty", {"id": place})
 
 
-def make_replay(rows: MadeRows, options: GenerateOptions, seed: int) -> None:
+def make_replay(rows: MadeRows, seed: int) -> None:
     """Raw text that the model writes when given nothing: replay where its pretraining text is not at hand."""
-    wanted, known = options.rows or 100, {row["text"] for row in rows.rows}
-    for number in rows.rounds(wanted, seed):
-        for _, reply in rows.ask([""] * min(rows.model.at_once, wanted - len(rows.rows)), number):
+    known = {row["text"] for row in rows.rows}
+    for number, size in rows.rounds(seed):
+        for _, reply in rows.ask([""] * size, number):
             text = reply.text.strip()
             if text and text not in known:
                 known.add(text)

@@ -84,6 +84,19 @@ def test_a_file_of_other_rows_is_not_continued(teacher, tmp_path):
         make(tmp_path, teacher, "generate.what=replay")
 
 
+def test_an_answer_with_a_line_separator_of_its_own_is_one_row_of_the_next_call(teacher, tmp_path):
+    teacher.reply = lambda asked: "One.\u2028Two.\x85Three."
+    answers(tmp_path, teacher)
+    assert (answers(tmp_path, teacher)["rows"], len(teacher.seen)) == (6, 6)
+
+
+def test_a_file_that_is_none_of_ours_is_left_as_it_is(teacher, tmp_path):
+    (tmp_path / "made.jsonl").write_text("My notes, which end without a line break.")
+    line = error_of(answers, tmp_path, teacher)
+    assert line == f"generate.out={tmp_path}/made.jsonl holds other rows than these. Write another file."
+    assert (tmp_path / "made.jsonl").read_text() == "My notes, which end without a line break."
+
+
 def test_a_busy_server_is_asked_again_and_no_more_at_once_than_was_said(teacher, tmp_path):
     teacher.failures = [(429, {"Retry-After": "7"}), (503, {})]
     assert answers(tmp_path, teacher, "generate.endpoint.concurrency=1")["made"] == 6
