@@ -30,14 +30,8 @@ from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
 # What is done with a finished run or beside one; what runs a config is a mode
-VERBS = {
-    "chat": "chat",
-    "merge": "merge",
-    "report": "report",
-    "recipes": "recipes",
-    "init": "config.own_configs",
-    "schema": "config.reference",
-}
+VERBS = {"init": "config.own_configs", "schema": "config.reference"}
+VERBS |= {name: name for name in ("chat", "merge", "report", "recipes")}
 register_with_hydra()
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
 logging.getLogger("huggingface_hub").propagate = False  # it prints with a handler of its own

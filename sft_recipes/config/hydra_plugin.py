@@ -2,7 +2,7 @@
 
 import textwrap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -11,7 +11,6 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from sft_recipes.config.metrics import is_lower_better
 from sft_recipes.config.nested_values import iterate_leaves, load_yaml
 
 # Groups that take keys which their files do not list: trl.SFTConfig has 135 fields, and 135 copied ones would rot
@@ -35,15 +34,6 @@ def list_choices() -> str:
         text = ", ".join(sorted(loader.get_group_options(group)))
         lines.append(textwrap.fill(text, 100, initial_indent=label.ljust(14), subsequent_indent=" " * 14))
     return "\n".join(lines)
-
-
-def objective_direction(objective: str | None) -> Literal["minimize", "maximize"]:
-    """Where a sweep looks for the best objective; without a name that is a loss.
-
-    >>> objective_direction(None), objective_direction("eval_loss"), objective_direction("exact_match")
-    ('minimize', 'minimize', 'maximize')
-    """
-    return "minimize" if objective is None or is_lower_better(objective) else "maximize"
 
 
 def read_source_values(name: str) -> dict[str, Any]:

@@ -58,14 +58,16 @@ def metrics_on(*measured_on: MeasuredOn) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.measured_on in measured_on]
 
 
-def is_lower_better(name: str) -> bool:
-    """Whether the lower value of a metric is the better one.
+def objective_direction(name: str | None) -> Literal["minimize", "maximize"]:
+    """Which value of a metric is the better one; without a name the metric is a loss.
 
     `name` is a metric or a part of the held-out loss, also without `eval_`, as the trainer has it. A user's own metric
     is better the higher, unless its name says that it is a loss.
 
-    >>> [is_lower_better(name) for name in ("eval_loss", "loss_turn_later", "exact_match", "mine.word_overlap")]
-    [True, True, False, False]
+    >>> [objective_direction(name) for name in (None, "eval_loss", "loss_turn_later", "mine.word_overlap")]
+    ['minimize', 'minimize', 'minimize', 'maximize']
     """
-    known = METRICS.get(name) or METRICS.get(name.removeprefix("eval_"))
-    return known.better == "lower" if known else bool(re.search(r"loss|perplexity|entropy", name))
+    name = "eval_loss" if name is None else name
+    if known := METRICS.get(name) or METRICS.get(name.removeprefix("eval_")):
+        return "minimize" if known.better == "lower" else "maximize"
+    return "minimize" if re.search(r"loss|perplexity|entropy", name) else "maximize"

@@ -63,7 +63,8 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
         if name not in fields:
             raise ConfigError(unknown_field(path, name, fields, field_owner(target, where)))
         hint = hints.get(name, Any)
-        check_type(path, value, hint)
+        if misfit := find_misfit(path, value, hint):
+            raise ConfigError(misfit)
         if isinstance(value, str) and value not in (known := words_of(hint_parts(hint)) or [value]):
             beside = [TYPE_NAMES[part.kind] for part in hint_parts(hint) if part.kind in (bool, int)]
             raise ConfigError(f"{path} cannot be {value!r}.{did_you_mean(value, [*known, *beside])}")
@@ -73,25 +74,6 @@ def validate_kwargs(target: Callable[..., Any], values: Mapping[str, Any], where
         if field.default is field.empty and name not in values:
             path = f"{where}.{name}".lstrip(".")
             raise ConfigError(f"{path} is missing. Write {path}=…")
-
-
-def check_type(path: str, value: Any, hint: Any) -> None:
-    """Raises ConfigError for a value that is not of the hinted type, or names the item of a list or mapping.
-
-    >>> check_type("report_to", ["wandb", 1], list[str] | str)
-    Traceback (most recent call last):
-    sft_recipes.errors.ConfigError: report_to[1] should be text, not 1.
-    """
-    if matches_type(value, hint):
-        return
-    for part in hint_parts(hint):
-        if part.kind is dict and isinstance(value, Mapping):
-            for key, item in value.items():
-                check_type(f"{path}.{key}", item, part.inner)
-        if part.kind is list and isinstance(value, list | tuple):
-            for place, item in enumerate(value):
-                check_type(f"{path}[{place}]", item, part.inner)
-    raise ConfigError(f"{path} should be {describe_type(hint)}, not {show_value(value)}.")
 
 
 def check_interval(path: str, value: Any, interval: str) -> None:
@@ -194,20 +176,31 @@ def matches_type(value: Any, hint: Any) -> bool:
 
     >>> matches_type("no", bool), matches_type(1, float), matches_type(True, int), matches_type(None, int | None)
     (False, True, False, True)
-    >>> matches_type(["mmlu"], list[str]), matches_type([None], list[str])
-    (True, False)
     """
+    return find_misfit("", value, hint) is None
+
+
+def find_misfit(path: str, value: Any, hint: Any) -> str | None:
+    """The line for a value that is not of the hinted type, or for such an item of a list or mapping; None if it fits.
+
+    >>> find_misfit("report_to", ["wandb"], list[str] | str), find_misfit("report_to", ["wandb", 1], list[str] | str)
+    (None, 'report_to[1] should be text, not 1.')
+    """
+    misfit = None  # of an item
     for kind, words, _, inner in hint_parts(hint):
         if kind in (Enum, Literal):
             fits = isinstance(value, str) or value in words
         elif isinstance(value, bool) and kind in (int, float):  # true is a 1 in Python
             fits = False
         elif fits := isinstance(value, Mapping | kind if is_dataclass(kind) else YAML_TYPES.get(kind, object)):
-            items = value.values() if kind is dict else value if kind is list else ()
-            fits = all(matches_type(item, inner) for item in items)
+            places = enumerate(value) if kind is list else value.items() if kind is dict else ()
+            form = "{}[{}]" if kind is list else "{}.{}"
+            misfits = (find_misfit(form.format(path, place), item, inner) for place, item in places)
+            misfit = next(filter(None, misfits), None)
+            fits = misfit is None
         if fits:
-            return True
-    return False
+            return None
+    return misfit or f"{path} should be {describe_type(hint)}, not {show_value(value)}."
 
 
 def describe_type(hint: Any) -> str:

@@ -10,8 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sft_recipes.config.command_line import rerun_command
-from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.config.metrics import METRICS
+from sft_recipes.config.metrics import METRICS, objective_direction
 from sft_recipes.config.nested_values import get_path
 from sft_recipes.errors import is_first_process, plural
 from sft_recipes.reporting.document import Picture, save_pictures, write_pages

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.config.metrics import METRICS, Metric
+from sft_recipes.config.metrics import METRICS, Metric, objective_direction
 from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.text import Rows, compact_table, format_value, render_table
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from sft_recipes.config.hydra_plugin import objective_direction
+from sft_recipes.config.metrics import objective_direction
 from sft_recipes.reporting.run_folder import read_json, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, read_jobs, sweep_objective
 from sft_recipes.reporting.sweep_table import Group, fit_to_width, rank_groups, short_name, table_rows, within_noise

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from sft_recipes.config.hydra_plugin import objective_direction
+from sft_recipes.config.metrics import objective_direction
 from sft_recipes.config.validation import call_validated
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.reporting.run_folder import read_json

@@ -22,7 +22,7 @@ from transformers.utils import is_liger_kernel_available
 from transformers.utils.logging import get_log_levels_dict
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes.config.hydra_plugin import objective_direction
+from sft_recipes.config.metrics import objective_direction
 from sft_recipes.config.schema import Config
 from sft_recipes.config.validation import call_validated, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from sft_recipes.config.hydra_plugin import objective_direction
-from sft_recipes.config.metrics import METRICS, Metric, is_lower_better
+from sft_recipes.config.metrics import METRICS, Metric, objective_direction
 from sft_recipes.data.prepare import TrainingData
 from sft_recipes.evaluation import text_metrics
 from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements, measured_metrics
@@ -79,7 +78,7 @@ def test_it_has_a_column_in_a_sweep_s_table_which_is_sorted_by_it(words, tmp_pat
     ],
 )  # fmt: skip
 def test_which_way_is_better(name, lower):
-    assert is_lower_better(name) is lower
+    assert objective_direction(name) == ("minimize" if lower else "maximize")
 
 
 def test_what_is_not_measured_cannot_be_the_objective():
