@@ -6,6 +6,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -38,26 +39,22 @@ class Chat:
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerFast
-    options: dict = field(default_factory=lambda: {"do_sample": False, "max_new_tokens": 512})
+    options: dict[str, Any]  # of transformers.GenerationConfig
     messages: list[dict[str, str]] = field(default_factory=list)
     last_ids: dict[str, list[int]] = field(default_factory=dict)
 
     def ask(self, question: str) -> str:
-        """Streams the answer to a question that joins the history, and says how it ended."""
-        self.messages.append({"role": "user", "content": question})
-        try:
-            text, ending = self.answer()
-        except BaseException:  # Ctrl-C, too: a question without its answer is no history
-            self.messages.pop()
-            raise
-        self.messages.append({"role": "assistant", "content": text})
+        """Streams the answer to a question and says how it ended; both join the history once the answer is whole."""
+        asked = [*self.messages, {"role": "user", "content": question}]
+        text, ending = self.answer(asked)
+        self.messages = [*asked, {"role": "assistant", "content": text}]
         return ending
 
     @torch.no_grad()
-    def answer(self) -> tuple[str, str]:
-        """Streams what the model says to the history: its text, and how it ended."""
+    def answer(self, messages: list[dict[str, str]]) -> tuple[str, str]:
+        """Streams what the model says to these messages: its text, and how it ended."""
         inputs = self.tokenizer.apply_chat_template(
-            self.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
         saved = self.model.generation_config
         config = GenerationConfig(eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id, **self.options)
@@ -75,15 +72,10 @@ class Chat:
         """Streams the base model's answer to the last question; it leaves the history as it is."""
         if not isinstance(self.model, PeftModel):
             return "There is no adapter here to switch off: the weights are whole."
-        kept = self.messages
-        if not any(message["role"] == "user" for message in kept):
+        if not any(message["role"] == "user" for message in self.messages):
             return "Ask something first."
-        self.messages = kept[:-1]  # the last one is its answer
-        try:
-            with self.model.disable_adapter():
-                return f"base model: {self.answer()[1]}"
-        finally:
-            self.messages = kept
+        with self.model.disable_adapter():
+            return f"base model: {self.answer(self.messages[:-1])[1]}"  # the last message is the tuned model's answer
 
     def system(self, text: str) -> str:
         """Sets the system message, in front of the history; says so where the template has no place for it."""
@@ -105,12 +97,9 @@ class Chat:
         if name == "/reset":
             self.messages = [message for message in self.messages if message["role"] == "system"]
             return "History forgotten."
-        calls = {
-            "/base": self.base,
-            "/tokens": self.tokens,
-            "/help": lambda: HELP,
-            "/system": lambda: self.system(rest.strip()),
-        }
+        if name == "/system":
+            return self.system(rest.strip())
+        calls = {"/base": self.base, "/tokens": self.tokens, "/help": lambda: HELP}
         return calls[name]() if name in calls else f"There is no {name}; /help lists the commands."
 
 

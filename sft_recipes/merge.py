@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import json
 import logging
 import os
 import shutil
@@ -22,12 +21,9 @@ from sft_recipes.config.options import ModelOptions
 from sft_recipes.errors import ConfigError, exit_on_user_error, explained_files_of
 from sft_recipes.modeling.loading import build_empty_model, model_folder
 from sft_recipes.modeling.modelfile import build_modelfile, merged_model_card
-from sft_recipes.modeling.save_load import (
-    check_finished_run,
-    load_run,
-    saved_quantization,
-)
+from sft_recipes.modeling.save_load import check_finished_run, load_run, saved_quantization
 from sft_recipes.modeling.sentencepiece_model import save_sentencepiece_model
+from sft_recipes.reporting.run_folder import read_jsonl
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -112,8 +108,7 @@ def merge_adapter(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> Pre
 def check_conversations(run: Path, tokenizer: PreTrainedTokenizerFast, number: int = 4) -> list[list[int]]:
     """A few conversations as tokens: held-out questions of the run with their answers, where it has some."""
     file = (run if (run / "answers.jsonl").is_file() else run.parent) / "answers.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines()[:number] if file.is_file() else []
-    asked = [(row["prompt"], row["reference"]) for row in map(json.loads, lines)] or FALLBACK_CONVERSATIONS
+    asked = [(row["prompt"], row["reference"]) for row in read_jsonl(file)[:number]] or FALLBACK_CONVERSATIONS
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], return_dict=False

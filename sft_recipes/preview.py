@@ -30,14 +30,7 @@ from sft_recipes.encoding.encoder import IGNORE_INDEX
 from sft_recipes.errors import is_first_process, plural, printable
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
-from sft_recipes.training.memory import (
-    available_memory,
-    describe_memory,
-    describe_step,
-    estimate_memory,
-    format_bytes,
-    memory_advice,
-)
+from sft_recipes.training import memory
 from sft_recipes.training.run_metadata import describe_time, measure_padding
 from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
 
@@ -120,15 +113,14 @@ def describe_rows(
 ) -> Iterator[tuple[str, dict[str, Any], list | None, list[Token]]]:
     """For each row why it is shown, its line of preview.jsonl, its messages, which raw text lacks, and its tokens."""
     names, encoder = list(setup.config.sources), setup.encoder
-    raw_rows, formatters = {}, {}
+    sources = []
     for place, name in enumerate(names):
         numbers = sorted({row["row"] for _, row in chosen if row["source"] == place})
-        found, formatters[name] = read_raw_rows(setup, name, numbers)
-        raw_rows |= {(name, number): raw for number, raw in found.items()}
+        sources.append(read_raw_rows(setup, name, numbers))
     for why, row in chosen:
-        name, ids = names[row["source"]], row["input_ids"]
-        raw, source = raw_rows[name, row["row"]], setup.config.sources[name]
-        conversation = with_settings(formatters[name](raw), source.chat_template_kwargs)
+        name, ids, (raw_rows, formatter) = names[row["source"]], row["input_ids"], sources[row["source"]]
+        raw, source = raw_rows[row["row"]], setup.config.sources[name]
+        conversation = with_settings(formatter(raw), source.chat_template_kwargs)
         if "messages" in conversation:
             context = encoder.contexts(conversation, source.train_on, source.unroll)[-1 - row["piece"]]
             conversation = context.conversation
@@ -137,7 +129,7 @@ def describe_rows(
             whole = row["piece"] == 0 and ids[-1] == encoder.tokenizer.eos_token_id
             text = conversation["text"] if whole else encoder.tokenizer.decode(ids)
         labels = [IGNORE_INDEX] * len(ids) if why == "left out" else row["labels"]  # no loss is taken on it
-        mask, fields = mask_tokens(encoder, ids, labels), RowFields(formatters[name])
+        mask, fields = mask_tokens(encoder, ids, labels), RowFields(formatter)
         record = {"source": name, "row": row["row"]} | ({"piece": row["piece"]} if row["piece"] >= 0 else {})
         record |= {"raw": dict(raw), "text": text, "input_ids": ids, "labels": labels}
         record |= {"supervised": supervised_texts(mask), "unread": fields.unread(fields.parse(raw))}
@@ -148,12 +140,12 @@ def describe_rows(
 
 def read_raw_rows(setup: RunSetup, name: str, numbers: Sequence[int]) -> tuple[dict[int, Any], Any]:
     """The rows of these numbers, in order, as they stand in a source's split, and the source's formatter."""
-    source, where = setup.config.sources[name], f"data.{name}"
+    source, where, wanted = setup.config.sources[name], f"data.{name}", set(numbers)
     if not numbers:
         return {}, None
     if setup.stream:
         records = islice(stream_rows(where, source, source.split), numbers[-1] + 1)
-        return {number: row for number, row, _ in records if number in set(numbers)}, setup.stream.formatters[name]
+        return {number: row for number, row, _ in records if number in wanted}, setup.stream.formatters[name]
     rows = load_rows(where, source, source.split)
     formatter = find_formatter(name, source, setup.config.formatter, rows.columns)
     return {number: row for number, row, _ in rows.records(numbers)}, formatter
@@ -201,13 +193,14 @@ def describe_training(setup: RunSetup) -> str:
         lines.append(
             f"{plural(steps, 'step')} an epoch of {plural(batch, 'row')}; {epochs:g} epoch{'s' * (epochs != 1)}."
         )
-    step = describe_step(setup.config, arguments, setup.longest, setup.new_token_ids)
-    estimate, available = estimate_memory(step), available_memory()
-    lines.append(describe_memory(estimate, available))
+    step = memory.describe_step(setup.config, arguments, setup.longest, setup.new_token_ids)
+    estimate, available = memory.estimate_memory(step), memory.available_memory()
+    lines.append(memory.describe_memory(estimate, available))
     if estimate.total > available:
-        lines.append(f"It does not fit. {memory_advice(step, available)}")
+        lines.append(f"It does not fit. {memory.memory_advice(step, available)}")
     if not torch.cuda.is_available():
-        lines.append(f"  On a GPU, in bf16: {format_bytes(estimate_memory(replace(step, gpu=True)).total)}.")
+        on_gpu = memory.estimate_memory(replace(step, gpu=True)).total
+        lines.append(f"  On a GPU, in bf16: {memory.format_bytes(on_gpu)}.")
     tokens = epochs * lengths.sum() / (1 - measure_padding(setup.data.train, arguments))
     again, devices = arguments.activation_checkpointing, arguments.world_size
     return "\n".join(

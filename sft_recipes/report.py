@@ -14,18 +14,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
     parser.add_argument("--price-per-hour", type=float, help="of the machine: the report says what the training cost")
     options = parser.parse_args(arguments)
-    with exit_on_user_error():
-        print(report_folders(options.folder, options.price_per_hour))
-
-
-def report_folders(folders: list[Path], price_per_hour: float | None = None) -> str:
-    """The text for the terminal; raises ConfigError for folders that cannot be reported."""
-    if len(folders) > 2:
-        raise ConfigError("One folder is reported, two are compared; more are not.")
-    with explained_files_of(folders[0]):
+    folders = options.folder
+    with exit_on_user_error(), explained_files_of(folders[0]):
+        if len(folders) > 2:
+            raise ConfigError("One folder is reported, two are compared; more are not.")
         if len(folders) == 2:
-            return compare_runs(*folders)
-        return write_sweep_report(*folders) if is_sweep(*folders) else write_report(*folders, price_per_hour)
+            print(compare_runs(*folders))
+        elif is_sweep(*folders):
+            print(write_sweep_report(*folders))
+        else:
+            print(write_report(*folders, options.price_per_hour))
 
 
 if __name__ == "__main__":

@@ -28,27 +28,12 @@ from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.reporting.text import format_duration
+from sft_recipes.training import checkpoints, run_metadata
 from sft_recipes.training.arguments import check_objective, check_optimizer_targets, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare
-from sft_recipes.training.checkpoints import (
-    check_disk_space,
-    check_unfinished,
-    describe_run,
-    explained_write_errors,
-    find_resumable,
-    is_finished,
-    last_checkpoint_line,
-)
 from sft_recipes.training.choices import describe_choices, keep_activations_that_fit
 from sft_recipes.training.lr_finder import run_lr_range_test
 from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step, is_sharded
-from sft_recipes.training.run_metadata import (
-    describe_environment,
-    measure_padding,
-    smoke_result,
-    training_cost,
-    training_summary,
-)
 from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
 from sft_recipes.training.trainer import (
     SupervisedTrainer,
@@ -70,7 +55,7 @@ def main(config: Config, folder: Path) -> float:
         setup = set_up_run(config, folder)
         write_audit(setup, folder, collect_audit(setup))
         return run_lr_range_test(start_trainer(setup), config.lr_find, folder)
-    if is_finished(folder, config) and not (folder / "report.html").is_file():  # the last that is written
+    if checkpoints.is_finished(folder, config) and not (folder / "report.html").is_file():  # the last that is written
         with own_folder(folder):
             print(write_report(folder))
         metrics = read_json(folder / "metrics.json")
@@ -95,22 +80,24 @@ def run_training(config: Config, folder: Path) -> Run:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process
-    check_unfinished(folder, config)
+    checkpoints.check_unfinished(folder, config)
     setup = set_up_run(config, folder)
     arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
     sharded = is_sharded(arguments)
     objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
     audit = collect_audit(setup)
-    run = describe_run(config, digest_rows(setup.data.train) if setup.stream else audit["digest"], arguments.world_size)
-    checkpoint = find_resumable(folder, arguments.resume_from_checkpoint, run)  # a refused resume changes no file
+    digest = digest_rows(setup.data.train) if setup.stream else audit["digest"]
+    run = checkpoints.describe_run(config, digest, arguments.world_size)
+    # before a file is written: a refused resume changes none
+    checkpoint = checkpoints.find_resumable(folder, arguments.resume_from_checkpoint, run)
     write_audit(setup, folder, audit)
     stop = StopAtShare(config.trainer.stop_at or 1)
     setup.callbacks.append(stop)
     with explained_out_of_memory(setup, lambda: "while the base was loaded and measured"):
         trainer = start_trainer(setup, run)
-        check_disk_space(folder, trainer.model, arguments)
+        checkpoints.check_disk_space(folder, trainer.model, arguments)
         add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
-        log.info(training_summary(trainer, setup.data.audit))
+        log.info(run_metadata.training_summary(trainer, setup.data.audit))
         monitor, before = LossMonitor(), {}
         if sharded:
             kept = (folder, bool(checkpoint))
@@ -134,14 +121,15 @@ def run_training(config: Config, folder: Path) -> Run:
         trainer.report_evaluation(flatten_loss(after["held_out"]))
     compared, answers = compare_measurements(before, after, inputs)
     metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
-    metrics |= {"environment": describe_environment(), "train_loss": result.training_loss, "steps": result.global_step}
-    metrics |= compared | training_cost(trainer, result) | {"evaluation_seconds": measuring + on_the_way}
+    metrics |= {"environment": run_metadata.describe_environment()}
+    metrics |= {"train_loss": result.training_loss, "steps": result.global_step}
+    metrics |= compared | run_metadata.training_cost(trainer, result) | {"evaluation_seconds": measuring + on_the_way}
     metrics["choices"] = describe_choices(trainer)
     metrics |= {"padding": 0.0 if trainer.padding_free else audit["padding"]}
     metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
     metrics |= setup.template_date
     metrics |= {"stopped_at": stop.share} if stop.stopped else {}
-    with explained_write_errors(folder, "The model"):
+    with checkpoints.explained_write_errors(folder, "The model"):
         loading = save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
     if trainer.is_world_process_zero():
         metrics["loading"] = loading
@@ -152,7 +140,7 @@ def run_training(config: Config, folder: Path) -> Run:
             metrics["weight_change"] = relative_change(trainer.model, partial(load_untrained_base, setup))
         if config.evaluate.judge and answers:
             metrics["judge"] = run_judge(answers, config.evaluate.judge)
-        with explained_write_errors(folder, "The results"):
+        with checkpoints.explained_write_errors(folder, "The results"):
             write_jsonl(folder / "answers.jsonl", answers)
             write_json(folder / "metrics.json", metrics)  # from here on the run is finished but for its report
             table = write_report(folder)
@@ -160,7 +148,7 @@ def run_training(config: Config, folder: Path) -> Run:
         if config.trainer.fields.get("push_to_hub"):
             push_or_tell(folder / "model", config.name, arguments)
     if config.smoke:
-        log.info(smoke_result(metrics, answers))
+        log.info(run_metadata.smoke_result(metrics, answers))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
 
@@ -185,13 +173,14 @@ def explained_out_of_memory(setup: RunSetup, doing: Callable[[], str]) -> Iterat
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         step = describe_step(setup.config, setup.arguments, setup.longest, setup.new_token_ids)
-        raise ConfigError(describe_out_of_memory(step, doing()) + last_checkpoint_line(setup.folder)) from error
+        kept = checkpoints.last_checkpoint_line(setup.folder)
+        raise ConfigError(describe_out_of_memory(step, doing()) + kept) from error
 
 
 def collect_audit(setup: RunSetup) -> dict[str, Any]:
     """What the data checks found, the digest of every token, the padding, and how many rows are served as trained."""
     audit = audit_record(setup.data.audit, setup.data.digest or {}, setup.config.composed)
-    audit |= {"padding": measure_padding(setup.data.train, setup.arguments)}
+    audit |= {"padding": run_metadata.measure_padding(setup.data.train, setup.arguments)}
     parity = sum(part["parity"] for part in setup.data.audit.values())  # rows compared; a difference ends the run
     counted = {"parity": parity, "curation": setup.data.curation}
     return audit | setup.template_date | counted

@@ -115,15 +115,11 @@ def check_choices(composed: DictConfig, hydra: HydraConf, loader: ConfigLoaderIm
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     values = {override.key_or_group: override.value() for override in parsed}
     data = as_mapping(OmegaConf.to_container(composed).get("data"))
-    sources = {name: [] for name, value in data.items() if isinstance(value, dict)}  # by name, the files that set it
     overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
     files = list(config_files(loader, hydra.job.config_name, overrides))
-    for file in files:
-        paths = [path.split(".") for path, _ in file.leaves()]
-        for source in sources.keys() & {path[1] for path in paths if path[0] == "data" and len(path) > 1}:
-            sources[source].append(file)
     chosen = [file.path.removeprefix("data/") for file in files if file.path.startswith("data/")]
-    for name, setters in sources.items():
+    for name in (name for name, value in data.items() if isinstance(value, dict)):
+        setters = [file for file in files if any(path.startswith(f"data.{name}.") for path, _ in file.leaves())]
         # a file that builds on another one, defaults: [dolly, _self_], is one choice with it
         tops = [file.path for file in setters if not file.parent.startswith("data/")]
         both = [path.replace("/", "=") for path in tops if path.startswith("data/")]

@@ -7,23 +7,10 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from sft_recipes.config import options
 from sft_recipes.config.curation_options import CurationOptions
 from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.hydra_plugin import addable_groups
-from sft_recipes.config.options import (
-    FIELD_RANGES,
-    AdapterOptions,
-    CheckPolicy,
-    DataOptions,
-    EvaluateOptions,
-    LRRange,
-    MixOptions,
-    ModelOptions,
-    PreviewOptions,
-    Provenance,
-    Source,
-    TrainerOptions,
-)
 from sft_recipes.config.renamed_options import PEFT_VARIANTS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.run_folder import check_run_name
 from sft_recipes.config.secrets import check_no_secrets, saved_form
@@ -38,20 +25,20 @@ class Config:
     """One run. `composed` is the same as plain data, without secrets, as the run's files hold it."""
 
     name: str
-    model: ModelOptions
-    sources: dict[str, Source]  # the datasets of `data`, by name
-    data: DataOptions
+    model: options.ModelOptions
+    sources: dict[str, options.Source]  # the datasets of `data`, by name
+    data: options.DataOptions
     formatter: dict[str, Any]  # of the sources that name none
-    adapter: AdapterOptions
-    trainer: TrainerOptions
-    evaluate: EvaluateOptions
-    data_checks: CheckPolicy = CheckPolicy()
+    adapter: options.AdapterOptions
+    trainer: options.TrainerOptions
+    evaluate: options.EvaluateOptions
+    data_checks: options.CheckPolicy = options.CheckPolicy()
     curation: CurationOptions = CurationOptions()
     generate: GenerateOptions = GenerateOptions()
-    mix: MixOptions = MixOptions()
-    preview: PreviewOptions = PreviewOptions()
-    provenance: Provenance | None = None
-    lr_find: LRRange | None = None
+    mix: options.MixOptions = options.MixOptions()
+    preview: options.PreviewOptions = options.PreviewOptions()
+    provenance: options.Provenance | None = None
+    lr_find: options.LRRange | None = None
     mode: Literal["train", "preview", "curate", "generate", "evaluate"] = "train"
     seed: Annotated[int, "[0, 4294967295]"] = 42
     objective: str | None = None
@@ -93,10 +80,10 @@ def from_hydra(composed: DictConfig) -> Config:
     for name in sources.keys() - chosen.keys() if chosen else ():  # a recipe's settings for a dataset of its own
         log.info("data.%s is not trained on: it was not chosen, and what is set for it is left out.", name)
     sources = chosen or sources
-    data = call_validated(DataOptions, rest, "data")
+    data = call_validated(options.DataOptions, rest, "data")
     parsed = {}
     for name, value in sources.items():
-        source = call_validated(Source, value, f"data.{name}")
+        source = call_validated(options.Source, value, f"data.{name}")
         parsed[name] = source if source.held_out is not None else replace(source, held_out=data.held_out)
     groups = {"sources": parsed, "data": data, "composed": saved_form(raw, values)}
     groups |= {"adapter": parse_adapter(values["adapter"]), "trainer": parse_trainer(values["trainer"])}
@@ -120,18 +107,18 @@ def check_sources(config: Config) -> None:
         raise ConfigError(f"formatter={label} is used by no source: {names} have their own.")
 
 
-def parse_trainer(values: Mapping[str, Any]) -> TrainerOptions:
+def parse_trainer(values: Mapping[str, Any]) -> options.TrainerOptions:
     """The `trainer` group, ours and trl.SFTConfig's apart; raises ConfigError for a field that has no use here."""
-    own = {item.name for item in fields(TrainerOptions)} - {"fields"}
+    own = {item.name for item in fields(options.TrainerOptions)} - {"fields"}
     ours = {key: value for key, value in values.items() if key in own}
     theirs = {key: value for key, value in values.items() if key not in own}
     for key in theirs.keys() & UNSUPPORTED_OPTIONS.keys():
         raise ConfigError(f"trainer.{key} is not used here. {UNSUPPORTED_OPTIONS[key]}")
     check_ranges(theirs, "trainer")
-    return call_validated(TrainerOptions, ours | {"fields": theirs}, "trainer")
+    return call_validated(options.TrainerOptions, ours | {"fields": theirs}, "trainer")
 
 
-def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
+def parse_adapter(values: Mapping[str, Any]) -> options.AdapterOptions:
     """The `adapter` group; raises ConfigError for a method that PEFT does not have and for values that train nothing.
 
     Warns of fields that are not used.
@@ -152,7 +139,7 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
     if kind == "lora":
         check_ranges(values["lora"], "adapter.lora")
     rest = {key: value for key, value in values.items() if key not in ("lora", kind)}
-    adapter = call_validated(AdapterOptions, rest | {"settings": values.get(kind) or {}}, "adapter")
+    adapter = call_validated(options.AdapterOptions, rest | {"settings": values.get(kind) or {}}, "adapter")
     if adapter.loraplus_lr_ratio is not None and kind != "lora":
         raise ConfigError("adapter.loraplus_lr_ratio needs adapter.type=lora.")
     if kind == "none" and adapter.quantization:
@@ -165,8 +152,8 @@ def parse_adapter(values: Mapping[str, Any]) -> AdapterOptions:
 
 
 def check_ranges(values: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for a number outside the interval that FIELD_RANGES has for it."""
-    for interval, names in FIELD_RANGES[where].items():
+    """Raises ConfigError for a number outside the interval that options.FIELD_RANGES has for it."""
+    for interval, names in options.FIELD_RANGES[where].items():
         for name in names.split():
             check_interval(f"{where}.{name}", values.get(name), interval)
 
