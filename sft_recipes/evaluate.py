@@ -1,6 +1,5 @@
 """A finished run and its base, measured alike: `python -m sft_recipes +recipe=lima mode=evaluate evaluate.run=RUN`."""
 
-import json
 import logging
 import math
 from dataclasses import replace
@@ -22,7 +21,7 @@ from sft_recipes.evaluation.suite import EvalInputs, compare_measurements, measu
 from sft_recipes.modeling.loading import load_model, load_tokenizer
 from sft_recipes.modeling.save_load import load_run
 from sft_recipes.modeling.workarounds import ensure_lm_head_bias
-from sft_recipes.reporting.run_folder import write_json, write_jsonl
+from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import write_report
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.run_metadata import describe_environment
@@ -81,7 +80,7 @@ def hold_out_question_files(config: Config, run: Path) -> Config:
     record = next((path for place in (run, run.parent) if (path := place / "supervision.json").is_file()), None)
     if record is None:
         return config
-    trained = json.loads(record.read_text(encoding="utf-8")).get("sources", {})
+    trained = read_json(record).get("sources", {})
     known, sources = {part.get("fingerprint") for part in trained.values()}, dict(config.sources)
     for name, source in sources.items():
         where = f"data.{name}"

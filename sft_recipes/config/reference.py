@@ -53,7 +53,7 @@ def describe_topic(name: str) -> str:
     owners = " and ".join(one.__name__ for one in classes)
     given = f", as {SET_BY[where].replace('/', '=')} sets them" if where in SET_BY else ""
     lines = [f"{where}.* with the defaults{given}: the fields of {owners}.", ""]
-    for _, key, default, text in all_fields(classes):
+    for key, (_, default, text) in all_fields(classes).items():
         lines.append(f"  {where}.{key} = {show_value(set_here.get(key, default))}")
         lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if name == "data":
@@ -66,13 +66,17 @@ def topic_classes(name: str) -> list[type]:
     return [locate(one) if isinstance(one, str) else one for one in TOPICS[name][1]]
 
 
-def all_fields(classes: Sequence[type]) -> list[tuple[type, str, Any, str]]:
-    """The fields of several classes, each with its class: ours comes first, and takes more in a field of TRL's."""
-    found: dict[str, tuple[type, str, Any, str]] = {}
+def all_fields(classes: Sequence[type]) -> dict[str, tuple[Any, Any, str]]:
+    """Type hint, default and sentence of the fields of several classes, by name; of two fields the first class's.
+
+    That is ours, which takes more than TRL's field of the same name.
+    """
+    found: dict[str, tuple[Any, Any, str]] = {}
     for one in classes:
-        for field in class_fields(one):
-            found.setdefault(field[0], (one, *field))
-    return list(found.values())
+        hints = resolve_type_hints(one)
+        for name, default, text in class_fields(one):
+            found.setdefault(name, (hints.get(name, Any), default, text))
+    return found
 
 
 def class_fields(target: type) -> list[tuple[str, Any, str]]:
@@ -115,10 +119,10 @@ def config_schema() -> dict[str, Any]:
 def class_schema(*targets: type) -> dict[str, Any]:
     """A mapping whose keys are the fields of these classes."""
     properties = {}
-    for target, name, default, text in all_fields(targets):
-        properties[name] = {"anyOf": [*hint_schemas(resolve_type_hints(target).get(name, Any)), FILLED_IN]}
-        properties[name] |= {"description": text}
-        properties[name] |= {} if default == "required" or is_dataclass(default) else {"default": default}
+    for name, (hint, default, text) in all_fields(targets).items():
+        properties[name] = {"anyOf": [*hint_schemas(hint), FILLED_IN], "description": text}
+        if default != "required" and not is_dataclass(default):
+            properties[name]["default"] = default
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
