@@ -84,7 +84,8 @@ def forget_optimizer_overrides() -> None:
 def cast_trainable_to_fp32(model: torch.nn.Module) -> None:
     """Casts trained weights to fp32: TRL casts QLoRA's adapters to bf16, where small updates are rounded away.
 
-    A checkpoint that is trained in full gets fp32 weights in the same way, whatever `model.dtype` says. TRL 1.16,
+    A checkpoint that is trained in full gets fp32 weights in the same way, whatever `model.dtype` says, unless the
+    optimizer keeps small updates (training/memory.py). TRL 1.16,
     trainer/sft_trainer.py, SFTTrainer.__init__ ("the PEFT adapter weights are converted to bf16"); only DoRA's
     magnitudes are spared (https://github.com/huggingface/trl/issues/7268). The cast of adapters goes when all are.
     """

@@ -28,7 +28,7 @@ from sft_recipes.config.validation import call_validated, unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.training.callbacks import LossLogger, load_callbacks
 from sft_recipes.training.choices import accumulation_steps
-from sft_recipes.training.memory import is_sharded
+from sft_recipes.training.memory import is_sharded, trains_in_bf16
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,9 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     arguments.push_to_hub = False  # the run does it: transformers would push the log and the answers, too
     if config.mode == "train":  # a preview may be of a run on another machine
         check_libraries(arguments)
-    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
-    log.info("Computing in %s on this hardware; trained weights are fp32.", precision)
+    weights = "bf16" if trains_in_bf16(config, arguments) else "fp32"
+    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else weights
+    log.info("Computing in %s on this hardware; trained weights are %s.", precision, weights)
     return arguments, callbacks
 
 

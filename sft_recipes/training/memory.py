@@ -24,7 +24,7 @@ from sft_recipes.training.activation_memory import StepShape, build_meta_model, 
 log = logging.getLogger(__name__)
 CUDA_CONTEXT_BYTES = 2**29  # of a GPU, taken before the first tensor; an assumption, not measured
 # Bytes of state for every trained number, by the optimizer's name in transformers; other names count as AdamW's 8
-OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4}
+OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4, "adamw_torch_4bit": 1}
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ def describe_step(
 
     `model_config` is the model's config, else read from model.id.
     """
+    in_fp32 = (
+        config.adapter.type == "none" and config.model.dtype != "float32" and not trains_in_bf16(config, arguments)
+    )
     return StepShape(
-        model=config.model,
+        model=replace(config.model, dtype=None) if in_fp32 else config.model,  # whatever model.dtype says
         adapter=config.adapter,
         model_config=model_config or load_model_config(config.model),
         new_token_ids=tuple(new_token_ids),
@@ -69,6 +72,22 @@ def describe_step(
         optimizer=str(arguments.optim.value),
         shards=arguments.world_size if is_sharded(arguments) else 1,
     )
+
+
+def trains_in_bf16(config: Config, arguments: SFTConfig) -> bool:
+    """Whether weights that are trained in full stay bf16: where model.dtype says so and the optimizer can do that."""
+    return config.adapter.type == "none" and config.model.dtype == "bfloat16" and keeps_small_updates(arguments)
+
+
+def keeps_small_updates(arguments: SFTConfig) -> bool:
+    """Whether the optimizer can train bf16 weights, which stand still where AdamW's small updates are rounded away.
+
+    One sums up what was rounded off (Kahan summation, pip install torch-optimi), two round at random, up as often as
+    the update says (pip install torchao).
+    """
+    if arguments.optim in ("adamw_torch_8bit", "adamw_torch_4bit"):
+        return "bf16_stochastic_round=true" in (arguments.optim_args or "").replace(" ", "").lower().split(",")
+    return arguments.optim == "stable_adamw"
 
 
 def is_sharded(arguments: SFTConfig) -> bool:
@@ -86,7 +105,7 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
         model = build_meta_model(step)
     weights, dequantized = weight_bytes(model, step.adapter.quantization or {})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = 4 * sum(parameter.numel() for parameter in trained)
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
     optimizer = sum(optimizer_state_bytes(step.optimizer, parameter) for parameter in trained)
     try:
         activations = max(peak_bytes(step) - gradients, 0) + dequantized
@@ -121,6 +140,8 @@ def optimizer_state_bytes(name: str, parameter: torch.Tensor) -> int:
     """
     if name == "adafactor":  # a row and a column of second moments
         return 4 * sum(parameter.shape[-2:]) if parameter.dim() > 1 else 4 * parameter.numel()
+    if name == "stable_adamw" and parameter.dtype == torch.bfloat16:  # two moments and what was rounded off, as wide
+        return 6 * parameter.numel()
     return parameter.numel() * OPTIMIZER_BYTES.get(name, 2 if "8bit" in name else 8)
 
 

@@ -43,7 +43,7 @@ from sft_recipes.modeling.workarounds import (
     save_adapter_only,
 )
 from sft_recipes.training.callbacks import FiniteLossCheck, QuietProgressBar, SampleAnswers
-from sft_recipes.training.memory import is_sharded
+from sft_recipes.training.memory import is_sharded, keeps_small_updates
 from sft_recipes.training.resumable_trainer import ResumableTrainer
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,10 @@ class SupervisedTrainer(ResumableTrainer):
         self.last_held_out: tuple[int, dict[str, Any] | None] = -1, None  # of the last evaluation: step, and result
         # the adapter before training, where its initialization changed the base
         self.initial_adapter: dict[str, torch.Tensor] | None = None
-        cast_trainable_to_fp32(self.model)
-        if isinstance(self.model, PeftModel):
+        is_adapter = isinstance(self.model, PeftModel)
+        if is_adapter or self.model.dtype != torch.bfloat16 or not keeps_small_updates(self.args):
+            cast_trainable_to_fp32(self.model)
+        if is_adapter:
             ensure_lm_head_bias(self.model)
             if changes_base_weights(self.model.active_peft_config):
                 state = get_peft_model_state_dict(self.model)

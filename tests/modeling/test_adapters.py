@@ -22,6 +22,7 @@ from sft_recipes.modeling.adapters import (
 from sft_recipes.modeling.embeddings import are_rows_distinct
 from sft_recipes.modeling.loading import load_adapter_config, load_model, load_tokenizer
 from sft_recipes.modeling.save_load import check_saved_adapter
+from sft_recipes.training.memory import optimizer_state_bytes
 from sft_recipes.training.setup import set_up_run
 from support.configs import composed, error_of
 from support.small_models import VOCABULARY, small_llama
@@ -123,6 +124,27 @@ def test_a_bf16_checkpoint_is_trained_whole_in_fp32_and_the_log_says_what_it_tak
     assert weight.dtype == torch.float32 and (weight != trainer.at_start[name]).float().mean() >= 0.95
     size = 16 * sum(value.numel() for value in trainer.model.parameters()) / 2**20
     assert f"Trained weights are fp32 and take {size:.1f} MiB" in caplog.text
+
+
+def test_bf16_weights_are_trained_by_an_optimizer_that_keeps_small_updates_and_stand_still_with_adamw(
+    tmp_path, monkeypatch
+):
+    """15 updates of 2e-5 in weights of about 0.02, whose neighbours in bf16 are 1.2e-4 away."""
+    pytest.importorskip("optimi")
+    base, name = make_base("Llama, tied, spare rows", tmp_path / "base"), "model.layers.0.self_attn.q_proj.weight"
+
+    def weight_state_and_share_that_moved(optimizer):
+        rest = {"dtype": "bfloat16", "learning_rate": 2e-5, "max_steps": 15, "optim": optimizer}
+        trainer = tune(base, {"type": "none"}, tmp_path / optimizer, **rest)
+        weight = dict(trainer.model.named_parameters())[name]
+        assert weight.dtype == torch.bfloat16
+        state = [value for value in trainer.optimizer.state[weight].values() if value.numel() > 1]
+        return weight, state, (weight != trainer.at_start[name]).float().mean()
+
+    weight, state, moved = weight_state_and_share_that_moved("stable_adamw")
+    assert moved >= 0.9 and sum(value.nbytes for value in state) == optimizer_state_bytes("stable_adamw", weight)
+    monkeypatch.setattr("sft_recipes.training.trainer.keeps_small_updates", lambda _: True)  # or AdamW's would be fp32
+    assert weight_state_and_share_that_moved("adamw_torch")[2] <= 0.5
 
 
 def test_loraplus_multiplies_the_rate_of_the_b_matrices(tuned):

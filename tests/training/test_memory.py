@@ -95,6 +95,29 @@ def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_activations():
 
 
 @pytest.mark.parametrize(
+    ("typed", "bytes_each"),
+    [
+        (["trainer.optim=adamw_torch"], 16),  # whose bf16 weights would stand still, so they are trained in fp32
+        (["trainer.optim=stable_adamw"], 2 + 2 + 6),
+        (
+            ["trainer.optim=adamw_torch_8bit", "trainer.optim_args='bf16_stochastic_round=True, block_size=256'"],
+            2 + 2 + 2,
+        ),
+        (["trainer.optim=adamw_torch_8bit"], 4 + 4 + 2),
+    ],
+)
+def test_weights_named_as_bf16_are_it_where_the_optimizer_keeps_their_small_updates(
+    typed, bytes_each, tmp_path, caplog
+):
+    config = composed("model=tiny", "data=tiny", "model.dtype=bfloat16", "mode=preview", *typed)
+    with caplog.at_level("INFO"):
+        arguments, _ = build_arguments(config, tmp_path)
+    found = estimate_memory(describe_step(config, arguments, 8))
+    assert found.weights + found.gradients + found.optimizer == bytes_each * found.parameters
+    assert f"trained weights are {'bf16' if found.weights == 2 * found.parameters else 'fp32'}." in caplog.text
+
+
+@pytest.mark.parametrize(
     "name",
     ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "lion_32bit", "rmsprop", "adagrad", "adafactor", "sgd"],
 )
