@@ -47,16 +47,18 @@ def load_documents(source: str | Mapping[str, Any]) -> list[str]:
 def evaluate_raw_text(model: PreTrainedModel, encoder: Encoder, texts: list[str], batch_size: int) -> dict[str, Any]:
     """`loss`, the mean in nats over every token but each document's first, and `bits_per_byte` of the same tokens.
 
-    Bits per byte are comparable between tokenizers. Documents are cut where the model's positions end.
+    Bits per byte are comparable between tokenizers. Documents are cut where the model's positions end. Raises
+    ConfigError where each of them is one token.
     """
     ids = encoder.encode([{"text": text} for text in texts])["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", None)
     ids = [row[:longest] for row in ids]
-    losses = np.concatenate(
-        token_losses(model, encoder.tokenizer, to_dataset({"input_ids": ids, "labels": ids}), batch_size)
-    )
     shown = encoder.tokenizer.batch_decode([row[1:] for row in ids], skip_special_tokens=True)
     size = sum(len(text.encode()) for text in shown)
+    if not size:
+        raise ConfigError("evaluate.raw_text has no text of two tokens or more, so it has no loss. Give a longer one.")
+    rows = to_dataset({"input_ids": ids, "labels": ids})
+    losses = np.concatenate(token_losses(model, encoder.tokenizer, rows, batch_size))
     bits = float(losses.sum()) / math.log(2) / size
     return {"loss": float(losses.mean()), "bits_per_byte": bits, "tokens": len(losses), "bytes": size}
 

@@ -53,6 +53,12 @@ def test_loss_and_bits_are_those_of_every_text_alone(chat_tokenizer, batch, long
     }  # fmt: skip
 
 
+def test_texts_of_one_token_each_are_refused_in_a_line(chat_tokenizer):
+    tokenizer, template, _ = chat_tokenizer("tiny", "chatml")
+    with pytest.raises(ConfigError, match="^evaluate.raw_text has no text of two tokens or more"):
+        evaluate_raw_text(tiny(), Encoder(tokenizer, template), ["a", "b"], 1)
+
+
 def test_the_bytes_are_all_but_the_first_token_s(chat_tokenizer):
     tokenizer, template, _ = chat_tokenizer("tiny", "chatml")
     model = tiny()
