@@ -66,9 +66,11 @@ def evaluate_raw_text(model: PreTrainedModel, encoder: Encoder, texts: list[str]
 def classify_regression(change: float, warn_above: float = 0.10, fail_above: float = 0.15) -> Verdict:
     """The verdict on a relative rise of the loss on raw text (0.10 is 10 %); NaN has failed.
 
+    >>> classify_regression(0.08, fail_above=0.05)
+    'failed'
     >>> [classify_regression(change) for change in (-0.02, 0.10, 0.11, 0.15, 0.16, float("nan"))]
     ['passed', 'passed', 'warning', 'warning', 'failed', 'failed']
     """
-    if change <= warn_above:
-        return "passed"
-    return "warning" if change <= fail_above else "failed"
+    if not change <= fail_above:  # first, since a user may lower this limit alone, below the other
+        return "failed"
+    return "warning" if change > warn_above else "passed"
