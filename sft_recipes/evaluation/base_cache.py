@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from sft_recipes.evaluation.suite import EvalInputs, measure_model, measured_met
 from sft_recipes.reporting.run_folder import read_json, write_json
 
 log = logging.getLogger(__name__)
-NOT_MEASURED = {"cache", "samples_every", "warn_above", "fail_above", "judge", "weight_change", "run"}
+# Fields of `evaluate` that change nothing in what the base is measured at
+NOT_MEASURED = {
+    "answers_in_card", "cache", "samples_every", "warn_above", "fail_above", "judge", "weight_change", "run",
+}  # fmt: skip
 
 
 def measure_base(
@@ -71,7 +74,7 @@ def measure_base(
 def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInputs, config: Config) -> str:
     """A hash of all that the measurements depend on: weights, device, tokenizer, questions, options, versions."""
     options, tokenizer = questions.options, encoder.tokenizer
-    asked = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in NOT_MEASURED}
+    asked = {name: value for name, value in asdict(options).items() if name not in NOT_MEASURED}
     local = [Path(name) for name in (config.model.id, *options.lm_eval) if Path(name).exists()]
     parts = [
         asdict(replace(config.model, template_date=None)), asdict(config.adapter), path_times(local),

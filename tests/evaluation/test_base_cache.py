@@ -33,7 +33,7 @@ def test_a_second_run_asks_the_base_nothing_and_the_last_evaluation_is_used(tiny
     assert code == 0 and measured == ["base", "held-out", "held-out"]  # of the base, and at the end of training
     assert first["after"]["held_out"]["loss"] == first["eval_loss"] == first["history"][-2]["eval_loss"]
     measured.clear()
-    second = read_metrics(tiny_run(*QUICK, "trainer.learning_rate=1e-4")[2])
+    second = read_metrics(tiny_run(*QUICK, "trainer.learning_rate=1e-4", "evaluate.answers_in_card=true")[2])
     assert measured == ["held-out"] and second["before"] == first["before"]
     measured.clear()
     tiny_run(*QUICK, "evaluate.max_new_tokens=5")
