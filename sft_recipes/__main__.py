@@ -79,6 +79,16 @@ def run_job(composed: DictConfig) -> float:
         raise
 
 
+def leave_process_group() -> None:
+    """Ends the threads of gloo, torch's backend for a CPU: one that still runs when Python exits may abort the process.
+
+    NCCL's group is left as it is: to end it is to wait for the other processes, which a mistake may have stopped.
+    """
+    torch = sys.modules.get("torch")  # only who trained has it
+    if torch and torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
+
+
 def release_traceback_frames(error: BaseException | None) -> None:
     """Empties the frames of an exception and of those behind it: a sweep keeps it, and with it the model on the GPU."""
     while error:
@@ -123,6 +133,7 @@ def main() -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name="config")(run_job)()
         finally:  # also after Ctrl-C and after a job that failed
+            leave_process_group()
             failed = finish_sweep()
         if failed:
             sys.exit(1)

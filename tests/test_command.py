@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from sft_recipes.config.hydra_plugin import config_folder
@@ -340,6 +341,13 @@ def test_several_processes_need_one_folder(command, monkeypatch):
     swept = line.replace("run.dir=outputs", "sweep.dir=multirun")
     assert command("-m", "+recipe=tiny", "seed=1,2", "hydra.run.dir=run") == (2, "", swept)
     assert command("+recipe=tiny", "hydra.run.dir=run", "seed=abc")[2] == "seed should be a whole number, not 'abc'.\n"
+
+
+def test_a_mistake_leaves_no_process_group_whose_threads_might_abort_the_process(command, tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    code, _, said = command(*SHORT_ROWS_RUN, "formatter=nothing.like_it")
+    assert code == 2 and "nothing" in said and not torch.distributed.is_initialized()
 
 
 def test_lora_fields_without_lora_are_said_to_be_unused(command, monkeypatch):

@@ -245,6 +245,7 @@ def test_the_entry_that_was_not_used_for_the_longest_time_makes_room(tmp_path, p
 
 TWO_PROCESSES = """
 import os, sys, torch
+from sft_recipes.__main__ import leave_process_group
 from sft_recipes.data import row_cache
 from sft_recipes.data.row_cache import cached, first_of_node
 from sft_recipes.data.token_rows import TrainingData, to_dataset
@@ -262,9 +263,11 @@ row_cache.hash_file = lambda path: hash_file(path) if not rank else print("hashe
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
 try:
     data = first_of_node(lambda: cached("two", make))
+    print(rank, "maps", data.train[0]["input_ids"], data.train.cache_files[0]["filename"])
 except DataError as error:
     sys.exit(f"{error}")
-print(rank, "maps", data.train[0]["input_ids"], data.train.cache_files[0]["filename"])
+finally:
+    leave_process_group()
 """
 
 
