@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+PYTEST  = $(BIN)/python -m pytest -n auto --dist loadfile
 # the oldest releases that pyproject.toml allows of the libraries whose fields and hooks we use
 OLDEST  = $(shell sed -nE 's/^ *"(trl|transformers|peft|datasets)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
 
@@ -18,13 +19,13 @@ compare: $(VENV)/installed  ## train every recipe on the tiny model and show the
 	$(BIN)/python benchmarks/compare.py
 
 test: $(VENV)/installed-test  ## run the test suite, with some of the recipes and notebooks
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 test-all: $(VENV)/installed-test  ## run all of it: every recipe, every notebook, every fault
-	ALL_TESTS=1 ALL_FAULTS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	ALL_TESTS=1 ALL_FAULTS=1 $(PYTEST)
 
 test-faults: $(VENV)/installed-test  ## kill runs at every point, damage their checkpoints, fill their disks, and resume them
-	ALL_FAULTS=1 $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults
+	ALL_FAULTS=1 $(PYTEST) tests/faults
 
 test-oldest:  ## run it in a second environment, on the oldest trl, transformers, peft and datasets that are allowed
 	$(MAKE) test VENV=.venv-oldest PINS='$(OLDEST)'

@@ -14,6 +14,7 @@ import torch
 from absl import logging as absl_logging
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from sft_recipes.__main__ import main
 from sft_recipes.config.options import ModelOptions
@@ -36,6 +37,24 @@ os.environ["SFT_RECIPES_CACHE"] = ""  # no test depends on what another one meas
 settings.register_profile("suite", derandomize=True, max_examples=60, deadline=None)
 settings.register_profile("search", max_examples=3000, deadline=None)
 settings.load_profile("suite")
+
+
+class ByFileAndFault(LoadFileScheduling):
+    """A worker takes the tests of a file together, for their fixtures; those of tests/faults, which take seconds each and
+    have a session's fixtures, are handed out one by one behind all others, so that the workers end together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith("tests/faults/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    # a mark `xdist_group` has no effect in pytest 9.2: xdist 3.8 writes it to `_nodeid`, which is no longer read
+    return ByFileAndFault(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.parent.name == "faults")
 
 
 def pytest_collection_finish():
