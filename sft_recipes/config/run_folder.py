@@ -86,15 +86,18 @@ def own_folder(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        for path in written(folder, tuple(f".{name}.[0-9]*" for name in RESULTS + BESIDE)):
+            path.unlink()  # what a run was writing (reporting.run_folder.replace_file) when it was killed
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def written(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Those of the named files and folders that are there."""
-    return (path for name in names for path in list(folder.glob(name)))
+def written(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Those of the named files and folders that are there; checkpoint-24.bak is the user's."""
+    found = [path for name in names for path in folder.glob(name)]
+    return [path for path in found if re.fullmatch(r"(?!checkpoint-).*|checkpoint-\d+", path.name)]
 
 
 def remove_if_nothing_was_run(folder: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sft_recipes import compose
-from sft_recipes.config.run_folder import own_folder
+from sft_recipes.config.run_folder import holds_run, own_folder
 from sft_recipes.training.setup import open_run_folder
 from support.configs import error_of
 
@@ -13,12 +13,13 @@ LINE = "run holds a run already. Write another folder, or overwrite=true to repl
 # What a run leaves, as the README lists it
 FILES = ("metrics.json", "supervision.json", "answers.jsonl", "samples.jsonl", "report.md", "report.html", "loss.png",
          "weight_change.png", "model/config.json", "checkpoint-4/config.json", "runs/events", "error.txt")  # fmt: skip
+OWN = ("notes.txt", "my.png", "checkpoint-2.bak/config.json", ".metrics.json.mine")  # of the user's, beside it
 
 
 @pytest.fixture
 def old_run(tmp_path):
-    """The folder of a finished run, with two files of the user's beside the run's."""
-    for name in (*FILES, ".hydra/config.yaml", "sft_recipes.log", "notes.txt", "my.png"):
+    """The folder of a finished run, with some files of the user's beside the run's."""
+    for name in (*FILES, ".hydra/config.yaml", "sft_recipes.log", *OWN):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("old")
     return tmp_path / "run"
@@ -57,8 +58,24 @@ def test_with_overwrite_what_the_run_wrote_is_removed_and_nothing_else(command, 
     monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
     assert command("hydra.run.dir=run", "overwrite=true")[0] == 0
     hydras = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "sft_recipes.log"}
-    assert files_of(old_run) == {"notes.txt", "my.png"} | hydras
+    assert files_of(old_run) == {*OWN} | hydras
     assert "old" not in {(old_run / name).read_text() for name in hydras}
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next_one_in_its_folder(old_run):
+    before = files_of(old_run)
+    for name in (".metrics.json.4711", ".report.html.12"):
+        (old_run / name).write_text("{")
+    with own_folder(old_run):
+        pass
+    assert files_of(old_run) == before
+
+
+def test_a_folder_that_a_user_moved_a_checkpoint_into_holds_no_run(tmp_path):
+    (tmp_path / "checkpoint-2.bak").mkdir()
+    assert not holds_run(tmp_path)
+    (tmp_path / "checkpoint-2").mkdir()
+    assert holds_run(tmp_path)
 
 
 def test_a_lock_that_is_a_link_leaves_what_it_points_to(tmp_path):
@@ -120,5 +137,5 @@ def test_from_python_the_folder_of_a_run_is_refused_too(old_run):
     line = error_of(open_run_folder, compose("tiny"), old_run)
     assert line == f"{old_run} holds a run already. Write another folder, or overwrite=true to replace the run."
     assert open_run_folder(compose("tiny", "overwrite=true"), old_run) == old_run
-    assert files_of(old_run) == {"notes.txt", "my.png", ".hydra/config.yaml"}
+    assert files_of(old_run) == {*OWN, ".hydra/config.yaml"}
     assert "name: tiny" in (old_run / ".hydra" / "config.yaml").read_text()
