@@ -1,6 +1,7 @@
 """What mode=preview writes for tools: preview.jsonl, a line for every row shown."""
 
 import json
+import re
 from pathlib import Path
 
 from support.rows import question_rows, write_jsonl
@@ -72,3 +73,12 @@ def test_a_preview_of_one_row_writes_the_rows_that_it_shows(tiny_run, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", question_rows(30))
     _, printed, folder = tiny_run(*TINY, f"data.file.data_files={path}", "preview.rows=2")
     assert len(lines(folder)) == printed.count(" row: data.file ") == 4
+
+
+def test_memory_is_estimated_with_activations_kept_where_the_run_would_keep_them(tiny_run, tmp_path):
+    path, estimates = write_jsonl(tmp_path / "rows.jsonl", question_rows(30)), {}
+    for again in ("auto", "false", "true"):
+        typed = [f"data.file.data_files={path}", f"trainer.activation_checkpointing={again}"]
+        _, printed, _ = tiny_run(*TINY, *typed)
+        (estimates[again],) = re.findall(r"activations .*\.", printed)
+    assert estimates["auto"] == estimates["false"] != estimates["true"]
