@@ -197,7 +197,9 @@ def describe_training(setup: RunSetup) -> str:
     step = memory.describe_step(setup.config, arguments, setup.longest, setup.new_token_ids)
     if keep_activations_that_fit(setup.config, arguments, step):
         step = replace(step, activation_checkpointing=False)
-    estimate, available = memory.estimate_memory(step), memory.available_memory()
+    estimate, available = memory.estimate_if_possible(step), memory.available_memory()
+    if estimate is None:
+        return "\n".join(lines)
     lines.append(memory.describe_memory(estimate, available))
     if estimate.total > available:
         lines.append(f"It does not fit. {memory.memory_advice(step, available)}")

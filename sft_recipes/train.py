@@ -22,14 +22,14 @@ from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.evaluation.suite import compare_measurements, measure_model, measured_metrics
 from sft_recipes.evaluation.token_loss import flatten_loss
 from sft_recipes.evaluation.weight_change import relative_change
-from sft_recipes.modeling.adapters import check_adapter, prepare_peft_config
-from sft_recipes.modeling.loading import build_empty_model, load_model
+from sft_recipes.modeling.adapters import prepare_peft_config
+from sft_recipes.modeling.loading import load_model
 from sft_recipes.modeling.save_load import push_or_tell, save_model
 from sft_recipes.reporting.run_folder import read_json, write_json, write_jsonl
 from sft_recipes.reporting.run_report import audit_table, write_report
 from sft_recipes.reporting.text import format_duration
 from sft_recipes.training import checkpoints, run_metadata
-from sft_recipes.training.arguments import check_objective, check_optimizer_targets, resolve_objective
+from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare
 from sft_recipes.training.choices import describe_choices, keep_activations_that_fit
 from sft_recipes.training.lr_finder import run_lr_range_test
@@ -199,10 +199,6 @@ def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> Supe
     `run` describes the run in its checkpoints.
     """
     config, arguments = setup.config, setup.arguments
-    empty = build_empty_model(config.model)
-    if setup.peft:
-        check_adapter(setup.peft, empty, setup.new_token_ids)
-    check_optimizer_targets(arguments, empty)  # with the adapter's layers
     step = describe_step(config, arguments, setup.longest, setup.new_token_ids)
     if not keep_activations_that_fit(config, arguments, step) and config.trainer.check_memory:
         check_memory(step)

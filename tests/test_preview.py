@@ -82,3 +82,15 @@ def test_memory_is_estimated_with_activations_kept_where_the_run_would_keep_them
         _, printed, _ = tiny_run(*TINY, *typed)
         (estimates[again],) = re.findall(r"activations .*\.", printed)
     assert estimates["auto"] == estimates["false"] != estimates["true"]
+
+
+def test_a_preview_refuses_the_adapter_that_a_run_would_and_goes_without_an_estimate_where_there_is_none(
+    tiny_run, tmp_path
+):
+    typed = [*TINY, f"data.file.data_files={write_jsonl(tmp_path / 'rows.jsonl', question_rows(30))}"]
+    code, printed, folder = tiny_run(
+        *typed, "adapter=lora", "adapter.type=shira"
+    )  # whose start needs the base's values
+    assert code == 0 and "tokens, with loss" in printed and "Estimated peak memory" not in printed
+    assert "Memory cannot be estimated for this run" in (folder / "sft_recipes.log").read_text()
+    assert tiny_run(*typed, "adapter=lora", "adapter.lora.target_modules=[q_prj]")[0] == 2

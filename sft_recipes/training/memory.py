@@ -116,6 +116,18 @@ def estimate_memory(step: StepShape) -> MemoryEstimate:
     return MemoryEstimate(*numbers, *parts, activations)
 
 
+def estimate_if_possible(step: StepShape) -> MemoryEstimate | None:
+    """The estimate; None, which the log explains, where such a model cannot be built without its weights.
+
+    An estimate never decides what is possible.
+    """
+    try:
+        return estimate_memory(step)
+    except Exception as error:  # whatever PEFT or a model's own code raises on the meta device
+        log.warning("Memory cannot be estimated for this run (%s: %s).", type(error).__name__, one_line(error)[:120])
+        return None
+
+
 def weight_bytes(model: torch.nn.Module, quantization: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of all parameters as they are stored, and of the largest quantized layer in bf16, in which it computes.
 
@@ -153,17 +165,10 @@ def available_memory() -> int:
 
 
 def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate | None:
-    """The estimate; raises ConfigError with advice where it exceeds `memory`, in bytes (None: what is available).
-
-    None where a model of this kind cannot be built without its weights: the estimate never decides what is possible.
-    """
+    """The estimate; raises ConfigError with advice where it exceeds `memory`, in bytes (None: what is available)."""
     memory = available_memory() if memory is None else memory
-    try:
-        estimate = estimate_memory(step)
-    except Exception as error:  # whatever PEFT or a model's own code raises on the meta device
-        log.warning("Memory cannot be estimated for this run (%s: %s).", type(error).__name__, one_line(error)[:120])
-        return None
-    if estimate.total > memory:
+    estimate = estimate_if_possible(step)
+    if estimate and estimate.total > memory:
         raise ConfigError(
             f"This run needs an estimated {format_bytes(estimate.total)} of memory, of {format_bytes(memory)} "
             f"available: {describe_parts(estimate)}. {memory_advice(step, memory)} "
@@ -174,12 +179,10 @@ def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate |
 
 def describe_out_of_memory(step: StepShape, doing: str) -> str:
     """The line for a run that ran out of memory: at what, what was estimated, and what to change, in order."""
-    try:
-        estimate = f"it was estimated at {format_bytes(estimate_memory(step).total)}"
-    except Exception:
-        estimate = "it could not be estimated"
+    estimate = estimate_if_possible(step)
+    known = f"it was estimated at {format_bytes(estimate.total)}" if estimate else "it could not be estimated"
     listed = "; ".join(f"{place}. {what}" for place, (what, _) in enumerate(smaller_steps(step)[:3], start=1))
-    return f"Out of memory {doing}: {estimate}. What helps, in this order: {listed}."
+    return f"Out of memory {doing}: {known}. What helps, in this order: {listed}."
 
 
 def memory_advice(step: StepShape, memory: int) -> str:

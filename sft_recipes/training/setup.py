@@ -22,12 +22,12 @@ from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.encoding.rendering import check_settings
 from sft_recipes.errors import ConfigError, is_first_process
 from sft_recipes.evaluation.suite import EvalInputs, build_eval_inputs, check_best_model_metric, check_evaluation
-from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config
-from sft_recipes.modeling.loading import load_model_config, load_tokenizer, prepare_with
+from sft_recipes.modeling.adapters import build_peft_config, build_quantization_config, check_adapter
+from sft_recipes.modeling.loading import build_empty_model, load_model_config, load_tokenizer, prepare_with
 from sft_recipes.modeling.save_load import check_push
 from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
-from sft_recipes.training.arguments import build_arguments, check_steps
+from sft_recipes.training.arguments import build_arguments, check_optimizer_targets, check_steps
 from sft_recipes.training.choices import choose_batch_size
 from sft_recipes.training.memory import is_sharded
 
@@ -116,6 +116,12 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     given, config = config.model.template_date, fix_template_date(config, folder)
     if tokenizer is None:
         tokenizer, template, new_token_ids = load_tokenizer(config.model)
+        # a preview may be of a run on another machine, which has other kernels
+        anywhere = config.model if config.mode == "train" else replace(config.model, attn_implementation=None)
+        empty = build_empty_model(anywhere)
+        if peft:
+            check_adapter(peft, empty, new_token_ids)
+        check_optimizer_targets(arguments, empty)  # with the adapter's layers
     else:
         template, new_token_ids = prepare_with(tokenizer, config.model)
     rows = new_token_ids or getattr(peft, "trainable_token_indices", None)
