@@ -113,6 +113,7 @@ class MadeRows:
         idle = 0
         while (missing := self.wanted - len(self.rows)) > 0 and idle < IDLE:
             before = len(self.rows)
+            # a call that goes on draws with the seeds that come next, and a round that brought nothing is drawn anew
             yield seed + before + 1000 * idle, min(self.model.at_once, missing)
             idle = 0 if len(self.rows) > before else idle + 1
         if missing > 0 and self.rows:

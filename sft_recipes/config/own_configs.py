@@ -89,6 +89,7 @@ def store_resumed_run(run: Path) -> str:
 def store_primary(name: str, values: Mapping[str, Any], run: Path) -> str:
     """Gives Hydra the values as a primary config, over our defaults for keys that an older run lacks; its name."""
     node = with_defaults(values)
+    # a group that is listed, if only as null, is one that `data=file` chooses without a +
     node.defaults = ["open_groups", "_self_", *({group: None} for group in OPEN_GROUPS)]
     ConfigStore.instance().store(name=name, node=node, provider=str(run))
     return name
