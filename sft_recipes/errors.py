@@ -92,7 +92,10 @@ def await_first() -> None:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process with exit code 2 and one line on stderr for a user's mistake; printing is safe from here on."""
+    """Ends the process with one line on stderr: with exit code 2 for a user's mistake, with 130 after Ctrl-C.
+
+    Printing is safe from here on.
+    """
     make_printing_safe()
     try:
         yield
@@ -100,6 +103,9 @@ def exit_on_user_error() -> Iterator[None]:
         await_first()
         print(one_line(error), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -132,8 +131,8 @@ def check_merged(
     Both compute in `dtype`. Raises ConfigError where it is more than rounding brings: 1e-4, or 0.2 in half precision,
     times the spread of the logits where that is above 1.
     """
-    options = {"trust_remote_code": trust_remote_code}
-    found = last_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval(), rows)
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    found = last_logits(merged.eval(), rows)
     difference = max((one - other).abs().max().item() for one, other in zip(found, expected, strict=True))
     limit = (1e-4 if dtype == "float32" else 0.2) * max(1.0, torch.cat(expected).std().item())
     if not difference <= limit:
@@ -154,12 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        with exit_on_user_error():
-            difference = merge(given.run, given.out, DTYPES[given.dtype], given.trust_remote_code)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
+    with exit_on_user_error():
+        difference = merge(given.run, given.out, DTYPES[given.dtype], given.trust_remote_code)
     print(f"{given.out}: its logits are within {difference:.1g} of the trained model's.")
 
 

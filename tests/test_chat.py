@@ -101,6 +101,16 @@ def test_an_interrupted_answer_leaves_no_question_behind(chat, monkeypatch):
     assert chat.messages == []
 
 
+def test_control_c_while_the_model_is_loaded_leaves_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sft_recipes.chat.load_run", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path)])
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "Interrupted.\n")
+
+
 def test_a_talk_in_the_terminal_ends_with_the_input(tuned, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Say hi.\n/rest\n/help\n\n/system Be brief.\n"))
     main([str(tuned("tiny, tied", "VeRA").run), "--max-new-tokens", "12"])
