@@ -24,15 +24,15 @@ def warn_of_other_tokens(tokenizer: PreTrainedTokenizerFast, rows: Iterable[list
     pieces = find_pieces(tokenizer)
     if pieces is None or pieces.with_name("tokenizer.json").is_file():
         return
-    own, different, number = SentencePieceProcessor(model_file=str(pieces)), [], 0
-    for ids in rows:
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        number += 1
-        if tokenizer(text, add_special_tokens=False).input_ids != own.encode(text):
-            different.append(text)
-    if different:
+    own = SentencePieceProcessor(model_file=str(pieces))
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+
+    def of_other_tokens(texts: list[str], made_by: PreTrainedTokenizerFast) -> list[str]:
+        return [text for text in texts if made_by(text, add_special_tokens=False).input_ids != own.encode(text)]
+
+    if different := of_other_tokens(texts, tokenizer):
         generic, way_out = PreTrainedTokenizerFast.from_pretrained(pieces.parent), "Take the base's tokenizer.json"
-        if all(generic(text, add_special_tokens=False).input_ids == own.encode(text) for text in different):
+        if not of_other_tokens(different, generic):
             way_out += (
                 ', or write a right one: python -c "from transformers import PreTrainedTokenizerFast as T; '
                 f"T.from_pretrained('{pieces.parent}').save_pretrained('{pieces.parent}')\""
@@ -40,7 +40,7 @@ def warn_of_other_tokens(tokenizer: PreTrainedTokenizerFast, rows: Iterable[list
         log.warning(
             "%d of %s %s other tokens than SentencePiece makes, with which the base was trained: transformers "
             "converts %s with wrong merges. %s",
-            len(different), plural(number, "row"), "has" if len(different) == 1 else "have", pieces, way_out,
+            len(different), plural(len(texts), "row"), "has" if len(different) == 1 else "have", pieces, way_out,
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def smooth_losses(losses: Sequence[float]) -> np.ndarray:
 
     A mean over past steps only would lag behind and give rates that are too high.
     """
-    finite = list(losses)[: next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))]
+    finite = list(takewhile(math.isfinite, losses))
     if len(finite) < 3:
         raise ConfigError("lr_find: the loss is not finite after a few steps. Lower lr_find.start.")
     places = np.arange(len(finite))

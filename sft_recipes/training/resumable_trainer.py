@@ -22,15 +22,8 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from sft_recipes.errors import RunInterrupted
+from sft_recipes.training import checkpoints
 from sft_recipes.training.callbacks import AtTrainBegin
-from sft_recipes.training.checkpoints import (
-    STAGING,
-    best_checkpoint,
-    check_room_for_checkpoint,
-    explained_write_errors,
-    newest_first,
-    publish_checkpoint,
-)
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.json"
@@ -56,8 +49,8 @@ class ResumableTrainer(SFTTrainer):
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> TrainOutput:
         """Trains, from a checkpoint on where one is given; SIGTERM and Ctrl-C end it with one (RunInterrupted)."""
         self.resumed_from = resume_from_checkpoint
-        if self.is_world_process_zero():
-            shutil.rmtree(Path(self.args.output_dir, STAGING), ignore_errors=True)  # of a run that was killed
+        if self.is_world_process_zero():  # one that was killed has left it
+            shutil.rmtree(Path(self.args.output_dir, checkpoints.STAGING), ignore_errors=True)
         with self.stop_on_signal.listening():
             return super().train(resume_from_checkpoint, **options)
 
@@ -78,7 +71,7 @@ class ResumableTrainer(SFTTrainer):
         """As transformers, but how often a resumed run saves, logs and evaluates is its own, not its checkpoint's."""
         position = super()._init_training_state(max_steps, *arguments)
         self.state.compute_steps(self.args, max_steps)
-        self.state.best_model_checkpoint = best_checkpoint(Path(self.args.output_dir), self.state)
+        self.state.best_model_checkpoint = checkpoints.best_checkpoint(Path(self.args.output_dir), self.state)
         return position
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
@@ -102,11 +95,11 @@ class ResumableTrainer(SFTTrainer):
         Raises ConfigError where the disk is full or has no room for it; what is in the folder already stays as it is.
         """
         folder, step = Path(self.args.output_dir), self.state.global_step
-        staged = folder / STAGING / f"checkpoint-{step}"
+        staged = folder / checkpoints.STAGING / f"checkpoint-{step}"
         try:
             self.staging = staged.parent
-            with explained_write_errors(folder, f"The checkpoint of step {step}"):
-                check_room_for_checkpoint(folder, self.model, self.args)
+            with checkpoints.explained_write_errors(folder, f"The checkpoint of step {step}"):
+                checkpoints.check_room_for_checkpoint(folder, self.model, self.args)
                 super()._save_checkpoint(model, trial)
                 if self.is_world_process_zero():
                     self.state.best_model_checkpoint = None  # the path aside; the step is in best_global_step
@@ -114,13 +107,13 @@ class ResumableTrainer(SFTTrainer):
                     (staged / PROGRESS).write_text(json.dumps(self.progress()), encoding="utf-8")
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
-                    publish_checkpoint(staged, folder, self.run)
+                    checkpoints.publish_checkpoint(staged, folder, self.run)
                 self.accelerator.wait_for_everyone()
         finally:
             self.staging = None
             if self.is_world_process_zero():
-                shutil.rmtree(folder / STAGING, ignore_errors=True)
-        self.state.best_model_checkpoint = best_checkpoint(folder, self.state)
+                shutil.rmtree(folder / checkpoints.STAGING, ignore_errors=True)
+        self.state.best_model_checkpoint = checkpoints.best_checkpoint(folder, self.state)
         if self.args.should_save and (self.args.save_total_limit or 0) > 0:
             rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -150,7 +143,7 @@ class ResumableTrainer(SFTTrainer):
 
 def rotate_checkpoints(folder: Path, most: int, best: str | None) -> None:
     """Removes the oldest checkpoints where there are more than `most`, but never the newest or the best."""
-    paths = newest_first(folder)  # transformers' function of this name would remove checkpoint-24.bak, too
+    paths = checkpoints.newest_first(folder)  # transformers' function of this name would remove checkpoint-24.bak, too
     kept = {paths[0], Path(best or paths[0])}
     for path in [path for path in paths if path not in kept][max(most - len(kept), 0) :]:
         shutil.rmtree(path, ignore_errors=True)

@@ -19,15 +19,10 @@ from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, one_line
-from sft_recipes.evaluation.suite import (
-    SCORES,
-    EvalInputs,
-    evaluate_held_out,
-    generate_eval_answers,
-    load_custom_metric,
-)
+from sft_recipes.evaluation import suite
 from sft_recipes.evaluation.text_metrics import score_answers
 from sft_recipes.evaluation.token_loss import flatten_loss
+from sft_recipes.modeling import workarounds
 from sft_recipes.modeling.adapters import changes_base_weights
 from sft_recipes.modeling.inference import eval_mode
 from sft_recipes.modeling.packed_attention import (
@@ -35,12 +30,6 @@ from sft_recipes.modeling.packed_attention import (
     attention_choices,
     check_no_cross_document_attention,
     take_first_that_isolates,
-)
-from sft_recipes.modeling.workarounds import (
-    cast_trainable_to_fp32,
-    ensure_lm_head_bias,
-    forget_optimizer_overrides,
-    save_adapter_only,
 )
 from sft_recipes.training.callbacks import FiniteLossCheck, QuietProgressBar, SampleAnswers
 from sft_recipes.training.memory import is_sharded, keeps_small_updates
@@ -69,9 +58,9 @@ class SupervisedTrainer(ResumableTrainer):
         self.initial_adapter: dict[str, torch.Tensor] | None = None
         is_adapter = isinstance(self.model, PeftModel)
         if is_adapter or self.model.dtype != torch.bfloat16 or not keeps_small_updates(self.args):
-            cast_trainable_to_fp32(self.model)
+            workarounds.cast_trainable_to_fp32(self.model)
         if is_adapter:
-            ensure_lm_head_bias(self.model)
+            workarounds.ensure_lm_head_bias(self.model)
             if changes_base_weights(self.model.active_peft_config):
                 state = get_peft_model_state_dict(self.model)
                 self.initial_adapter = {key: value.cpu().clone() for key, value in state.items()}
@@ -130,7 +119,7 @@ class SupervisedTrainer(ResumableTrainer):
         """The optimizer, with LoRA+ where its ratio is set (arXiv 2402.12354)."""
         if self.optimizer is not None:
             return self.optimizer
-        forget_optimizer_overrides()
+        workarounds.forget_optimizer_overrides()
         if self.loraplus_lr_ratio is None:
             return super().create_optimizer(model)
         model = self.model if model is None else model
@@ -144,7 +133,7 @@ class SupervisedTrainer(ResumableTrainer):
 
         The pickled arguments go again: nothing reads them, and what the environment gave stands in them.
         """
-        with save_adapter_only(self.model):
+        with workarounds.save_adapter_only(self.model):
             super().save_model(output_dir, *arguments, **options)
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
@@ -203,21 +192,21 @@ def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = 
 
 
 def measure_held_out(
-    encoder: Encoder, questions: EvalInputs, best_metric: str | None, model: PreTrainedModel, rows: Dataset
+    encoder: Encoder, questions: suite.EvalInputs, best_metric: str | None, model: PreTrainedModel, rows: Dataset
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The loss on `rows` with its parts, and on the held-out rows the answers' scores where `best_metric` is one."""
-    held_out, custom = evaluate_held_out(model, encoder, questions, rows), load_custom_metric(best_metric)
-    is_score = custom or (best_metric or "").removeprefix("eval_") in SCORES
+    held_out, custom = suite.evaluate_held_out(model, encoder, questions, rows), suite.load_custom_metric(best_metric)
+    is_score = custom or (best_metric or "").removeprefix("eval_") in suite.SCORES
     if not is_score or rows is not questions.data.held_out:
         return held_out, {}
-    answers = generate_eval_answers(model, encoder, questions)
-    scores = {key: value for key, value in score_answers(answers).items() if key in SCORES}
+    answers = suite.generate_eval_answers(model, encoder, questions)
+    scores = {key: value for key, value in score_answers(answers).items() if key in suite.SCORES}
     return held_out, scores | ({best_metric: custom(answers)} if custom else {})
 
 
-def add_sample_answers(trainer: SFTTrainer, encoder: Encoder, questions: EvalInputs, path: Path) -> None:
+def add_sample_answers(trainer: SFTTrainer, encoder: Encoder, questions: suite.EvalInputs, path: Path) -> None:
     """Lets the model answer a few held-out questions every `evaluate.samples_every` steps, where that is set."""
     if questions.options.samples_every and questions.asked:
         some = replace(questions, asked=questions.asked[:SAMPLE_QUESTIONS])
-        ask = partial(generate_eval_answers, trainer.model, encoder, some)
+        ask = partial(suite.generate_eval_answers, trainer.model, encoder, some)
         trainer.add_callback(SampleAnswers(ask, questions.options.samples_every, path))
