@@ -172,6 +172,24 @@ def test_pickled_weights_get_a_line_and_run_nothing(hostile_model, command, capf
     assert code == 2 and "Traceback" not in said and not os.path.exists("it_ran")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.json", f'{{"a": {NESTED}}}'), ("tokenizer.json", f'{{"a": {NESTED}}}'),
+     ("config.json", '{"model_type": "llama", "num_hidden_layers": "x"}'),
+     ("config.json", f'{{"model_type": "llama", "vocab_size": {"9" * 400}}}')],
+    ids=["nested config", "nested tokenizer", "a number that is none", "400 digits"],
+)  # fmt: skip
+def test_a_model_s_files_that_are_none_get_a_line(hostile_model, command, capfd, file, content):
+    (hostile_model / "model" / file).write_text(content)
+    for main, rest in ((chat.main, ["--prompt", "x"]), (merging.main, ["--out", "out"])):
+        with pytest.raises(SystemExit) as left:
+            main([str(hostile_model), *rest])
+        assert left.value.code == 2 and "Traceback" not in capfd.readouterr().err
+    for mode, codes in (("train", [2]), ("preview", [0, 2])):  # which need not build the model
+        code, _, said = command(*SHORT_ROWS_RUN, f"model.id={hostile_model}/model", "model.chat_template=chatml", f"mode={mode}")  # fmt: skip
+        assert code in codes and "Traceback" not in said and len(said.splitlines()[-1]) < 600
+
+
 LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 FULL = "writes more than memory holds|does not end"  # by how busy the machine is
 BOMBS = {

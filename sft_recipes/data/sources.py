@@ -86,7 +86,11 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
         raise DataError(f"{where}: {error}") from error
     except DatasetGenerationError as error:
         raise DataError(f"{where}: {asked} cannot be read: {one_line(error.__cause__ or error)[:300]}.") from error
-    except (FileNotFoundError, ConnectionError) as error:
+    except OSError as error:
+        of_system = error.errno and not isinstance(error, ConnectionError)  # of the cache that `datasets` keeps
+        if of_system or not isinstance(error, FileNotFoundError | ConnectionError):
+            place = " HF_HOME names the folder for downloads and caches." if of_system else ""
+            raise ConfigError(f"{where}: {one_line(error).rstrip('.')}.{place}") from error
         if source.path in (None, *BUILDERS.values()) and "://" not in str(asked):
             which = "" if isinstance(asked, str) else f" {one_line(error)[:160]}."
             raise ConfigError(f"{where}.data_files={asked}: there is no such file.{which}") from error
@@ -94,9 +98,6 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
             f"{where}: {source.path or asked} is not here and could not be downloaded. Offline, give your own rows: "
             f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
         ) from error
-    except OSError as error:  # of the system where it has a number: of the cache that `datasets` keeps
-        place = " HF_HOME names the folder for downloads and caches." if error.errno else ""
-        raise ConfigError(f"{where}: {one_line(error).rstrip('.')}.{place}") from error
     except ConfigError:  # a ValueError, too, and one line already
         raise
     except ValueError as error:

@@ -2,14 +2,13 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,12 +44,10 @@ def has_own_template(model: ModelOptions) -> bool:
 
 def load_own_tokenizer(model: ModelOptions) -> PreTrainedTokenizerFast:
     """The tokenizer that the model came with, as it is; raises ConfigError where it has none."""
-    try:
+    with explained_model(model.id):
         return AutoTokenizer.from_pretrained(
             model_folder(model.id), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise model_not_found(model.id, error) from error
 
 
 def prepare_with(tokenizer: PreTrainedTokenizerFast, model: ModelOptions) -> tuple[str, list[int]]:
@@ -90,6 +87,23 @@ def load_adapter_config(id: str) -> PeftConfig | None:
     folder = Path(model_folder(id))
     with explained_files_of(folder):
         return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
+
+
+@contextmanager
+def explained_model(id: str, found: bool = False) -> Iterator[None]:
+    """Whatever is wrong with a model's files becomes a ConfigError of one line; of memory that runs out, others tell.
+
+    `found` says that its config was read, so that a wrong value is no sign of a wrong name.
+    """
+    try:
+        yield
+    except Exception as error:
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        if isinstance(error, ConfigError) or memory:
+            raise
+        if isinstance(error, OSError) or (isinstance(error, ValueError) and not found):
+            raise model_not_found(id, error) from error
+        raise ConfigError(f"model: {one_line(error)[:300]}") from error
 
 
 def model_not_found(id: str, error: Exception) -> ConfigError:
@@ -132,10 +146,8 @@ def find_weights(options: ModelOptions) -> tuple[str, dict[str, Any]]:
 def load_model_config(options: ModelOptions) -> PretrainedConfig:
     """The config of the weights that `model.id` names; raises ConfigError where it has none."""
     id, how = find_weights(options)
-    try:
+    with explained_model(id):
         return AutoConfig.from_pretrained(id, **how)
-    except (OSError, ValueError) as error:
-        raise model_not_found(id, error) from error
 
 
 def build_empty_model(options: ModelOptions) -> PreTrainedModel:
@@ -144,11 +156,8 @@ def build_empty_model(options: ModelOptions) -> PreTrainedModel:
     Raises ConfigError for one that is no causal language model, and for an attention that it cannot have here.
     """
     rest = {"trust_remote_code": options.trust_remote_code, "attn_implementation": options.attn_implementation}
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(load_model_config(options), **rest)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"model: {one_line(error)[:300]}") from error
+    with explained_model(options.id, found=True), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_model_config(options), **rest)
 
 
 def load_model(
@@ -210,12 +219,8 @@ def load_weights(
     id = str(Path(id).resolve()) if Path(id).is_dir() else id  # saved in the adapter's config, which may move
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     dtype = options.dtype or ("bfloat16" if frozen and half else "float32")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, **how)
-    except (ImportError, ValueError, UnpicklingError, SafetensorError) as error:  # pickles are read as tensors alone
-        raise ConfigError(f"model: {one_line(error)[:300]}") from error
-    except OSError as error:
-        raise model_not_found(id, error) from error
+    with explained_model(id, found=True):
+        model = AutoModelForCausalLM.from_pretrained(id, dtype=dtype, **how)  # pickles are read as tensors alone
     disable_bnb_cpu_repacking(model)
     if dequantize:
         model = model.dequantize(getattr(torch, dtype))

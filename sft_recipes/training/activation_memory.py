@@ -21,6 +21,7 @@ from trl.trainer import utils
 
 from sft_recipes.config.options import AdapterOptions, ModelOptions
 from sft_recipes.modeling.adapters import build_peft_config, train_new_tokens
+from sft_recipes.modeling.loading import explained_model
 from sft_recipes.modeling.workarounds import ensure_lm_head_bias
 
 LEAST_LAYERS, MOST_LAYERS = 3, 6  # of the two models whose difference gives a layer's share
@@ -83,7 +84,8 @@ def build_meta_model(step: StepShape, layers: int | None = None) -> torch.nn.Mod
     dtype = step.model.dtype or ("bfloat16" if adapter and step.gpu else "float32")
     shape = step.model_config if layers is None else shorten_config(step.model_config, layers)
     options = {"trust_remote_code": step.model.trust_remote_code}
-    model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), **options)
+    with explained_model(step.model.id, found=True):
+        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), **options)
     model.train()
     if step.activation_checkpointing:
         model.activation_checkpointing_enable()

@@ -362,6 +362,12 @@ def test_a_file_that_is_not_there_and_a_split_that_is_not_there_are_refused(read
         load_rows("data.file", where, "tran") if read is loaded else list(stream_rows("data.file", where, "tran"))
 
 
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("sft_recipes.data.raw_rows.HF_DATASETS_CACHE", "/proc/nothing/datasets")
+    line = error_of(loaded, write_jsonl(tmp_path / "a.jsonl", [HELLO]))
+    assert line.endswith("'/proc/nothing'. HF_HOME names the folder for downloads and caches.")
+
+
 # all of them in one pass
 
 
