@@ -8,7 +8,6 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pydoc import locate
 from types import NoneType
@@ -53,9 +52,9 @@ def describe_topic(name: str) -> str:
     owners = " and ".join(one.__name__ for one in classes)
     given = f", as {SET_BY[where].replace('/', '=')} sets them" if where in SET_BY else ""
     lines = [f"{where}.* with the defaults{given}: the fields of {owners}.", ""]
-    for key, (_, default, text) in all_fields(classes).items():
-        lines.append(f"  {where}.{key} = {show_value(set_here.get(key, default))}")
-        lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    for key, field in class_schema(*classes)["properties"].items():
+        lines.append(f"  {where}.{key} = {show_value(set_here.get(key, field.get('default', 'required')))}")
+        lines += textwrap.wrap(field["description"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if name == "data":
         lines += ["", "  data.NAME.*, the fields of one source: --help source"]
     return "\n".join(lines)
@@ -66,26 +65,16 @@ def topic_classes(name: str) -> list[type]:
     return [locate(one) if isinstance(one, str) else one for one in TOPICS[name][1]]
 
 
-def all_fields(classes: Sequence[type]) -> dict[str, tuple[Any, Any, str]]:
-    """Type hint, default and sentence of the fields of several classes, by name; of two fields the first class's.
-
-    That is ours, which takes more than TRL's field of the same name.
-    """
-    found: dict[str, tuple[Any, Any, str]] = {}
-    for one in classes:
-        hints = resolve_type_hints(one)
-        for name, default, text in class_fields(one):
-            found.setdefault(name, (hints.get(name, Any), default, text))
-    return found
-
-
 def class_fields(target: type) -> list[tuple[str, Any, str]]:
-    """Name, default and one sentence of every field that a config may set: its `help`, or the comment beside it."""
+    """Name, default and one sentence of every field that a config may set: its `help`, or the comment beside it.
+
+    The default is MISSING where the field is required.
+    """
     parameters = inspect.signature(target).parameters
     # BitsAndBytesConfig's constructor takes other names than its fields have
     if parameters.keys() != {item.name for item in fields(target) if item.init}:  # it has a constructor of its own
         named = [one for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
-        return [(one.name, "required" if one.default is one.empty else one.default, "") for one in named]
+        return [(one.name, MISSING if one.default is one.empty else one.default, "") for one in named]
     sources = "".join(inspect.getsource(each) for each in reversed(target.__mro__[:-1]))
     # Python keeps no comments, so they are read from the source: one place for a field, its default and what it does
     comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", sources, re.MULTILINE))
@@ -96,14 +85,16 @@ def class_fields(target: type) -> list[tuple[str, Any, str]]:
             text = " ".join(str(item.metadata.get("help") or comments.get(item.name, "")).split())
             default = item.default_factory() if item.default_factory is not MISSING else item.default
             default = getattr(default, "value", default)  # of an Enum
-            found.append((item.name, "required" if default is MISSING else default, re.split(r"(?<=\.) ", text)[0]))
+            found.append((item.name, default, re.split(r"(?<=\.) ", text)[0]))
     return found
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints a JSON schema of a config file: the first line `# yaml-language-server: $schema=FILE` has it checked."""
     argparse.ArgumentParser(prog="python -m sft_recipes schema", description=main.__doc__).parse_args(arguments)
-    print(json.dumps(config_schema(), indent=1, default=str))
+    print(
+        json.dumps(config_schema(), indent=1, default=lambda value: vars(value) if is_dataclass(value) else str(value))
+    )
 
 
 def config_schema() -> dict[str, Any]:
@@ -117,12 +108,13 @@ def config_schema() -> dict[str, Any]:
 
 
 def class_schema(*targets: type) -> dict[str, Any]:
-    """A mapping whose keys are the fields of these classes."""
+    """A mapping whose keys are the fields of these classes; of fields of one name, ours comes first and takes more."""
     properties = {}
-    for name, (hint, default, text) in all_fields(targets).items():
-        properties[name] = {"anyOf": [*hint_schemas(hint), FILLED_IN], "description": text}
-        if default != "required" and not is_dataclass(default):
-            properties[name]["default"] = default
+    for target in targets:
+        hints = resolve_type_hints(target)
+        for name, default, text in class_fields(target):
+            field = {"anyOf": [*hint_schemas(hints.get(name, Any)), FILLED_IN], "description": text}
+            properties.setdefault(name, field if default is MISSING else field | {"default": default})
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
