@@ -6,12 +6,12 @@ import os
 import platform
 import resource
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from torch.utils.benchmark import Timer
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import compute_flops_per_token, compute_mfu, get_peak_flops
@@ -143,13 +143,9 @@ def measure_rate(seconds: float = 0.3) -> float:
     """Operations a second of matrix products here: in bf16 on a GPU, in fp32 on a CPU."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     side = MATRIX[device]
-    matrix, times = torch.ones(side, side, device=device, dtype=dtype), 0
-    float((matrix @ matrix)[0, 0])  # the first one also loads the library
-    start = time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
-        float((matrix @ matrix)[0, 0])  # which waits for the result
-        times += 1
-    return times * 2 * side**3 / passed
+    values = {"matrix": torch.ones(side, side, device=device, dtype=dtype)}
+    timer = Timer("matrix @ matrix", globals=values, num_threads=torch.get_num_threads())  # which waits for a GPU
+    return 2 * side**3 / timer.blocked_autorange(min_run_time=seconds).mean
 
 
 def describe_time(tokens: float, estimate: MemoryEstimate, options: PreviewOptions, again: bool, devices: int) -> str:
