@@ -97,11 +97,11 @@ def select_rows(data: TrainingData, drawn: int | str, seed: int) -> list[tuple[s
     `all` gives every row in the order of the files, those that a check or their length left out, too.
     """
     rows = data.train
+    if drawn == "all" and data.left_out is not None:
+        rows = concatenate_datasets([rows, data.left_out])
     by_file = np.lexsort((rows["piece"], rows["row"], rows["source"]))
     if drawn == "all":
-        every = rows if data.left_out is None else concatenate_datasets([rows, data.left_out])
-        order = np.lexsort((every["piece"], every["row"], every["source"])).tolist()
-        return [("left out" if index >= len(rows) else "", every[index]) for index in order]
+        return [("left out" if index >= len(data.train) else "", rows[index]) for index in by_file.tolist()]
     first, longest = int(by_file[0]), int(row_lengths(rows).argmax())
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     others = [index for index in order if index not in (first, longest)][:drawn]

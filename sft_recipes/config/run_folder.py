@@ -119,7 +119,7 @@ class CheckRunFolder(Callback):
     @exit_on_user_error()  # of what a callback raises Hydra makes a warning
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         check_before_writing(config)
-        folder = self.own_folder(config, "hydra.run.dir")
+        folder = self.named_or_dated(config, "hydra.run.dir")
         trains = OmegaConf.select(config, "mode") in (None, "train")  # what else is done would be written over the run
         if folder and not (trains and OmegaConf.select(config, "trainer.resume_from_checkpoint")):
             check_run_folder(folder, bool(config.get("overwrite")))
@@ -127,7 +127,7 @@ class CheckRunFolder(Callback):
     @exit_on_user_error()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         check_before_writing(config)
-        folder = self.own_folder(config, "hydra.sweep.dir")
+        folder = self.named_or_dated(config, "hydra.sweep.dir")
         resumed = OmegaConf.select(config, "trainer.resume_from_checkpoint")
         resumable = str(config.hydra.sweeper.get("_target_")).startswith(OURS)
         if folder and not resumed and (config.get("overwrite") or not resumable):  # ours know their jobs' folders
@@ -140,7 +140,7 @@ class CheckRunFolder(Callback):
             return
         mask_files([*Path(*places).glob("*.yaml"), *Path(config.hydra.sweep.dir).glob("*.yaml")])
 
-    def own_folder(self, config: DictConfig, key: str) -> Path | None:
+    def named_or_dated(self, config: DictConfig, key: str) -> Path | None:
         """The folder under this key, made anew where its name is a date; without one Hydra says why."""
         folder = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         raw = OmegaConf.to_container(config.hydra, resolve=False)
