@@ -12,9 +12,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.offline import hub_is_reachable, needs_hub
-from support.commands import SHORT_ROWS_RUN, spawn_command
+from support.commands import SHORT_ROWS_RUN
 from support.configs import data_config
 from support.paths import ROOT
+from support.processes import Command
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft")
 RECIPE = "# @package _global_\ndefaults:\n  - override /model: tiny\n  - override /data: tiny\n"
@@ -266,7 +267,7 @@ def test_files_that_cannot_be_used_are_one_line(command, tmp_path, typed, line):
 
 
 def test_without_the_hub_a_recipe_says_the_way_out_at_once(tmp_path):
-    found = spawn_command(tmp_path, "+recipe=lima", HF_ENDPOINT="https://hub.invalid", HF_HOME=str(tmp_path))
+    found = Command(tmp_path, "+recipe=lima", HF_ENDPOINT="https://hub.invalid", HF_HOME=str(tmp_path)).wait()
     last = found.stderr.splitlines()[-1]
     assert (found.returncode, found.stdout) == (2, "")
     assert last.startswith(
@@ -389,5 +390,5 @@ def test_help_and_config_and_typos_do_without_torch(tmp_path, arguments):
 
 
 def test_completion_lists_the_choices(tmp_path):
-    found = spawn_command(tmp_path, "-sc", "query=bash", COMP_LINE="sft-recipes model=t")
+    found = Command(tmp_path, "-sc", "query=bash", COMP_LINE="sft-recipes model=t").wait()
     assert (found.returncode, found.stdout) == (0, "model=tiny\n")

@@ -10,9 +10,10 @@ import yaml
 from make_dirty_rows import make_rows
 
 from sft_recipes.curate import curate
-from support.commands import SHORT_ROWS_RUN, read_metrics, spawn_command
+from support.commands import SHORT_ROWS_RUN, read_metrics
 from support.configs import composed
 from support.paths import ROOT
+from support.processes import Command
 from support.rows import write_jsonl
 
 
@@ -58,7 +59,7 @@ def test_skypilot_takes_the_task_and_runs_it_on_spot_machines(tmp_path, monkeypa
 
 def test_the_command_of_the_sky_task_needs_a_config_alone_and_runs_in_several_processes(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"instruction": "Name one.", "output": "It is one."}] * 4)
-    composed_here = spawn_command(tmp_path, *SHORT_ROWS_RUN, "trainer.use_cpu=true", "--cfg", "job").stdout
+    composed_here = Command(tmp_path, *SHORT_ROWS_RUN, "trainer.use_cpu=true", "--cfg", "job").wait().stdout
     (tmp_path / "lima" / ".hydra").mkdir(parents=True)
     (tmp_path / "lima" / ".hydra" / "config.yaml").write_text(composed_here)
     command = yaml.safe_load((ROOT / "examples" / "sky.yaml").read_text())["run"].replace("/runs/", f"{tmp_path}/")

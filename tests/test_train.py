@@ -1,7 +1,6 @@
 """Whole runs on the embedded tiny model, through the command a user types."""
 
 import json
-import os
 import re
 
 import pytest
@@ -18,6 +17,7 @@ from sft_recipes.training import trainer as trainer_module
 from sft_recipes.training.trainer import SupervisedTrainer
 from support.commands import SHORT_TINY_RUN, read_metrics, run_command
 from support.paths import ROOT
+from support.processes import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +138,11 @@ def test_two_processes_without_a_gpu_are_told_of_the_cpu(tiny_run, monkeypatch):
 
 def test_two_processes_train_as_one_with_the_same_effective_batch(tiny_run, tmp_path):
     """Each takes half of a step's rows, and of the held-out ones."""
-    import subprocess
-    import sys
-
     quick = [*SHORT_TINY_RUN, "trainer.max_steps=2", "evaluate.rows=0", "evaluate.weight_change=false"]
     quick += ["trainer.per_device_train_batch_size=8", "trainer.effective_batch_size=16"]
     alone = read_metrics(tiny_run(*quick)[2])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sft_recipes"]
-    two = [*torchrun, f"hydra.run.dir={tmp_path}/two", "trainer.use_cpu=true", *quick]
-    subprocess.run(two, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    two = run_ranks(tmp_path, "hydra.run.dir=two", "trainer.use_cpu=true", *quick)
+    assert [rank.returncode for rank in two] == [0, 0], two[0].stderr
     together = read_metrics(tmp_path / "two")
     held_out = [run["before"]["held_out"] for run in (alone, together)]
     assert held_out[1]["loss"] == pytest.approx(held_out[0]["loss"], abs=1e-6)

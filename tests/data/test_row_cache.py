@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +17,7 @@ from sft_recipes.data.token_rows import TrainingData
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import DataError
 from support.configs import data_config
-from support.paths import ROOT
+from support.processes import run_ranks
 from support.rows import question_rows, write_jsonl
 
 LONG = {"instruction": "Long?", "input": "", "output": "no " * 200}
@@ -273,15 +271,13 @@ finally:
 
 @pytest.mark.parametrize("bad", [False, True])
 def test_one_process_of_a_node_encodes_and_the_others_map_its_rows_or_end_with_it(tmp_path, bad):
-    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "store"), *["bad"] * bad]
-    here = {**os.environ, "PYTHONPATH": str(ROOT), "SFT_RECIPES_CACHE": str(tmp_path / "cache")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, env={**here, "LOCAL_RANK": rank}, **pipes) for rank in "01"]
-    ended = [(*process.communicate(), process.returncode) for process in started]
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    given = [str(tmp_path / "store"), *["bad"] * bad]
+    ended = run_ranks(tmp_path, *given, script=tmp_path / "two.py", SFT_RECIPES_CACHE=str(tmp_path / "cache"))
     if bad:
-        assert ended[0][0] == "encoded by 0\n" and ended[1][0] == ""
-        assert [told.splitlines()[-1] for _, told, _ in ended] == ["a bad row"] * 2  # on another node as well
+        assert [rank.stdout for rank in ended] == ["encoded by 0\n", ""]
+        assert [rank.stderr.splitlines()[-1] for rank in ended] == ["a bad row"] * 2  # on another node as well
     else:
         file = tmp_path / "cache" / "rows-two" / "train.arrow"
-        assert ended[0][0] == f"encoded by 0\n0 maps [1, 2] {file}\n"
-        assert ended[1][0] == f"1 maps [1, 2] {file}\n"
+        assert ended[0].stdout == f"encoded by 0\n0 maps [1, 2] {file}\n"
+        assert ended[1].stdout == f"1 maps [1, 2] {file}\n"

@@ -19,7 +19,7 @@ from sft_recipes.reporting.sweep_figures import plot_curves, plot_front
 from sft_recipes.reporting.sweep_report import is_sweep, read_jobs, write_sweep_report
 from sft_recipes.reporting.sweep_table import rank_groups, within_noise
 from sft_recipes.training.trainer import build_trainer
-from support.commands import SHORT_ROWS_RUN, spawn_command
+from support.commands import SHORT_ROWS_RUN
 from support.paths import ROOT
 
 GRID = {
@@ -323,7 +323,9 @@ def test_a_failed_job_lets_go_of_its_model_before_the_next(command, monkeypatch)
 def test_joblib_runs_several_jobs_at_once(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     rest = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,x", "hydra.sweep.dir=sweep"]
-    done = spawn_command(tmp_path, "-m", *SHORT_ROWS_RUN, *rest)
+    # in an interpreter of its own: joblib's workers do not end in the child of a fork server
+    typed = [sys.executable, "-m", "sft_recipes", "-m", *SHORT_ROWS_RUN, *rest]
+    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "2 of 3 jobs finished." in done.stdout
     assert "job 2 (seed x): seed should be a whole number, not 'x'.\n" in done.stdout

@@ -1,10 +1,8 @@
-"""The command, run in this process or in one of its own, and what it leaves."""
+"""The command, run in this process, and what it leaves; tests/support/processes.py has it in one of its own."""
 
 import contextlib
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,22 +33,6 @@ def run_command(folder: Path, *arguments: str) -> tuple[int, str]:
     finally:
         sys.argv = before
     return code, printed.getvalue()
-
-
-def spawn_command(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "sft_recipes", *arguments],
-        cwd=where, env=os.environ | environment, capture_output=True, text=True,
-    )  # fmt: skip
-
-
-def spawn_sweep(where: Path, callback: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """A sweep in `sweep` of short runs on rows.jsonl, with the class `Callback` of the given source."""
-    (where / "swept.py").write_text(callback)
-    (where / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
-    typed = ["-m", *SHORT_ROWS_RUN, "callbacks=[swept.Callback]", "hydra.sweep.dir=sweep", *arguments]
-    return spawn_command(where, *typed, **environment)
 
 
 def read_metrics(folder: Path) -> dict:

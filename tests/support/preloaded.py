@@ -14,7 +14,6 @@ for verb in ("train", "preview", "evaluate", "curate", "generate", "report", "ch
 for late in (  # within functions, ours or a library's
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
-    "hydra_plugins.sft_recipes_sweeps",
     "hydra._internal.logging_config",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",

@@ -9,6 +9,7 @@ import atexit
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ import numpy
 from support.paths import ROOT
 
 AT_START = dict(os.environ)
-READ_LATE = {"PYTHONPATH", "STOP_AT", "STOP_WITH", "FILLER"}
+RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+READ_LATE = RANKS | {"PYTHONPATH", "CUDA_VISIBLE_DEVICES", "SFT_RECIPES_CACHE", "STOP_AT", "STOP_WITH", "FILLER"}
 SERVER = AT_START | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     "OMP_WAIT_POLICY": AT_START.get("OMP_WAIT_POLICY", "PASSIVE"),  # as main() has it before it imports torch
@@ -33,24 +35,24 @@ FORKS.set_forkserver_preload(["support.preloaded"])
 
 
 class Command:
-    """`python -m sft_recipes` with these arguments, started in the folder `where` and not waited for.
+    """`python -m sft_recipes` with these arguments, or a script, started in the folder `where` and not waited for.
 
     Its environment is the one that the tests were started in, with what is given.
     """
 
-    def __init__(self, where: Path, *arguments: str, **environment: str):
+    def __init__(self, where: Path, *arguments: str, script: Path | str = "", **environment: str):
         self.arguments, self.files = arguments, TemporaryDirectory()
         self.out, self.err = (Path(self.files.name, name) for name in ("stdout", "stderr"))
         wanted = AT_START | environment
         if environment.keys() - READ_LATE:
-            command = [sys.executable, "-m", "sft_recipes", *arguments]
+            command = [sys.executable, *([script] if script else ["-m", "sft_recipes"]), *arguments]
             with self.out.open("wb") as out, self.err.open("wb") as err:
                 self.process = subprocess.Popen(command, cwd=where, env=wanted, stdout=out, stderr=err)
         else:
             start_server()
             self.out.touch()
             self.err.touch()
-            given = (str(where), wanted, [os.devnull, str(self.out), str(self.err)], arguments)
+            given = (str(where), wanted, [os.devnull, str(self.out), str(self.err)], str(script), arguments)
             self.process = FORKS.Process(target=run_as_main, args=given)
             self.process.start()
         self.pid = self.process.pid
@@ -92,8 +94,10 @@ def start_server() -> None:
         os.environ.update(now)
 
 
-def run_as_main(where: str, environment: Mapping[str, str], streams: list[str], arguments: tuple[str, ...]) -> None:
-    """What a child of the fork server does: it becomes `python -m sft_recipes`."""
+def run_as_main(
+    where: str, environment: Mapping[str, str], streams: list[str], script: str, arguments: tuple[str, ...]
+) -> None:
+    """What a child of the fork server does: it becomes `python -m sft_recipes`, or that script."""
     from support import preloaded
 
     os.chdir(where)
@@ -105,10 +109,24 @@ def run_as_main(where: str, environment: Mapping[str, str], streams: list[str], 
         os.close(descriptor)
     named = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [*named, *preloaded.PATHS, where]
-    sys.argv[1:] = arguments
+    sys.argv[:] = [script or sys.argv[0], *arguments]
     numpy.random.seed()  # Python's own generator takes a new seed in every child
     resource_tracker._resource_tracker._fd = resource_tracker._resource_tracker._pid = None  # it starts one of its own
     try:
-        runpy.run_module("sft_recipes", run_name="__main__", alter_sys=True)
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module("sft_recipes", run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # which a child of multiprocessing leaves out
+
+
+def run_ranks(
+    where: Path, *arguments: str, script: Path | str = "", **environment: str
+) -> list[subprocess.CompletedProcess]:
+    """The command, or a script, in two processes that know of each other as torchrun would have it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a port that no other process of this machine has
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | environment
+    ranks = [Command(where, *arguments, script=script, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    return [rank.wait() for rank in ranks]

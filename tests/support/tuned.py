@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -193,9 +192,11 @@ def reloaded(run: Path, base: Path | str, plain: bool = True) -> dict[str, float
 
 def in_fresh_process(cases: list[tuple[Path, Path, bool]]) -> list[dict[str, float]]:
     """`reloaded` for each run, its base and whether plainly, in a process that knows nothing of the training."""
+    from support.processes import Command
+
     text = json.dumps([[str(run), str(base), plain] for run, base, plain in cases])
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, __file__, "--reload", text], capture_output=True, text=True, env=environment)
+    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = Command(Path.cwd(), "--reload", text, script=__file__, **found).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -207,6 +208,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--reload"]:
         print(json.dumps([reloaded(Path(run), Path(base), plain) for run, base, plain in json.loads(sys.argv[2])]))
         return
+    sys.path.append(str(ROOT / "tests"))  # for support.processes
     print("| base | adapter | AutoPeftModelForCausalLM | PeftModel on the base | merged |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as root:
         for name in sys.argv[1:] or BASES:

@@ -6,7 +6,7 @@ import pytest
 
 from sft_recipes.errors import RunInterrupted
 from sft_recipes.sweeps.local_gpus import LocalGpus, job_environments
-from support.commands import spawn_sweep
+from support.sweeps import spawn_sweep
 
 WATCHED = """
 import os, signal
@@ -25,7 +25,7 @@ class Callback(TrainerCallback):
 def test_each_job_has_a_process_and_a_gpu_and_a_killed_one_fails_alone(tmp_path):
     typed = ["hydra/launcher=local_gpus", "seed=2,3"]
     # no GPU has such a name, so the jobs train on the CPU
-    done = spawn_sweep(tmp_path, WATCHED, *typed, CUDA_VISIBLE_DEVICES="GPU-a,GPU-b", OMP_NUM_THREADS="1")
+    done = spawn_sweep(tmp_path, WATCHED, *typed, CUDA_VISIBLE_DEVICES="GPU-a,GPU-b")
     assert done.returncode == 1, done.stderr
     assert "1 of 2 jobs finished." in done.stdout
     assert "job 1 (seed 3): its process ended with code -9, killed." in done.stdout

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from support.commands import SHORT_ROWS_RUN, read_metrics, spawn_sweep
+from support.commands import SHORT_ROWS_RUN, read_metrics
+from support.sweeps import spawn_sweep
 
 TWO_WORKERS = ["+where=ray", "hydra.launcher.scaling.num_workers=2", "hydra.launcher.scaling.use_gpu=false",
                "trainer.use_cpu=true", "trainer.max_steps=4", "trainer.save_strategy=steps", "trainer.save_steps=1"]  # fmt: skip

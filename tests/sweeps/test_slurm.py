@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from support.commands import spawn_sweep
+from support.sweeps import spawn_sweep
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 PREEMPTED_ONCE = """

@@ -1,10 +1,5 @@
 """Two processes over gloo with FSDP2 train what one process trains, save it whole, and write everything once."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,27 +14,21 @@ from sft_recipes.training.setup import set_up_run
 from support.commands import read_metrics, run_command
 from support.configs import composed, error_of
 from support.paths import ROOT
+from support.processes import run_ranks
 
 RUN = ["model=tiny", "data=tiny", "model.chat_template=alpaca_short", "trainer.max_length=256", "trainer.max_steps=3",
        "trainer.warmup_steps=0", "trainer.learning_rate=1e-3", "trainer.use_cpu=true", "trainer.logging_steps=1",
        "trainer.save_strategy=no", "evaluate.rows=3", "evaluate.max_new_tokens=6", "evaluate.raw_text=null"]  # fmt: skip
 FULL_PACKED = ["trainer.packing=true", "trainer.per_device_train_batch_size=1", "trainer.effective_batch_size=4"]
+SHARDED = ROOT / "tests" / "support" / "fsdp_on_cpu.py"
 LORA = ["adapter=lora", "trainer.per_device_train_batch_size=4", "trainer.effective_batch_size=16"]
-
-
-def run_sharded(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """The command in two processes that share the model."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = [*torchrun, str(ROOT / "tests/support/fsdp_on_cpu.py"), f"hydra.run.dir={folder}", "trainer=fsdp"]
-    where = os.environ | {"PYTHONPATH": str(ROOT), "SFT_RECIPES_CACHE": ""}
-    return subprocess.run([*command, *arguments], env=where, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("what", [FULL_PACKED, LORA], ids=["full_packed", "lora"])
 def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does(tmp_path, what):
     assert run_command(tmp_path / "one", *RUN, *what)[0] == 0
-    two = run_sharded(tmp_path / "two", *RUN, *what)
-    assert two.returncode == 0, two.stderr[-3000:]
+    two = run_ranks(tmp_path, "hydra.run.dir=two", "trainer=fsdp", *RUN, *what, script=SHARDED)
+    assert [rank.returncode for rank in two] == [0, 0], two[0].stderr[-3000:]
     alone, together = (read_metrics(tmp_path / name) for name in ("one", "two"))
     losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in (alone, together)]
     assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], abs=1e-5)
@@ -55,7 +44,7 @@ def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does
         torch.testing.assert_close(models[1][name], weight, atol=1e-5, rtol=1e-4)
     if "adapter=lora" in what:
         assert len(load_file(tmp_path / "two" / "model" / "adapter_model.safetensors")) == 42  # 3 layers × 7 × 2
-    for printed in (two.stdout, (tmp_path / "two" / "sft_recipes.log").read_text(encoding="utf-8")):
+    for printed in (two[0].stdout + two[1].stdout, (tmp_path / "two" / "sft_recipes.log").read_text(encoding="utf-8")):
         lines = [line for line in printed.splitlines() if line.startswith(("| held-out loss", "The model is sharded"))]
         assert len(lines) == 1
 
