@@ -116,8 +116,9 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
         )
     if checkpoint is None:
         log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
-    others = [f"{name} {now} (was {was})" for name, was in manifest["versions"].items()
-              if (now := stack_versions().get(name)) != was]  # fmt: skip
+    versions = stack_versions()
+    pairs = ((name, was, versions.get(name)) for name, was in manifest["versions"].items())
+    others = [f"{name} {version} (was {was})" for name, was, version in pairs if version != was]
     if others:
         log.warning("The checkpoint was written by other versions, so the weights may differ in their last bits: %s.",
                     ", ".join(others))  # fmt: skip
@@ -205,12 +206,12 @@ def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig)
     weights, checkpoint = checkpoint_bytes(model, arguments)
     number = 0
     if arguments.save_strategy != SaveStrategy.NO:
-        number = (arguments.save_total_limit or 1) + 1 - len(newest_first(folder))
-    need, free = weights + max(number, 0) * checkpoint, shutil.disk_usage(folder).free
+        number = max((arguments.save_total_limit or 1) + 1 - len(newest_first(folder)), 0)
+    need, free = weights + number * checkpoint, shutil.disk_usage(folder).free
     if need > free:
         raise ConfigError(
             f"{folder} has {format_bytes(free)} free, and this run will write {format_bytes(need)}: the model, and "
-            f"{plural(max(number, 0), 'checkpoint')} of {format_bytes(checkpoint)} at once. Make room, or write "
+            f"{plural(number, 'checkpoint')} of {format_bytes(checkpoint)} at once. Make room, or write "
             "trainer.save_total_limit=1, trainer.save_strategy=no or hydra.run.dir=DIR on another disk."
         )
 

@@ -67,6 +67,13 @@ def test_a_checkpoint_with_a_damaged_file_is_named_and_passed_over(folder, caplo
     assert "cannot be resumed" in error_of(find_resumable, folder, str(folder / "checkpoint-10"), RUN)
 
 
+def test_a_checkpoint_of_other_versions_is_resumed_and_those_are_named(folder, caplog, monkeypatch):
+    manifest = json.loads((folder / "checkpoint-10" / "manifest.json").read_text())
+    monkeypatch.setattr(checkpoints, "stack_versions", lambda: manifest["versions"] | {"torch": "9.9"})
+    assert find_resumable(folder, True, RUN) == folder / "checkpoint-10"
+    assert caplog.messages[-1].endswith(f"in their last bits: torch 9.9 (was {torch.__version__}).")
+
+
 def test_an_empty_folder_is_passed_over_and_a_run_without_a_whole_checkpoint_begins_anew(folder, caplog):
     for step in (9, 10):
         shutil.rmtree(folder / f"checkpoint-{step}")
