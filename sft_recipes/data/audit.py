@@ -4,7 +4,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,11 @@ def check_rows(
     problems, long = flat_values(rows, "problems").copy(), row_lengths(rows) > (max_length or np.inf)
     for index, row in enumerate(row_arrays(rows, "input_ids")):
         key = hash(row.tobytes())
-        problems[index] |= ISSUE_BIT["duplicate"] * (key in seen) | ISSUE_BIT["in_held_out"] * (key in held_out)
-        problems[index] &= ~(ISSUE_BIT["leak"] * (key in held_out))  # which is counted once
+        if key in seen:
+            problems[index] |= ISSUE_BIT["duplicate"]
+        if key in held_out:
+            problems[index] |= ISSUE_BIT["in_held_out"]
+            problems[index] &= ~ISSUE_BIT["leak"]  # which is counted once
         seen.add(key)
     is_raw = flat_values(rows, "piece") >= 0
     problems |= np.where(is_raw, ISSUE_BIT["cut_into_pieces"], ISSUE_BIT["truncated"]) * long
@@ -196,6 +198,7 @@ def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversat
     """
     template = encoder.tokenizer.chat_template
     template = remove_markers(encoder.chat_template) if "strftime_now" in template else template
+    trained, served, first = [], [], []
     for conversation in conversations:
         if "text" in conversation or any(map(encoder.has_typed_token, iterate_strings(conversation))):
             continue
@@ -208,21 +211,28 @@ def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversat
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         for turn in {answers[0], answers[-1]}:
             context = encoder.contexts(conversation | {"messages": messages[: turn + 1], "train": True}, "last")[-1]
-            trained = list(chain.from_iterable(encoder.ids(context.pieces[: context.answers[-1]])))
-            served = encoder.tokenizer.apply_chat_template(
+            trained.append(context.pieces[: context.answers[-1]])
+            prompt = encoder.tokenizer.apply_chat_template(
                 messages[:turn],
                 tools=conversation.get("tools") or None,
                 add_generation_prompt=True,
-                return_dict=False,
+                tokenize=False,  # but as it does it, below, where all prompts are tokenized at once
                 chat_template=template,
                 **context.conversation.get("chat_template_kwargs", {}),
             )
-            if trained == served:
-                continue
-            texts = [encoder.tokenizer.decode(some) for some in (trained, served)]
-            if texts[0] != texts[1] or turn == answers[0]:
-                raise ConfigError(
-                    f"model.chat_template: training shows …{texts[0][-40:]!r} before an answer, serving "
-                    f"…{texts[1][-40:]!r}. The text up to an answer should be what the template gives for the messages "
-                    "before it with add_generation_prompt."
-                )
+            served.append(prompt)
+            first.append(turn == answers[0])
+    if not served:
+        return
+    served = encoder.tokenizer(served, add_special_tokens=False)["input_ids"]
+    trained = [ids.tolist() for ids in encoder.tokenized(trained)["input_ids"]]
+    for *both, is_first in zip(trained, served, first, strict=True):
+        if both[0] == both[1]:
+            continue
+        texts = list(map(encoder.tokenizer.decode, both))
+        if texts[0] != texts[1] or is_first:
+            raise ConfigError(
+                f"model.chat_template: training shows …{texts[0][-40:]!r} before an answer, serving "
+                f"…{texts[1][-40:]!r}. The text up to an answer should be what the template gives for the messages "
+                "before it with add_generation_prompt."
+            )

@@ -17,6 +17,7 @@ from sft_recipes.data.messages import (
     TRAIN_FLAGS,
     drop_nulls,
     has_value,
+    is_arrow_row,
     read_json,
     read_tool_calls,
 )
@@ -77,7 +78,7 @@ class RowFields:
 
     def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with lists where it has the JSON text of one, and without the nulls of Arrow."""
-        row = row if isinstance(row, dict) else drop_nulls(row)
+        row = drop_nulls(row) if is_arrow_row(row) else row
         return row | {
             key: read_json(row[key], key) for key in self.parsed if row.get(key) and isinstance(row[key], str)
         }

@@ -140,7 +140,8 @@ FORMATTERS: dict[str, Callable[..., Conversation]] = {
 
 def _conversation(row: Row, messages: list[Message], system: str, tools: str, *columns: str) -> Conversation:
     """The messages, and what stands beside them in the row: system prompt, tools, settings of the template, flags."""
-    beside = {key: value for key, value in row.items() if key not in (*columns, system, tools)}
+    read = {*columns, system, tools}
+    beside = {key: value for key, value in row.items() if key not in read}
     refuse_media(beside)
     messages = _system(row, system, messages, columns[0]) + messages
     conversation = {"messages": messages} | _tools(row, tools)

@@ -39,18 +39,17 @@ def find_issues(
     for row, (raw, context) in enumerate(zip(rows, contexts, strict=True)):
         raw = fields.parse(raw)
         unread = fields.unread(raw)
-        about = {"unread_field": unread} if unread else {}
-        found[row] |= THINKS_BIT * context.thinks
+        about, bits = {"unread_field": unread} if unread else {}, THINKS_BIT * context.thinks
         if messages := context.conversation.get("messages"):
             texts = fields.texts(raw) if fields.said else CONVERSATION_FIELDS.texts(context.conversation)
             issue, field = find_missing_text(texts, context.text)
             about |= {issue: [field]} if issue else {}
-            in_order = ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages))
+            in_order = ROLE_ORDER.fullmatch("".join([message["role"][0] for message in messages]))
             blank = any(message["role"] == "user" and not message["content"].strip() for message in messages)
-            found[row] |= ISSUE_BIT["roles_out_of_order"] * (not in_order) | ISSUE_BIT["blank_question"] * blank
-            found[row] |= ISSUE_BIT["typed_control_token"] * encoded["typed"][row]
-        found[row] |= sum(map(ISSUE_BIT.get, (*about, *context.notes)))
-        names.append(json.dumps(about))
+            bits |= ISSUE_BIT["roles_out_of_order"] * (not in_order) | ISSUE_BIT["blank_question"] * blank
+            bits |= ISSUE_BIT["typed_control_token"] * encoded["typed"][row]
+        found[row] |= bits | sum(map(ISSUE_BIT.get, (*about, *context.notes)))
+        names.append(json.dumps(about) if about else "{}")  # most rows have nothing
     return found, names
 
 

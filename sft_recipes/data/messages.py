@@ -32,6 +32,10 @@ PART_FIELDS = frozenset(("type", "text", *TRAIN_FLAGS))
 CALL_FIELDS = frozenset(("id", "type", "function", "name", "arguments", "parameters"))
 
 
+class ArrowRow(dict):
+    """A row of `datasets`, which Arrow has filled with nulls for every key of other rows, at any depth."""
+
+
 def read_messages(turns: Any, field: str) -> list[Message]:
     """A list of messages, or the JSON text of one."""
     turns = read_json(turns, field)
@@ -187,16 +191,23 @@ def drop_nulls(value: Any) -> Any:
     >>> drop_nulls({"name": "f", "arguments": {"city": "Bonn", "zip": None}, "id": None})
     {'name': 'f', 'arguments': {'city': 'Bonn'}}
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, str):  # as most are, and to be told from a Mapping takes longer
+        return value
+    if isinstance(value, dict | Mapping):
         return {key: drop_nulls(item) for key, item in value.items() if item is not None}
     return [drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def read_column(row: Mapping[str, Any], column: str, needing: str) -> Any:
-    """A column's value. Rows that `Dataset.map` hands over are no dict: there Arrow's nulls go, at any depth."""
+    """A column's value; of a row of Arrow's without the nulls in it, at any depth."""
     if column not in row:
         raise DataError(f"{needing} needs {column!r}, the row has {', '.join(row) or 'nothing'}.")
-    return row[column] if isinstance(row, dict) else drop_nulls(row[column])
+    return drop_nulls(row[column]) if is_arrow_row(row) else row[column]
+
+
+def is_arrow_row(row: Mapping[str, Any]) -> bool:
+    """Whether Arrow has filled a row; those that `Dataset.map` hands over are no dict."""
+    return isinstance(row, ArrowRow) or not isinstance(row, dict)
 
 
 def read_filled(value: Any, field: str) -> str:

@@ -164,7 +164,9 @@ def encode_rows(
     fields = RowFields(formatter) if formatter else None
 
     def rendered() -> Iterator[list[list[Piece]]]:
-        while batch := list(islice(records, ENCODE_BATCH_ROWS // 2)):  # one half is made while the other is tokenized
+        size = ENCODE_BATCH_ROWS // 10  # so that the tokenizer waits little for the first
+        while batch := list(islice(records, size)):
+            size = ENCODE_BATCH_ROWS // 2  # one half is made while the other is tokenized
             contexts, given, numbers, pieces = [], [], [], []
             for number, row, place in batch:
                 try:

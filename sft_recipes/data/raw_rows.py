@@ -2,7 +2,6 @@
 
 import pickle
 from array import array
-from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
+from sft_recipes.data.messages import ArrowRow
 from sft_recipes.data.reading import MOST_COLUMNS, ROW_CHARACTERS, Fault, Row
 from sft_recipes.encoding.encoder import iterate_strings
 
@@ -75,10 +75,9 @@ class ArrowRows:
 
 
 def arrow_row(values: Mapping[str, Any]) -> Row:
-    """A row of `datasets` as a mapping and no dict, since Arrow has filled it with nulls for every key of other rows; a
-    fault where it is larger than that of a file may be."""
+    """A row of `datasets`; a fault where it is larger than that of a file may be."""
     if len(values) > MOST_COLUMNS:
         return Fault(f"{len(values):,} fields are more than the {MOST_COLUMNS:,} of a row")
     if (size := sum(map(len, iterate_strings(values)))) > ROW_CHARACTERS:
         return Fault(f"{size:,} characters are more than the {ROW_CHARACTERS:,} of a row")
-    return UserDict(values)
+    return ArrowRow(values)

@@ -210,7 +210,7 @@ class SourceFormatter(partial):
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         try:
-            conversation = super().__call__(self.nulls | row if self.nulls else row)
+            conversation = super().__call__(type(row)(self.nulls | row) if self.nulls else row)
             if not self.own:
                 return conversation
             if not isinstance(conversation, Mapping) or not {"messages", "text"} & set(conversation):

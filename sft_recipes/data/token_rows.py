@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -129,15 +130,18 @@ def row_arrays(rows: Dataset, column: str) -> list[np.ndarray]:
     """A column of lists as one array a row, none of them a copy."""
     found = []
     for chunk in column_chunks(rows, column):
-        ends = np.cumsum(chunk.value_lengths().to_numpy())
-        found += np.split(chunk.flatten().to_numpy(), ends[:-1]) if len(chunk) else []
+        values, ends = chunk.flatten().to_numpy(), np.cumsum(chunk.value_lengths().to_numpy()).tolist()
+        found += [values[start:end] for start, end in pairwise([0, *ends])]
     return found
 
 
 def supervised_lengths(rows: Dataset) -> np.ndarray:
     """The number of tokens with loss that every row has."""
-    counts = (np.count_nonzero(row != IGNORE_INDEX) for row in row_arrays(rows, "labels"))
-    return np.fromiter(counts, dtype=np.int64, count=len(rows))
+    counts = [np.zeros(0, dtype=np.int64)]
+    for chunk in column_chunks(rows, "labels"):
+        before = np.append(0, np.cumsum(chunk.flatten().to_numpy() != IGNORE_INDEX))  # each token
+        counts.append(np.diff(before[np.append(0, np.cumsum(chunk.value_lengths().to_numpy()))]))
+    return np.concatenate(counts)
 
 
 def count_tokens(rows: Dataset) -> dict[str, int]:

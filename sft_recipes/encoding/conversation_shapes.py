@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -59,7 +58,7 @@ class ShapeCache:
         ]
         if settings := row.conversation.get("chat_template_kwargs"):
             talk = {**talk, "chat_template_kwargs": settings}
-        return replace(row, conversation=talk, pieces=pieces, text="".join([text for _, text, _ in pieces]))
+        return row._replace(conversation=talk, pieces=pieces, text="".join([text for _, text, _ in pieces]))
 
     def make_mould(self, talk: Mapping[str, Any], train_on: str, unroll: str) -> tuple[Any, list] | None:
         """The row of a shape, and its pieces with numbers for texts; None where other texts could make other pieces."""

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import mark_control_tokens
 
@@ -24,10 +24,10 @@ UNMARKED = str.maketrans("", "", TOKEN_START + TOKEN_END)
 TYPED = re.compile(f"{TOKEN_START}([^{TOKEN_START}{TOKEN_END}]*){TOKEN_END}|[{TOKEN_START}{TOKEN_END}]")
 TRAIN_ON = ("assistant", "last", "all")
 Piece = tuple[str, str, bool]  # the place it is encoded for, its text, whether the loss is taken on it
+Encodings = dict[tuple[str, str], Encoding]  # by place and text
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """One row to train on: a conversation, or its beginning up to an answer, as it is served before each answer."""
 
     conversation: Mapping[str, Any]  # with the settings that its thoughts need
@@ -63,6 +63,7 @@ class Encoder:
         self.typed = re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
         self.openings = sorted({token[:2] for token in self.special})  # two finds are faster than one big pattern
         self.inner = without_dummy_prefix(tokenizer.backend_tokenizer)
+        self.inner_ends = re.compile("(?!)") if self.inner is tokenizer.backend_tokenizer else self.typed
         self.shapes = ShapeCache(chat_template, self.answers, self.special, self.render_contexts)
 
     def encode(
@@ -81,19 +82,21 @@ class Encoder:
         return self.tokenized([context.pieces for context in contexts])
 
     def encode_batches(self, batches: Iterable[list[list[Piece]]]) -> Iterator[dict[str, list]]:
-        """`encode` for one batch of rendered rows after another; while one is tokenized, the next one is made."""
+        """`encode` for one batch of rendered rows after another; while one is tokenized, its neighbours are made and
+        read, here and not in the tokenizer's thread, which would wait for Python's lock before it takes the next one.
+        """
         with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting: Future | None = None
+            before: tuple[list[list[Piece]], Future] | None = None
             for rows in batches:
-                if waiting:
-                    yield waiting.result()
-                waiting = pool.submit(self.tokenized, rows)
-            if waiting:
-                yield waiting.result()
+                last, before = before, (rows, pool.submit(self.encodings, list(chain.from_iterable(rows))))
+                if last:
+                    yield self.tokenized(last[0], last[1].result())
+            if before:
+                yield self.tokenized(before[0], before[1].result())
 
-    def tokenized(self, rows: list[list[Piece]]) -> dict[str, list]:
+    def tokenized(self, rows: list[list[Piece]], encodings: Encodings | None = None) -> dict[str, list]:
         """The pieces as columns of token ids, labels, texts, and whether special tokens are typed in them."""
-        columns = join_pieces(rows, self.ids([piece for row in rows for piece in row]))
+        columns = join_pieces(rows, self.ids(list(chain.from_iterable(rows)), encodings))
         typed = [any(place == "typed" for place, _, _ in row) for row in rows]
         return columns | {"text": ["".join(text for _, text, _ in row) for row in rows], "typed": typed}
 
@@ -166,53 +169,51 @@ class Encoder:
     def to_pieces(self, text: str, loss: bool, before: str, marked: bool) -> Iterator[Piece]:
         """A part of a row as pieces, for the `start` of a text, `inside` it or `after` a special token; special tokens
         that a `marked` row spells out, around which transformers' marks stand, are pieces of their own. A template that
-        splits a text may leave one of two marks, which is dropped. In other rows such a character is text."""
+        splits a text may leave one of two marks, which is dropped. In other rows such a character is text.
+
+        A dummy prefix has no place in the middle of a text. Some SentencePiece tokenizers put one behind every special
+        token, too: that one is serving's, and stays.
+        """
         anchor = self.stop if before.endswith(self.stop) else next(filter(before.endswith, self.special), "")
         place = "start" if not before else f"after {anchor}" if anchor else "inside"
         for number, part in enumerate(TYPED.split(text) if marked else [text]):
-            if part:
-                yield "typed" if number % 2 else place, part, loss
-                place = "inside"
+            if part and number % 2:
+                yield "typed", part, loss
+            elif part and place == "inside" and (token := self.inner_ends.search(part)):
+                yield from ((place, part[: token.start()], loss), ("start", part[token.start() :], loss))
+            elif part:
+                yield place, part, loss
+            place = "inside" if part else place
 
     def has_typed_token(self, text: str) -> bool:
         """Whether a special token is spelled out in a row's text."""
         return any(opening in text for opening in self.openings) and self.typed.search(text) is not None
 
-    def ids(self, pieces: list[Piece]) -> list[list[int]]:
-        """The token ids of each piece; equal pieces are encoded once."""
-        wanted, found = dict.fromkeys((place, text) for place, text, _ in pieces), {}
-        for place in {place for place, _ in wanted}:
-            texts = [text for each, text in wanted if each == place]
-            found.update(zip(((place, text) for text in texts), self.encode_as(place, texts), strict=True))
+    def ids(self, pieces: list[Piece], encodings: Encodings | None = None) -> list[list[int]]:
+        """The token ids of each piece."""
+        encodings = self.encodings(pieces) if encodings is None else encodings
+        found = {(place, text): self.read_ids(place, encoding) for (place, text), encoding in encodings.items()}
         return [found[place, text] for place, text, _ in pieces]
 
-    def encode_as(self, place: str, texts: list[str]) -> list[list[int]]:
-        """The ids of texts that stand in one kind of place."""
-        backend, (place, _, anchor) = self.tokenizer.backend_tokenizer, place.partition(" ")
-        if place == "inside":
-            return self.encode_inside(texts)
-        if place == "after":  # as serving does, which encodes a special token and what follows it together
-            return [ids[1:] for ids in encode_batch(backend, [anchor + text for text in texts])]
-        if place == "typed":
-            return encode_batch(self.inner, texts, encode_special_tokens=True)
+    def encodings(self, pieces: list[Piece]) -> Encodings:
+        """What the tokenizer makes of the pieces: of equal ones once, in few calls, and of what stands after a special
+        token together with it, as serving does."""
+        backend, calls, found = self.tokenizer.backend_tokenizer, {}, {}
+        ways = {"raw": (backend, True, True), "typed": (self.inner, False, True), "inside": (self.inner, False, False)}
+        for place, text in dict.fromkeys((place, text) for place, text, _ in pieces):
+            kind, _, anchor = place.partition(" ")
+            calls.setdefault(ways.get(kind, (backend, False, False)), {})[place, text] = anchor + text
+        for (tokenizer, *how), texts in calls.items():
+            found.update(zip(texts, encode_batch(tokenizer, list(texts.values()), *how), strict=True))
+        return found
+
+    def read_ids(self, place: str, encoding: Encoding) -> list[int]:
+        """The ids of one piece: without the special token before it, and of raw text with eos."""
+        ids = encoding.ids
         if place == "raw":
             eos = self.tokenizer.eos_token_id
-            rows = encode_batch(backend, texts, add_special_tokens=True, encode_special_tokens=True)
-            return [ids if ids[-1:] == [eos] else [*ids, eos] for ids in rows]
-        return encode_batch(backend, texts)
-
-    def encode_inside(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts from the middle of a longer one, in front of which a dummy prefix has no place.
-
-        Some SentencePiece tokenizers put one behind every special token, too: that one is serving's, and stays.
-        """
-        backend = self.tokenizer.backend_tokenizer
-        if self.inner is backend:
-            return encode_batch(backend, texts)
-        cuts = [found.start() if (found := self.typed.search(text)) else len(text) for text in texts]
-        heads = encode_batch(self.inner, [text[:cut] for text, cut in zip(texts, cuts, strict=True)])
-        tails = encode_batch(backend, [text[cut:] for text, cut in zip(texts, cuts, strict=True)])
-        return [head + tail for head, tail in zip(heads, tails, strict=True)]
+            return ids if ids[-1:] == [eos] else [*ids, eos]
+        return ids[1:] if place.startswith("after") else ids
 
 
 def overlaps(one: Sequence, other: Sequence) -> bool:
@@ -234,15 +235,15 @@ def join_pieces(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
     supervised = np.fromiter((train for row in rows for _, _, train in row), dtype=bool, count=len(ids))
-    labels = np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORE_INDEX))
-    ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([len(row) for row in rows])]
-    return {"input_ids": np.split(flat, ends[:-1]), "labels": np.split(labels, ends[:-1])}
+    columns = {"input_ids": flat, "labels": np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORE_INDEX))}
+    ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([0, *map(len, rows)])].tolist()
+    return {key: [all_rows[start:end] for start, end in pairwise(ends)] for key, all_rows in columns.items()}
 
 
 def iterate_strings(value: Any) -> Iterator[str]:
     """Every string in a nest of mappings and lists."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, dict | list | tuple | Mapping):  # in this order: Mapping takes ten times as long as dict
+        for item in value if isinstance(value, list | tuple) else value.values():
             yield from iterate_strings(item)

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers.utils.chat_template_utils import mark_control_tokens
 
 # The marks that transformers puts around a control token that somebody typed
@@ -13,13 +13,13 @@ TOKEN_START, TOKEN_END = mark_control_tokens("x", re.compile("x")).split("x")
 
 def encode_batch(
     backend: Tokenizer, texts: list[str], add_special_tokens: bool = False, encode_special_tokens: bool = False
-) -> list[list[int]]:
-    """The ids of many texts at once, on all cores; `encode_special_tokens` reads special tokens in them as text."""
+) -> list[Encoding]:
+    """Many texts tokenized at once, on all cores; `encode_special_tokens` reads special tokens in them as text."""
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = encode_special_tokens
     try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+        return backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     finally:
         backend.encode_special_tokens = False
 
