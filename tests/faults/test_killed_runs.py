@@ -90,6 +90,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(where, whole, point):
     assert resumed.returncode == 0, resumed.stderr
     assert results(where / "run") == whole
     assert checkpoints(where / "run") == {"checkpoint-28", "checkpoint-30"}
+    assert not list((where / "run").glob(".*.[0-9]*"))  # files that were begun
     assert "the same weights, bit for bit, where its config, seed, rows" in (where / "run" / "report.md").read_text()
 
 
