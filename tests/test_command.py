@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from sft_recipes.config.hydra_plugin import config_folder
@@ -113,8 +114,6 @@ def test_a_mistake_on_the_command_line_is_one_line_on_stderr(command, typed, lin
         ("evaluate.batch_size=-1", "evaluate.batch_size should be at least 1, not -1."),
         ("adapter.lora.r=0", "adapter.lora.r should be at least 1, not 0."),
         ("trainer.seed=1", "trainer.seed is not used here. Write seed."),
-        ("trainer.per_device_eval_batch_size=4",
-         "trainer.per_device_eval_batch_size is not used here. Write evaluate.batch_size."),
         ("trainer.output_dir=x", "trainer.output_dir is not used here. Write hydra.run.dir."),
         ("trainer.assistant_only_loss=true",
          "trainer.assistant_only_loss is not used here. Write data.NAME.train_on=assistant (or last, or all)."),
@@ -361,6 +360,15 @@ def test_lora_fields_without_lora_are_said_to_be_unused(command, monkeypatch):
 def test_options_may_stand_between_the_overrides(command):
     code, printed, said = command("+recipe=lima", "--cfg", "job", "seed=7")
     assert (code, said) == (0, "") and "\nseed: 7\n" in printed
+
+
+def test_a_config_is_shown_with_what_its_values_stand_for(command):
+    shown = ("+recipe=lima", "--cfg", "job", "--resolve", "trainer.per_device_eval_batch_size=3")
+    code, printed, said = command(*shown)
+    config = yaml.safe_load(printed)
+    assert (code, said) == (0, "") and config["evaluate"]["batch_size"] == 3  # rows and questions at once
+    assert config["provenance"]["values"]["trainer.num_train_epochs"] == 15  # as the paper says
+    assert "\n  batch_size: 5\n" in command(*shown, "evaluate.batch_size=5")[1]
 
 
 def test_without_a_choice_the_tiny_recipe_runs(command):

@@ -2,7 +2,6 @@
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -36,7 +35,7 @@ def list_choices() -> str:
     return "\n".join(lines)
 
 
-def read_source_values(name: str) -> dict[str, Any]:
+def read_source_values(name: str) -> DictConfig:
     """By dotted key what the source of recipes/recipe/NAME.yaml says: what the recipe sets, with exceptions.
 
     A departure `{source: …, why: …}` gives the source's value; what `unknown` begins with is ours, as is the division
@@ -53,7 +52,8 @@ def read_source_values(name: str) -> dict[str, Any]:
     ours = {key for text in unknown for key in text.split(" (")[0].replace(",", " ").split()}
     ours |= {key for key, departure in departures.items() if not isinstance(departure, dict)}
     values |= {key: departure["source"] for key, departure in departures.items() if isinstance(departure, dict)}
-    return {key: value for key, value in values.items() if key not in ours and value is not None}
+    # no plain dict, which `--cfg job --resolve` could not put in place of an interpolation
+    return DictConfig({key: value for key, value in values.items() if key not in ours and value is not None})
 
 
 class RecipesSearchPath(SearchPathPlugin):

@@ -229,7 +229,8 @@ FIELD_RANGES = {
         "(0, inf)": "learning_rate num_train_epochs neftune_noise_alpha logging_steps eval_steps save_steps",
         "[0, inf)": "weight_decay warmup_steps max_grad_norm adam_epsilon dataloader_num_workers",
         "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor",
-        "[1, inf)": "max_length gradient_accumulation_steps save_total_limit pad_to_multiple_of",
+        "[1, inf)": "max_length per_device_eval_batch_size gradient_accumulation_steps "
+        "save_total_limit pad_to_multiple_of",
     },
     "adapter.lora": {"[1, inf)": "r", "(0, inf)": "lora_alpha", "[0, 1)": "lora_dropout"},
 }

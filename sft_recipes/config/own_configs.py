@@ -118,6 +118,5 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     if is_code("evaluate.lm_eval", get_path(saved, "evaluate.lm_eval")):  # which is then missing until it is typed
         log.warning("%s has benchmarks from files, whose functions run where you name them yourself.", run)
         saved["evaluate"]["lm_eval"] = "???"
-    (saved.get("trainer") or {}).pop("per_device_eval_batch_size", None)  # older runs had it, and nothing read it
     saved["model"] = {key: value for key, value in (saved.get("model") or {}).items() if key != "trust_remote_code"}
     return saved

@@ -7,7 +7,6 @@ UNSUPPORTED_OPTIONS = {
     "hub_token": "Log in with `hf auth login`, or set HF_TOKEN: what is typed is saved with the run.",
     "bf16_full_eval": "Held-out rows are measured in bf16 on a GPU that has it, with trained weights in fp32.",
     "fp16_full_eval": "Held-out rows are measured in bf16 on a GPU that has it, with trained weights in fp32.",
-    "per_device_eval_batch_size": "Write evaluate.batch_size.",
     "auto_find_batch_size": "It starts again with trained weights. trainer.check_memory estimates what fits.",
     "parallelism_config": "Context parallelism loses the bounds of packed rows, and was not run. Write trainer=fsdp.",
     "dataset_kwargs": "It is set by the run.",
@@ -43,7 +42,7 @@ OLD_NAMES = {
     "trainer.per_device_train_batch_size": "per_device_train_batch_size batch_size micro_batch_size train_batch_size "
     "per_gpu_train_batch_size",
     "trainer.effective_batch_size": "total_batch_size global_batch_size",
-    "evaluate.batch_size": "eval_batch_size per_gpu_eval_batch_size",
+    "trainer.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
     "trainer.gradient_accumulation_steps": "gradient_accumulation_steps grad_accum",
     "trainer.activation_checkpointing": "gradient_checkpointing",
     "trainer.optim": "optimizer",
