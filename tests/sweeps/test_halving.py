@@ -13,7 +13,8 @@ from support.commands import read_metrics
 pytest.importorskip("optuna")
 STEPS = 18
 TINY = ["-m", "+recipe=tiny", f"trainer.max_steps={STEPS}", "evaluate.rows=0", "evaluate.raw_text=null", "evaluate.weight_change=false", "trainer.check_memory=false",
-        "trainer.eval_strategy=no", "trainer.save_strategy=no", "trainer.learning_rate=1e-5,1e-3,2e-2,1"]  # fmt: skip
+        "trainer.eval_strategy=no", "trainer.save_strategy=no", "trainer.per_device_train_batch_size=8",
+        "data.tiny.split='train[:200]'", "data.tiny.held_out_split='test[:20]'", "trainer.learning_rate=1e-5,1e-3,2e-2,1"]  # fmt: skip
 
 
 def make_groups(losses: dict[str, list[float]]) -> list[Group]:
