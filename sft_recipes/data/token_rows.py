@@ -109,27 +109,27 @@ def take_rows(rows: Dataset, places: np.ndarray) -> Dataset:
     return to_dataset({key: [array[place] for place in places] for key, array in arrays.items()}, numbers)
 
 
-def column_chunks(rows: Dataset, column: str) -> list[pyarrow.Array]:
-    """A column's pieces, as they lie in memory or in a file."""
-    return rows.with_format("arrow")[:][column].chunks
+def arrow_column(rows: Dataset, column: str) -> pyarrow.ChunkedArray:
+    """A column in its pieces, as they lie in memory or in a file; `with_format` copies all that describes a dataset."""
+    return (rows.data.table if rows._indices is None else rows.with_format("arrow")[:])[column]
 
 
 def row_lengths(rows: Dataset, column: str = "input_ids") -> np.ndarray:
     """The number of entries that every row has in a column, its tokens unless another one is named."""
-    lengths = [chunk.value_lengths().to_numpy() for chunk in column_chunks(rows, column)]
+    lengths = [chunk.value_lengths().to_numpy() for chunk in arrow_column(rows, column).chunks]
     return np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
 
 
 def flat_values(rows: Dataset, column: str) -> np.ndarray:
     """A column's values, all rows one after another."""
-    values = rows.with_format("arrow")[:][column].combine_chunks()
+    values = arrow_column(rows, column).combine_chunks()
     return (values.flatten() if hasattr(values, "value_lengths") else values).to_numpy()
 
 
 def row_arrays(rows: Dataset, column: str) -> list[np.ndarray]:
     """A column of lists as one array a row, none of them a copy."""
     found = []
-    for chunk in column_chunks(rows, column):
+    for chunk in arrow_column(rows, column).chunks:
         values, ends = chunk.flatten().to_numpy(), np.cumsum(chunk.value_lengths().to_numpy()).tolist()
         found += [values[start:end] for start, end in pairwise([0, *ends])]
     return found
@@ -138,7 +138,7 @@ def row_arrays(rows: Dataset, column: str) -> list[np.ndarray]:
 def supervised_lengths(rows: Dataset) -> np.ndarray:
     """The number of tokens with loss that every row has."""
     counts = [np.zeros(0, dtype=np.int64)]
-    for chunk in column_chunks(rows, "labels"):
+    for chunk in arrow_column(rows, "labels").chunks:
         before = np.append(0, np.cumsum(chunk.flatten().to_numpy() != IGNORE_INDEX))  # each token
         counts.append(np.diff(before[np.append(0, np.cumsum(chunk.value_lengths().to_numpy()))]))
     return np.concatenate(counts)
