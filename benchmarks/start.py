@@ -65,7 +65,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
     ours = ["-m", "sft_recipes", "model=tiny", "data=file", f"data.file.data_files={folder / 'rows.jsonl'}",
             "trainer=small", steps, "callbacks=[start.FirstStep]"]  # fmt: skip
     trl = [__file__, "--side", "trl", "--folder", str(folder), "--steps", str(options.steps)]
-    run([*ours, f"hydra.run.dir={folder / 'cached'}"], folder)  # measures the base
+    first = run([*ours, f"hydra.run.dir={folder / 'first'}"], folder)  # measures the base
     found: dict[str, list[list[float]]] = {"ours": [], "TRL": []}
     for turn in range(options.rounds):
         found["ours"].append(run([*ours, f"hydra.run.dir={folder / f'ours_{turn}'}"], folder))
@@ -78,12 +78,14 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         print(f"| {side} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
     ratios = (one / other for one, other in zip(middle["ours"], middle["TRL"], strict=True))
     print("| ours / TRL | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
-    metrics = json.loads((folder / f"ours_{options.rounds - 1}" / "metrics.json").read_text())
-    evaluated, whole = metrics["evaluation_seconds"], middle["ours"][3]
-    print(
-        f"\nOurs: {metrics['steps']} steps in {metrics['train_seconds']:.1f} s; evaluation took {evaluated:.1f} s, "
-        f"{evaluated / whole:.1%} of the run."
-    )
+    last = f"ours_{options.rounds - 1}", found["ours"][-1]
+    for what, (name, used) in {"the base found": last, "the base measured": ("first", first)}.items():
+        metrics = json.loads((folder / name / "metrics.json").read_text())
+        evaluated, trained = metrics["evaluation_seconds"], metrics["train_seconds"]
+        print(
+            f"\nOurs with {what}: {metrics['steps']} steps in {trained:.1f} s; evaluation took {evaluated:.1f} s, "
+            f"{evaluated / used[3]:.1%} of the run."
+        )
 
 
 def run(command: list[str], folder: Path) -> list[float]:

@@ -185,7 +185,7 @@ def bare(options: argparse.Namespace) -> dict[str, float]:
 def batches(rows: Dataset, options: argparse.Namespace) -> Iterator[dict[str, torch.Tensor]]:
     """For every step the packed rows as one: ids, positions that begin anew in every document, labels."""
     for step in range(WARM_UP + options.steps):
-        some = [rows[step * options.rows + place] for place in range(options.rows)]
+        some = [rows[(step * options.rows + place) % len(rows)] for place in range(options.rows)]
         positions = [torch.arange(length) for row in some for length in row["seq_lengths"]]
         ids, labels = ([id for row in some for id in row[key]] for key in ("input_ids", "labels"))
         yield {
