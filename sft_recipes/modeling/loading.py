@@ -25,7 +25,7 @@ from sft_recipes.encoding.chat_template import prepare_tokenizer
 from sft_recipes.errors import ConfigError, explained_files_of, one_line, plural
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
-from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias
+from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias, whole_under_zero3
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def build_empty_model(options: ModelOptions) -> PreTrainedModel:
     Raises ConfigError for one that is no causal language model, and for an attention that it cannot have here.
     """
     rest = {"trust_remote_code": options.trust_remote_code, "attn_implementation": options.attn_implementation}
-    with explained_model(options.id, found=True), torch.device("meta"):
+    with explained_model(options.id, found=True), torch.device("meta"), whole_under_zero3():
         return AutoModelForCausalLM.from_config(load_model_config(options), **rest)
 
 

@@ -9,8 +9,9 @@ and its sandbox are replaced), in encoding/template_limits.py; the evaluation lo
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from bitsandbytes.optim import GlobalOptimManager
@@ -70,6 +71,15 @@ def disable_bnb_cpu_repacking(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def whole_under_zero3() -> AbstractContextManager:
+    """Lets models without weights be made and run where DeepSpeed's ZeRO-3 is on, which shares out those of any model.
+
+    transformers 5.24, modeling_utils.py, PreTrainedModel._from_config fills them with values ("Cannot copy out of meta
+    tensor"), and TRL gathers the LM head's. Goes when both leave parameters on the meta device as they are.
+    """
+    return patch("transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", None)
+
+
 def forget_optimizer_overrides() -> None:
     """Empties the list of parameters whose optimizer state is not 8-bit: bitsandbytes keeps it as long as the process.
 
@@ -93,7 +103,7 @@ def cast_trainable_to_fp32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-            number += parameter.numel()
+            number += getattr(parameter, "ds_numel", parameter.numel())  # of which DeepSpeed leaves a part here
     size = 16 * number / 2**20  # weight, gradient and AdamW's two moments, 4 bytes each
     size = f"{size / 1024:.1f} GiB" if size > 1024 else f"{size:.1f} MiB"
     log.info("Trained weights are fp32 and take %s with their gradients and AdamW's two moments, which are fp32, too.",

@@ -64,6 +64,8 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
         if sharding.get("activation_checkpointing"):  # PEFT 0.21 finds no adapter in FSDP's wrappers, and saves none
             sharding["activation_checkpointing"] = config.adapter.type == "none"
             values["activation_checkpointing"] &= config.adapter.type != "none"
+    if config.mode != "train" and processes == 1:  # one process shares no model
+        values.pop("deepspeed", None)
     own = {"output_dir": str(folder), "seed": config.seed, "dataset_kwargs": {"skip_prepare_dataset": True}}
     arguments = call_validated(SFTConfig, values | own, "trainer")
     if processes > 1 and arguments.world_size == 1:  # or each would train a model of its own
@@ -113,8 +115,9 @@ def check_libraries(arguments: SFTConfig) -> None:
     except (RuntimeError, ValueError) as error:  # it is not installed, or is none
         raise ConfigError(f"trainer.report_to: {one_line(error)}") from error
     check_schedule(arguments, arguments.max_steps if arguments.max_steps > 0 else 100)
-    if arguments.fsdp and arguments.world_size == 1:
-        raise ConfigError("trainer.fsdp is for several processes. Start them with torchrun --nproc-per-node N.")
+    if (arguments.fsdp and arguments.world_size == 1) or (arguments.deepspeed and "RANK" not in os.environ):
+        name = "fsdp" if arguments.fsdp else "deepspeed"
+        raise ConfigError(f"trainer.{name} is for several processes. Start them with torchrun --nproc-per-node N.")
     if is_sharded(arguments):
         log.info("The model is sharded over %d processes: no trial step is taken, the base is measured once it is "
                  "placed, and evaluate.weight_change is left out.", arguments.world_size)  # fmt: skip

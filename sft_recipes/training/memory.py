@@ -19,6 +19,7 @@ from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.loading import load_model_config
+from sft_recipes.modeling.workarounds import whole_under_zero3
 from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def is_sharded(arguments: SFTConfig) -> bool:
     return bool(arguments.deepspeed or (arguments.world_size > 1 and (arguments.fsdp or any(by_launch))))
 
 
+@whole_under_zero3()
 def estimate_memory(step: StepShape) -> MemoryEstimate:
     """The peak of a run on one device."""
     with torch.device("meta"):

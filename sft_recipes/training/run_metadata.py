@@ -52,7 +52,8 @@ def training_cost(trainer: SFTTrainer, result: TrainOutput) -> dict[str, Any]:
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """The number of all parameters, as they are stored, and of those that are trained."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    # of which DeepSpeed leaves a part here
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 

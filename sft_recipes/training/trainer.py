@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
@@ -171,7 +172,7 @@ def select_attention(trainer: SFTTrainer, chosen: str | None, is_placed: bool = 
     moved when training starts, and its attention is chosen then.
     """
     model, arguments = trainer.model, trainer.args
-    if not is_placed and model.device.type != arguments.device.type:
+    if not is_placed and (model.device.type != arguments.device.type or is_deepspeed_zero3_enabled()):
         trainer.start_actions.append(partial(select_attention, trainer, chosen, is_placed=True))
         return
     if chosen:

@@ -1,6 +1,7 @@
 """Every workaround's fault, shown on the installed versions: a test that fails says that its workaround can go."""
 
 import ast
+import os
 import subprocess
 import sys
 import warnings
@@ -170,6 +171,27 @@ def eight_bit_state(model: torch.nn.Module) -> torch.dtype:
     model(given).sum().backward()
     optimizer.step()
     return optimizer.state[next(model.parameters())]["state1"].dtype
+
+
+def test_transformers_fills_a_model_without_weights_where_zero3_is_on(tmp_path):
+    pytest.importorskip("deepspeed")
+    script = f"""
+import deepspeed, torch
+from sft_recipes.modeling.workarounds import whole_under_zero3
+from support.small_models import small_llama
+from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
+deepspeed.init_distributed("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1, auto_mpi_discovery=False)
+zero3 = HfDeepSpeedConfig(dict(zero_optimization=dict(stage=3), train_micro_batch_size_per_gpu=1))
+with torch.device("meta"):
+    with whole_under_zero3():
+        print("whole:", AutoModelForCausalLM.from_config(small_llama().config).lm_head.weight.shape)
+    AutoModelForCausalLM.from_config(small_llama().config)
+"""
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert "whole: torch.Size([97, 32])" in done.stdout and "Cannot copy out of meta tensor" in done.stderr
 
 
 def test_bitsandbytes_takes_an_earlier_models_exceptions_for_a_later_one():
