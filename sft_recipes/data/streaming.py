@@ -182,7 +182,8 @@ class RowStream:
             if self.counts and not again:
                 self.read[name]["rows"] += len(batch)
                 count_rows(self.read[name], name, rows, unusable | issues)
-            columns = [row_arrays(rows, key) for key in ("input_ids", "labels")]
+            # copies: a row that waits for room in a packed one would keep its whole batch in memory
+            columns = [map(np.copy, row_arrays(rows, key)) for key in ("input_ids", "labels")]
             yield from zip(*columns, *(flat_values(rows, key).tolist() for key in ORIGIN), strict=True)
             if not kept and number >= GIVE_UP_ROWS:
                 break

@@ -72,6 +72,12 @@ def test_packed_rows_are_full_and_documents_wait_for_the_next_buffer(encoder, tm
     assert [row["seq_lengths"].sum() for row in packed] == [len(row["input_ids"]) for row in packed]
 
 
+def test_a_row_that_waits_keeps_no_other_row_in_memory(encoder, tmp_path):
+    streamed = stream(encoder, 256, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))})
+    ids, labels, *_ = next(streamed.mixed())
+    assert ids.base is None and labels.base is None
+
+
 def test_the_first_rows_are_held_out_and_not_trained_on(encoder, tmp_path):
     streamed = stream(encoder, held_out=5, file={"data_files": write_jsonl(tmp_path / "rows.jsonl", question_rows(30))})
     assert [talk["messages"][0]["content"] for talk in streamed.questions] == [f"Question {n}?" for n in range(5)]
