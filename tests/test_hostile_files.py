@@ -190,6 +190,27 @@ def test_a_model_s_files_that_are_none_get_a_line(hostile_model, command, capfd,
         assert code in codes and "Traceback" not in said and len(said.splitlines()[-1]) < 600
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "size"),
+    [("llama", "num_hidden_layers", 10**8), ("qwen3", "num_hidden_layers", 10**12), ("gpt2", "n_layer", 10**8),
+     ("llama", "vocab_size", 10**12)],
+)  # fmt: skip
+def test_a_config_of_more_layers_or_tokens_than_any_model_has_gets_a_line_soon(
+    hostile_model, command, capfd, kind, name, size
+):
+    file, started = hostile_model / "model" / "config.json", time.process_time()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": kind, name: size}))
+    line = f"{name} in its config.json is more than {'10,000,000' if name == 'vocab_size' else '1,000'}, which no model"
+    for main, rest in ((chat.main, ["--prompt", "x"]), (merging.main, ["--out", "out"])):
+        with pytest.raises(SystemExit) as left:
+            main([str(hostile_model), *rest])
+        assert left.value.code == 2 and line in capfd.readouterr().err.splitlines()[-1]
+    for mode in ("train", "preview", "curate"):
+        code, _, said = command(*SHORT_ROWS_RUN, f"model.id={hostile_model}/model", "model.chat_template=chatml", f"mode={mode}")  # fmt: skip
+        assert code == 2 and "Traceback" not in said and line in said.splitlines()[-1]
+    assert time.process_time() - started < 20
+
+
 LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 FULL = "writes more than memory holds|does not end"  # by how busy the machine is
 BOMBS = {

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from transformers import (
 
 from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.chat_template import prepare_tokenizer
-from sft_recipes.errors import ConfigError, explained_files_of, one_line, plural
+from sft_recipes.errors import ConfigError, explained_files_of, plural
 from sft_recipes.modeling.embeddings import add_embedding_rows
 from sft_recipes.modeling.inference import stop_token_ids
+from sft_recipes.modeling.model_files import check_config_sizes, explained_model
 from sft_recipes.modeling.workarounds import disable_bnb_cpu_repacking, ensure_lm_head_bias, whole_under_zero3
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ def has_own_template(model: ModelOptions) -> bool:
 
 def load_own_tokenizer(model: ModelOptions) -> PreTrainedTokenizerFast:
     """The tokenizer that the model came with, as it is; raises ConfigError where it has none."""
+    id, revision = model_folder(model.id), model.revision
     with explained_model(model.id):
-        return AutoTokenizer.from_pretrained(
-            model_folder(model.id), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        check_config_sizes(id, revision)  # which decides a tokenizer's class
+        return AutoTokenizer.from_pretrained(id, revision=revision, trust_remote_code=model.trust_remote_code)
 
 
 def prepare_with(tokenizer: PreTrainedTokenizerFast, model: ModelOptions) -> tuple[str, list[int]]:
@@ -89,48 +89,6 @@ def load_adapter_config(id: str) -> PeftConfig | None:
         return PeftConfig.from_pretrained(folder) if (folder / "adapter_config.json").is_file() else None
 
 
-@contextmanager
-def explained_model(id: str, found: bool = False) -> Iterator[None]:
-    """Whatever is wrong with a model's files becomes a ConfigError of one line; of memory that runs out, others tell.
-
-    `found` says that its config was read, so that a wrong value is no sign of a wrong name.
-    """
-    try:
-        yield
-    except Exception as error:
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-        if isinstance(error, ConfigError) or memory:
-            raise
-        if isinstance(error, OSError) or (isinstance(error, ValueError) and not found):
-            raise model_not_found(id, error) from error
-        raise ConfigError(f"model: {one_line(error)[:300]}") from error
-
-
-def model_not_found(id: str, error: Exception) -> ConfigError:
-    """The error line for a model that could be loaded neither from a folder nor from the hub."""
-    if "trust_remote_code" in str(error):
-        return ConfigError(
-            f"{id} brings code of its own. If you trust its authors, write model.trust_remote_code=true (chat, merge: "
-            "--trust-remote-code; in Python: trust_remote_code=True)."
-        )
-    if id.startswith((".", "/", "~")) and not Path(id).exists():
-        return ConfigError(f"model.id={id}: there is no such folder.")
-    if Path(id).exists():
-        return ConfigError(f"model.id={id} is not a folder with a model and its tokenizer: {one_line(error)[:200]}")
-    said = one_line(error)
-    if getattr(error, "errno", None):  # of the system, not of the hub
-        return ConfigError(f"model.id={id}: {said}. HF_HOME names the folder for downloads and caches.")
-    if "gated" in said.lower() or "401" in said:
-        return ConfigError(
-            f"model.id={id} is gated or private. Accept its terms, then `hf auth login`. ({said[:120]}…)"
-        )
-    reached = "is no model of the hub" if "valid model identifier" in said else "could not be downloaded"
-    return ConfigError(
-        f"model.id={id} is no folder here and {reached}. Check its name, or give a folder: model=local "
-        f"model.id=path/to/model. ({said[:120]}…)"
-    )
-
-
 def find_weights(options: ModelOptions) -> tuple[str, dict[str, Any]]:
     """Where the weights are that `model.id` names (of an adapter run those of its base), and how they are loaded."""
     adapter = load_adapter_config(options.id)
@@ -147,6 +105,7 @@ def load_model_config(options: ModelOptions) -> PretrainedConfig:
     """The config of the weights that `model.id` names; raises ConfigError where it has none."""
     id, how = find_weights(options)
     with explained_model(id):
+        check_config_sizes(id, how["revision"])
         return AutoConfig.from_pretrained(id, **how)
 
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import create_repo, upload_folder, whoami
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import CHAT_TEMPLATE_DIR
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import has_generation_markers
@@ -19,7 +19,7 @@ from sft_recipes.config.options import ModelOptions
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError, explained_files_of, one_line
 from sft_recipes.modeling.inference import stop_token_ids
-from sft_recipes.modeling.loading import load_model_config, load_weights, model_folder
+from sft_recipes.modeling.loading import load_model_config, load_own_tokenizer, load_weights, model_folder
 from sft_recipes.modeling.sentencepiece_model import save_sentencepiece_model
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def load_run(
             trust_remote_code=trust_remote_code,
         )
         load_model_config(options)  # refuses a model with code of its own before its tokenizer is loaded
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_own_tokenizer(options)
         if isinstance(tokenizer.chat_template, dict):  # of which one is served, the other is `training`
             tokenizer.chat_template = tokenizer.chat_template.get("default")
         quantization = saved_quantization(folder)

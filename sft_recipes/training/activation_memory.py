@@ -21,7 +21,7 @@ from trl.trainer import utils
 
 from sft_recipes.config.options import AdapterOptions, ModelOptions
 from sft_recipes.modeling.adapters import build_peft_config, train_new_tokens
-from sft_recipes.modeling.loading import explained_model
+from sft_recipes.modeling.model_files import explained_model
 from sft_recipes.modeling.workarounds import ensure_lm_head_bias
 
 LEAST_LAYERS, MOST_LAYERS = 3, 6  # of the two models whose difference gives a layer's share
