@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -341,6 +342,27 @@ def test_a_process_that_was_forked_has_the_limits(neox, quick_limits):
         finally:
             os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+@pytest.mark.parametrize("large", ["[0] * 2 ** 28", "2 ** 28 * (0, 0)", "'a'.encode() * 2 ** 31", "'a' * 2 ** 31"])
+def test_a_product_of_two_gibibytes_is_refused_where_the_system_does_not(large):
+    with pytest.raises(MemoryError):  # as a stream's thread renders
+        template_limits.LimitedEnvironment().from_string(f"{{{{ ({large}) | length }}}}").render()
+    assert template_limits.LimitedEnvironment().from_string("{{ [0] * 3 }}{{ 2 * 'ab' }}").render() == "[0, 0, 0]abab"
+
+
+def test_a_watchdog_that_ended_is_followed_by_another(quick_limits):
+    limits = template_limits.TemplateLimits()
+    limits.watchdog = threading.Thread(target=str)  # as one that found no memory to look
+    limits.watchdog.start()
+    limits.watchdog.join()
+
+    def compute(end: float) -> None:
+        while time.thread_time() < end:
+            pass
+
+    with pytest.raises(ConfigError, match="does not end"):
+        limits(compute, time.thread_time() + 5)
 
 
 def test_a_long_text_that_the_row_s_settings_or_the_template_hold_is_no_growth(neox):

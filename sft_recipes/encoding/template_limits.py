@@ -38,8 +38,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                 bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
                 if bits > NUMBER_BITS:
                     raise OutOfTime
-            case (str() | list() | tuple() as part, int(times)) | (int(times), str() | list() | tuple() as part):
-                if len(part) * times > MEMORY_BYTES:
+            case (int(times), part) | (part, int(times)) if hasattr(part, "__len__"):
+                if 8 * len(part) * times > MEMORY_BYTES:  # an item of a list takes 8 bytes, a character at most 4
                     raise MemoryError
         return super().call_binop(context, operator, left, right)
 
@@ -58,7 +58,7 @@ class TemplateLimits:
     def __call__(self, action: Callable, *arguments: Any, **options: Any) -> Any:
         if (thread := threading.get_ident()) in self.under_way:
             return action(*arguments, **options)
-        if not self.watchdog:
+        if not (self.watchdog and self.watchdog.is_alive()):  # it ends where it finds no memory to look
             self.watchdog = threading.Thread(target=self.watch, daemon=True)
             self.watchdog.start()
         is_main = thread == threading.main_thread().ident
