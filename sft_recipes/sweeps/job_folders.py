@@ -23,7 +23,8 @@ from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
 log = logging.getLogger(__name__)
 # What two starts of one job may differ in: how far it goes, and what is done with what was there
 NOT_OF_THE_JOB = ("overwrite", "trainer.resume_from_checkpoint", "trainer.stop_at")
-AS_IT_FITS = "trainer.activation_checkpointing"  # whose default has changed; the weights are the same with each
+# Whose defaults have changed; the weights are the same with each
+AS_IT_FITS = ("trainer.activation_checkpointing", "trainer.per_device_eval_batch_size", "evaluate.batch_size")
 
 
 class ResumingLauncher:
@@ -99,11 +100,11 @@ def job_identity(composed: DictConfig, typed: Iterable[str]) -> str:
 
     What an older version did not write has our default, and AS_IT_FITS counts where it was typed.
     """
-    values = with_defaults(OmegaConf.create(OmegaConf.to_yaml(composed)))  # as it is read back from the job's folder
-    OmegaConf.set_struct(values, False)
+    read_back = with_defaults(OmegaConf.create(OmegaConf.to_yaml(composed)))  # as from the job's folder
+    values = OmegaConf.to_container(read_back)
     values.pop("hydra", None)
-    fits = AS_IT_FITS not in {override.partition("=")[0].lstrip("+") for override in typed}
-    left_out = [*NOT_OF_THE_JOB, AS_IT_FITS] if fits else NOT_OF_THE_JOB
+    named = {override.partition("=")[0].lstrip("+") for override in typed}
+    left_out = [*NOT_OF_THE_JOB, *(path for path in AS_IT_FITS if path not in named)]
     for group, _, key in (path.rpartition(".") for path in left_out):
         (values.get(group) or {} if group else values).pop(key, None)
     return OmegaConf.to_yaml(values, sort_keys=True)

@@ -97,12 +97,15 @@ def test_a_sweep_of_an_older_version_is_gone_on_with(command, tmp_path, made_up)
     command(*typed, "seed=1,2")
     for saved in (tmp_path / "sweep").glob("*/.hydra/config.yaml"):
         older = yaml.safe_load(saved.read_text())
-        older["trainer"]["activation_checkpointing"] = True  # which was the default, and this was not yet there
-        del older["data"]["cache"]
+        older["trainer"] |= {"activation_checkpointing": True, "per_device_eval_batch_size": 8}  # the defaults then
+        older["evaluate"]["batch_size"] = 16
+        del older["data"]["cache"]  # which was not yet there
         saved.write_text(yaml.safe_dump(older))
     assert command(*typed, "seed=1,2,3")[0] == 0 and made_up == [1, 2, 3]
     command(*typed, "seed=1", "trainer.activation_checkpointing=true,false")
     assert made_up == [1, 2, 3, 1, 1] and read_jobs_list(tmp_path / "sweep") == ["3", "4"]
+    command(*typed, "seed=1", "evaluate.batch_size=4,5")
+    assert made_up == [1, 2, 3, 1, 1, 1, 1] and read_jobs_list(tmp_path / "sweep") == ["5", "6"]
 
 
 def test_a_failed_job_is_run_again(command, tmp_path, steps):
