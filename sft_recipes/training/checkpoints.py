@@ -28,7 +28,9 @@ from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
 log = logging.getLogger(__name__)
 MANIFEST, STAGING = "manifest.json", ".checkpoint_in_the_making"
 # What a resumed run may change: it decides what is measured, logged and saved, and when training ends
-FREE_GROUPS = {"name", "mode", "evaluate", "preview", "objective", "provenance", "callbacks", "overwrite", "lr_find"}
+FREE_GROUPS = {
+    "name", "mode", "evaluate", "preview", "generate", "objective", "provenance", "callbacks", "overwrite", "lr_find",
+}  # fmt: skip
 FREE_FIELDS = {
     "max_steps", "num_train_epochs", "report_to", "run_name", "resume_from_checkpoint", "check_memory", "disable_tqdm",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size",

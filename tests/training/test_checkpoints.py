@@ -141,6 +141,7 @@ def test_a_resume_as_another_run_is_refused_with_the_difference(folder, run, lin
         changed(trainer__eval_strategy="no"),
         changed(trainer__logging_steps=1),
         changed(evaluate={"rows": 3}),
+        changed(generate={"prompts": "/another/place/of/the/package/making/prompts"}),
         changed(trainer__activation_checkpointing="auto"),
         changed(data={"file": {"data_files": "a.jsonl"}, "cache": True})
         | {"streamed": True},  # as before there was a cache
