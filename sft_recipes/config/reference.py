@@ -53,7 +53,9 @@ def describe_topic(name: str) -> str:
     given = f", as {SET_BY[where].replace('/', '=')} sets them" if where in SET_BY else ""
     lines = [f"{where}.* with the defaults{given}: the fields of {owners}.", ""]
     for key, field in class_schema(*classes)["properties"].items():
-        lines.append(f"  {where}.{key} = {show_value(set_here.get(key, field.get('default', 'required')))}")
+        value = set_here.get(key, field.get("default", "required"))
+        shown = value if str(value).startswith("${") else show_value(value)  # another key's value: its whole name
+        lines.append(f"  {where}.{key} = {shown}")
         lines += textwrap.wrap(field["description"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if name == "data":
         lines += ["", "  data.NAME.*, the fields of one source: --help source"]

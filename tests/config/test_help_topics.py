@@ -37,6 +37,10 @@ def test_every_topic_lists_its_fields(command, topic):
     assert (code, said) == (0, "") and len(listed(printed)) >= 3
 
 
+def test_a_default_that_another_key_gives_is_shown_with_the_whole_name_of_that_key(command):
+    assert "\n  evaluate.batch_size = ${trainer.per_device_eval_batch_size}\n" in command("--help", "evaluate")[1]
+
+
 def test_a_topic_that_is_not_there_is_one_line(command):
     assert command("--help", "trainr") == (2, "", "--help trainr: there is no such topic. Did you mean trainer?\n")
 
