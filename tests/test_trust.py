@@ -16,11 +16,13 @@ from sft_recipes import chat, compose, load_run
 from sft_recipes import merge as merging
 from sft_recipes.config.config_files import ConfigFile
 from sft_recipes.config.endpoint_options import JudgeOptions
+from sft_recipes.config.options import ModelOptions
 from sft_recipes.config.run_folder import create_dated_folder
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.evaluation.benchmarks import check_tasks
 from sft_recipes.evaluation.judge import run_judge
 from sft_recipes.merge import merge
+from sft_recipes.modeling.loading import build_empty_model, load_own_tokenizer
 from sft_recipes.reporting.run_folder import write_json
 from support.paths import ALL_TESTS, ROOT
 
@@ -49,6 +51,23 @@ def test_a_run_folder_does_not_decide_that_its_code_runs(foreign_run, capsys):
         with pytest.raises(SystemExit) as left:
             command([str(foreign_run), *(["--out", "out"] if command is merging.main else [])])
         assert "--trust-remote-code" in f"{left.value.code} {capsys.readouterr().err}"
+    assert not os.path.exists("it_ran")
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer"),
+    [({"model_type": "t5", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}}, {}),
+     ({"model_type": "llama"}, {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "tokenizer_class": "Mine"})],
+    ids=["model", "tokenizer"],
+)  # fmt: skip
+def test_code_that_only_the_model_or_the_tokenizer_brings_is_told_alike(foreign_run, config, tokenizer):
+    for name, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        (foreign_run / "model" / name).write_text(json.dumps(values))
+    options = ModelOptions(str(foreign_run / "model"))
+    opened = [lambda: load_own_tokenizer(options)] if tokenizer else [lambda: build_empty_model(options)]
+    for open_it in (*opened, lambda: load_run(foreign_run), lambda: merge(foreign_run, "out")):
+        with pytest.raises(ConfigError, match="brings code of its own.*--trust-remote-code"):
+            open_it()
     assert not os.path.exists("it_ran")
 
 

@@ -53,6 +53,11 @@ def explained_model(id: str, found: bool = False) -> Iterator[None]:
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
         if isinstance(error, ConfigError) or memory:
             raise
+        if "trust_remote_code" in str(error):  # of the tokenizer, the config, or the model alone
+            raise ConfigError(
+                f"{id} brings code of its own. If you trust its authors, write model.trust_remote_code=true (chat, "
+                "merge: --trust-remote-code; in Python: trust_remote_code=True)."
+            ) from error
         if isinstance(error, OSError) or (isinstance(error, ValueError) and not found):
             raise model_not_found(id, error) from error
         raise ConfigError(f"model: {one_line(error)[:300]}") from error
@@ -60,11 +65,6 @@ def explained_model(id: str, found: bool = False) -> Iterator[None]:
 
 def model_not_found(id: str, error: Exception) -> ConfigError:
     """The error line for a model that could be loaded neither from a folder nor from the hub."""
-    if "trust_remote_code" in str(error):
-        return ConfigError(
-            f"{id} brings code of its own. If you trust its authors, write model.trust_remote_code=true (chat, merge: "
-            "--trust-remote-code; in Python: trust_remote_code=True)."
-        )
     if id.startswith((".", "/", "~")) and not Path(id).exists():
         return ConfigError(f"model.id={id}: there is no such folder.")
     if Path(id).exists():
