@@ -75,6 +75,7 @@ def base_identity(model: PreTrainedModel, encoder: Encoder, questions: EvalInput
     """A hash of all that the measurements depend on: weights, device, tokenizer, questions, options, versions."""
     options, tokenizer = questions.options, encoder.tokenizer
     asked = {name: value for name, value in asdict(options).items() if name not in NOT_MEASURED}
+    asked["answers_in_card"] = False  # it counted once: so a sharded run of that time finds its base and is resumed
     local = [Path(name) for name in (config.model.id, *options.lm_eval) if Path(name).exists()]
     parts = [
         asdict(replace(config.model, template_date=None)), asdict(config.adapter), path_times(local),

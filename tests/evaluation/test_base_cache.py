@@ -61,3 +61,15 @@ def test_another_gpu_and_another_bitsandbytes_have_measurements_of_their_own(cha
     )  # by ${oc.env:NAME}, for one
     found += [base_cache.base_identity(model, Encoder(tokenizer, template), inputs, changed)]
     assert len(set(found)) == 4
+
+
+def test_what_was_kept_while_answers_in_card_counted_is_found(chat_tokenizer, monkeypatch):
+    """So a sharded run that was begun then can be resumed: its base is measured before training alone."""
+    tokenizer, template, _ = chat_tokenizer("tiny", "chatml")
+    config, rows = composed("+recipe=tiny"), to_dataset({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    inputs = suite.EvalInputs(TrainingData(rows, rows, [], {}), ["a"], [], [], config.evaluate, 0)
+    model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, config=SimpleNamespace())
+    given = model, Encoder(tokenizer, template), inputs, config
+    now = base_cache.base_identity(*given)
+    monkeypatch.setattr(base_cache, "NOT_MEASURED", base_cache.NOT_MEASURED - {"answers_in_card"})
+    assert base_cache.base_identity(*given) == now
