@@ -9,7 +9,6 @@ import torch
 from sft_recipes.data.token_rows import TrainingData, to_dataset
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.evaluation import base_cache, suite
-from sft_recipes.training import trainer
 from support.commands import SHORT_TINY_RUN, read_metrics
 from support.configs import composed
 
@@ -22,8 +21,7 @@ def measured(monkeypatch, tmp_path):
     seen, base, held_out = [], base_cache.measure_model, suite.evaluate_held_out
     monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(base_cache, "measure_model", lambda *given, **how: seen.append("base") or base(*given, **how))
-    for module in (suite, trainer):
-        monkeypatch.setattr(module, "evaluate_held_out", lambda *given: seen.append("held-out") or held_out(*given))
+    monkeypatch.setattr(suite, "evaluate_held_out", lambda *given: seen.append("held-out") or held_out(*given))
     return seen
 
 
