@@ -16,7 +16,7 @@ from hydra.main import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sft_recipes.config.command_line import next_commands, prepare_command, raise_usage_error, rerun_command
+from sft_recipes.config.command_line import VERBS, next_commands, prepare_command, raise_usage_error, rerun_command
 from sft_recipes.config.config_files import TRUST_FLAG, check_choices
 from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
 from sft_recipes.config.hydra_plugin import config_folder, register_with_hydra
@@ -29,9 +29,6 @@ from sft_recipes.errors import ConfigError, RunInterrupted, await_first, is_firs
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
-# What is done with a finished run or beside one; what runs a config is a mode
-VERBS = {"init": "config.own_configs", "schema": "config.reference"}
-VERBS |= {name: name for name in ("chat", "merge", "report", "recipes")}
 register_with_hydra()
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # our own line says it, once
 logging.getLogger("huggingface_hub").propagate = False  # it prints with a handler of its own

@@ -73,15 +73,21 @@ def names(group: str) -> str:
         ("+recipe=lima lr=1e-5", "lr is not a field of the config. Write trainer.learning_rate."),
         ("+recipe=lima +epochs=1", "epochs is not a field of the config. Write trainer.num_train_epochs."),
         ("+recipe=lima +seed=1", "seed is in the config already. Write it without the +."),
+        ("+recipe=lima ~generates", "generates is not in the config. Leave ~generates out."),
         ("+recipe=lima ~trainer.lr", "trainer.lr is not in the config. Leave ~trainer.lr out."),
         ("+recipe=lima seed.x=1", "There is no seed.x."),
         # what is no key=value
         ("lima", "'lima' has no value. Write +recipe=lima."),
         ("recipe/lima.yaml", "'recipe/lima.yaml' has no value. Write +recipe=lima."),
+        ("preview", "'preview' has no value. Write mode=preview."),
+        ("prevew my.yaml", "'prevew' has no value. Write mode=preview."),
+        ("chta run", "'chta' has no value. Write python -m sft_recipes chat."),
+        ("trainer", "'trainer' has no value. Write trainer=VALUE."),
         ("+recipe=lima trainer.learning_rate 1e-5",
          "'trainer.learning_rate' has no value. Write trainer.learning_rate=VALUE."),
         ("+recipe=lima --learning_rate 1e-5",
          "--learning_rate is no option. Keys are written without dashes, as key=value."),
+        ("+recipe=lima --cfg job -p trainerr", "-p trainerr is not in the config. Did you mean trainer?"),
         ("+recipe=lima --cfg", "argument --cfg/-c: expected one argument. The options are listed by --hydra-help."),
         ("+recipe=lima trainer.run_name=it's",
          "trainer.run_name=it's cannot be read as key=value. Put the value into quotes inside quotes: "
@@ -230,7 +236,9 @@ def test_a_recipe_that_stands_elsewhere_is_found(command, my_conf, file, line):
 
 
 def test_a_folder_that_is_not_there_is_one_line(command, tmp_path):
-    assert command("-cd", "nosuch", "+recipe=tiny") == (2, "", f"-cd {tmp_path}/nosuch is not a folder.\n")
+    for recipe in ("tiny", "mine"):  # ours, and one that would be in it
+        line = f"-cd {tmp_path}/nosuch is not a folder.\n"
+        assert command("-cd", "nosuch", f"+recipe={recipe}") == (2, "", line)
 
 
 def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):

@@ -4,7 +4,9 @@ import re
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -21,9 +23,14 @@ from sft_recipes.config.hydra_errors import unknown_choice
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, PRIMARY_CONFIGS, addable_groups, config_folder
 from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
-from sft_recipes.config.schema import check_root_keys
+from sft_recipes.config.schema import Config, check_root_keys, root_keys
 from sft_recipes.config.secrets import check_typed_secrets
-from sft_recipes.errors import ConfigError, mask_secrets, one_line
+from sft_recipes.errors import ConfigError, did_you_mean, mask_secrets, one_line
+
+# What is done with a finished run or beside one; what runs a config is a mode
+VERBS = {"init": "config.own_configs", "schema": "config.reference"}
+VERBS |= {name: name for name in ("chat", "merge", "report", "recipes")}
+MODES = get_args(Config.__annotations__["mode"])
 
 
 def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = False) -> list[str]:
@@ -56,6 +63,8 @@ def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = Fa
         composed = loader.load_configuration(primary, overrides, RunMode.RUN)
         check_root_keys(key for key in composed if key != "hydra")
         check_choices(composed, composed.hydra, loader)
+        if options.package not in (None, "_global_") and OmegaConf.select(composed, options.package) is None:
+            raise ConfigError(f"-p {options.package} is not in the config.{did_you_mean(options.package, composed)}")
     return [*rest, "--config-name", primary, *overrides]
 
 
@@ -91,6 +100,8 @@ def check_user_folder(folder: Path, overrides: Sequence[str]) -> None:
     That is a file with the name of one of ours (Hydra takes the first of the two), a chosen recipe without the line
     that gives it its place in the config, and one in another folder than recipe/, or with the extension .yml.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"-cd {folder.absolute()} is not a folder.")
     for mine in sorted(folder.rglob("*.yaml")):
         load_yaml(mine)
         name = mine.relative_to(folder)
@@ -114,12 +125,16 @@ def raise_usage_error(complaint: str) -> None:
 
 
 def check_overrides(overrides: Sequence[str], groups: Sequence[str]) -> None:
-    """Raises ConfigError for a group of `groups` without its +, and for a choice that is no text."""
+    """Raises ConfigError for a group of `groups` without its +, a choice that is no text, and a bare verb or mode."""
     for key, equals, value in (override.partition("=") for override in overrides):
         if key in groups:
             raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
         if key.lstrip("+") in (*groups, *OPEN_GROUPS) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
             raise ConfigError(unknown_choice(key.lstrip("+"), value, []))
+        if not equals and key.isalpha() and (key in MODES or key not in root_keys()):  # ~key leaves a key out
+            for meant in get_close_matches(key, (*MODES, *VERBS, "resume"), n=1, cutoff=0.7):
+                written = f"mode={meant}" if meant in MODES else f"python -m sft_recipes {meant}"
+                raise ConfigError(f"{key!r} has no value. Write {written}.")
 
 
 def split_formatter_override(override: str) -> list[str]:

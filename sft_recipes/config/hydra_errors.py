@@ -22,7 +22,6 @@ HYDRA_ERROR_MESSAGES = {
     r"Multiple values for (\w+)\.": "{0} is chosen twice. Choose one, or sweep over both with -m.",
     r"An item is already at '([^']+)'": "{0} is in the config already. Write it without the +.",
     r"Could not delete from config\. (?:The value of )?'([^']+)'": "{0} is not in the config. Leave ~{0} out.",
-    r"Additional config directory '(.*)' not found": "-cd {0} is not a folder.",
 }
 
 

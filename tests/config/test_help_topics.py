@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig
 from trl import SFTConfig
 
-from sft_recipes.__main__ import VERBS
+from sft_recipes.config.command_line import VERBS
 
 
 def listed(printed: str) -> dict[str, str]:
