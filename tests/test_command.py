@@ -384,7 +384,8 @@ def test_without_a_choice_the_tiny_recipe_runs(command):
     assert "\nname: tiny\n" in command("--cfg", "job", "seed=7", "+debug=smoke")[1]
 
 
-def test_help_is_a_screen_that_names_every_group_and_option(command):
+def test_help_is_a_screen_that_names_every_group_and_option(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # a narrower terminal has more lines
     code, printed, said = command("--help")
     lines = printed.splitlines()
     assert (code, said) == (0, "")

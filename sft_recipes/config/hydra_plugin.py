@@ -1,5 +1,6 @@
 """Where the YAML lives: the search path, the open groups and our resolvers."""
 
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -27,11 +28,11 @@ def config_folder(name: str) -> Path:
 def list_choices() -> str:
     """The groups and their options for --help; those of recipes/ are added with a +, the others chosen."""
     loader = GlobalHydra.instance().config_loader()
-    lines = []
+    width, lines = min(100, shutil.get_terminal_size((100, 24)).columns), []
     for group in sorted(set(loader.list_groups("")) - {"hydra"}, key=lambda name: (name not in OPEN_GROUPS, name)):
         label = f"  {group}=" if group in OPEN_GROUPS else f"  +{group}="
         text = ", ".join(sorted(loader.get_group_options(group)))
-        lines.append(textwrap.fill(text, 100, initial_indent=label.ljust(14), subsequent_indent=" " * 14))
+        lines.append(textwrap.fill(text, width, initial_indent=label.ljust(14), subsequent_indent=" " * 14))
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ import argparse
 import inspect
 import json
 import re
+import shutil
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
 from pydoc import locate
@@ -51,12 +52,13 @@ def describe_topic(name: str) -> str:
     set_here = get_path(values, where) or values
     owners = " and ".join(one.__name__ for one in classes)
     given = f", as {SET_BY[where].replace('/', '=')} sets them" if where in SET_BY else ""
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
     lines = [f"{where}.* with the defaults{given}: the fields of {owners}.", ""]
     for key, field in class_schema(*classes)["properties"].items():
         value = set_here.get(key, field.get("default", "required"))
         shown = value if str(value).startswith("${") else show_value(value)  # another key's value: its whole name
         lines.append(f"  {where}.{key} = {shown}")
-        lines += textwrap.wrap(field["description"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += textwrap.wrap(field["description"], width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     if name == "data":
         lines += ["", "  data.NAME.*, the fields of one source: --help source"]
     return "\n".join(lines)

@@ -45,6 +45,15 @@ def test_a_topic_that_is_not_there_is_one_line(command):
     assert command("--help", "trainr") == (2, "", "--help trainr: there is no such topic. Did you mean trainer?\n")
 
 
+def test_help_is_folded_at_the_terminals_width(command, monkeypatch):
+    for columns in (60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        choices = command("--help")[1].partition("  adapter=")[2].partition("Keys:")[0].splitlines()
+        notes = [line for line in command("--help", "trainer")[1].splitlines() if line.startswith(" " * 6)]
+        for lines in (choices, notes):
+            assert columns - 30 < max(map(len, lines)) <= columns
+
+
 def test_help_names_every_verb_and_every_verb_has_a_help(command):
     printed = command("--help")[1]
     for verb in VERBS:
