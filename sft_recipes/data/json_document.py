@@ -52,6 +52,8 @@ def read_document(file: TextIO, head: str, field: str | None) -> Iterator[Item]:
             yield document.value()
     elif field is None:
         yield from document.array()
+    elif document.peek() == "[":
+        raise DataError(f"field {field}: the file is a list, without keys. Leave data.NAME.field out.")
     else:
         names = []
         for name in document.entries():  # to the end, or a file that breaks off and a second document would go unseen

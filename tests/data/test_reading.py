@@ -163,7 +163,7 @@ def test_rows_stand_under_a_key_as_a_list_or_as_columns(read, tmp_path):
         ('{"version": 1, "rows": []}', "field data: the file has version, rows."),
         ('{"data": {"a": [1], "b": []}}', "field data: should be a list of rows, or lists of one length by column."),
         ('{"data": "x"}', "field data: should be a list of rows, or lists of one length by column."),
-        ('[{"data": 1}]', "line 1: not JSON ([ stands where { should)."),
+        ('[{"data": 1}]', "field data: the file is a list, without keys. Leave data.NAME.field out."),
     ],
 )
 def test_a_key_without_rows_is_refused(read, tmp_path, content, line):
