@@ -28,9 +28,8 @@ from sft_recipes.training.memory import format_bytes, optimizer_state_bytes
 log = logging.getLogger(__name__)
 MANIFEST, STAGING = "manifest.json", ".checkpoint_in_the_making"
 # What a resumed run may change: it decides what is measured, logged and saved, and when training ends
-FREE_GROUPS = {
-    "name", "mode", "evaluate", "preview", "generate", "objective", "provenance", "callbacks", "overwrite", "lr_find",
-}  # fmt: skip
+FREE_GROUPS = {"name", "mode", "evaluate", "preview", "generate", "objective", "provenance", "callbacks", "overwrite",
+               "lr_find"}  # fmt: skip
 FREE_FIELDS = {
     "max_steps", "num_train_epochs", "report_to", "run_name", "resume_from_checkpoint", "check_memory", "disable_tqdm",
     "push_to_hub", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size",
@@ -206,9 +205,8 @@ def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig)
     One checkpoint more than are kept is there at once, since an old one goes when the new one is whole.
     """
     weights, checkpoint = checkpoint_bytes(model, arguments)
-    number = 0
-    if arguments.save_strategy != SaveStrategy.NO:
-        number = max((arguments.save_total_limit or 1) + 1 - len(newest_first(folder)), 0)
+    most = 0 if arguments.save_strategy == SaveStrategy.NO else (arguments.save_total_limit or 1) + 1
+    number = max(most - len(newest_first(folder)), 0)
     need, free = weights + number * checkpoint, shutil.disk_usage(folder).free
     if need > free:
         raise ConfigError(
