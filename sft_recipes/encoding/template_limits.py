@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -87,7 +88,7 @@ class TemplateLimits:
     def watch(self) -> None:
         """Raises in every thread that is over a limit."""
         while True:
-            time.sleep(SECONDS / 100)
+            sleep(SECONDS / 100)  # as it was imported: a program may have replaced time.sleep
             with self.lock:
                 for thread, (start, size) in list(self.under_way.items()):
                     spent = processor_seconds(thread) - start

@@ -28,6 +28,8 @@ PRIVATE_NAMES = {
         "hydra._internal": "as above: composing would run what a recipe names",
         "_parse_overrides_and_create_caching_repo": "the search path that Hydra itself will use",
     },
+    "data/token_rows.py": {"_indices": "whether a dataset's columns stand in the order of its table"},
+    "encoding/conversation_shapes.py": {"_replace": "what Python's named tuples have, under this name in its docs"},
     "data/sources.py": {"_fingerprint": "the identity of a dataset's rows"},
     "modeling/packed_attention.py": {
         "_attn_implementation": "the attention in force",

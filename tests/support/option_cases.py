@@ -146,7 +146,6 @@ trainer.optim_target_modules=[q_prj]
 trainer.optim=lomo
 trainer.optim=adalomo
 trainer.optim=grokadamw
-trainer.optim=stable_adamw
 trainer.optim=schedule_free_adamw
 trainer.optim=adamw_torch_8bit
 trainer.optim=adamw_anyprecision trainer.optim_args='"use_kahan_summation=True"'

@@ -1,10 +1,11 @@
 """Sweeps in a process of their own."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 from support.commands import SHORT_ROWS_RUN
-from support.processes import Command
 
 
 def spawn_sweep(where: Path, callback: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -12,4 +13,6 @@ def spawn_sweep(where: Path, callback: str, *arguments: str, **environment: str)
     (where / "swept.py").write_text(callback)
     (where / "rows.jsonl").write_text('{"instruction": "Name one.", "output": "It is one."}\n' * 4)
     typed = ["-m", *SHORT_ROWS_RUN, "callbacks=[swept.Callback]", "hydra.sweep.dir=sweep", *arguments]
-    return Command(where, *typed, **environment).wait()
+    # no child of a fork server, in which Hydra does not find the sweepers that an earlier test has imported
+    command = [sys.executable, "-m", "sft_recipes", *typed]
+    return subprocess.run(command, cwd=where, env=os.environ | environment, capture_output=True, text=True)
