@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy, sort_checkpoints
 from trl import SFTConfig
 
-from sft_recipes.config.nested_values import as_mapping, get_path, iterate_leaves
+from sft_recipes.config.nested_values import as_mapping, get_number, get_path, iterate_leaves
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import hash_file, stack_versions
 from sft_recipes.errors import ConfigError, one_line, plural
@@ -77,8 +77,12 @@ def is_finished(folder: Path, config: Config) -> bool:
         return False
     checkpoints = newest_first(folder)  # supervision.json may be of a resume that was refused
     saved = read_json([*checkpoints, folder][0] / MANIFEST).get("run") or read_json(folder / "supervision.json")
-    before, now = (values.get("trainer", {}) for values in (saved.get("config", {}), config.composed))
-    return not checkpoints or all(before.get(field) == now.get(field) for field in ("max_steps", "num_train_epochs"))
+    (steps_then, epochs_then), (steps, epochs) = (
+        [get_number(values, f"trainer.{key}") or 0 for key in ("max_steps", "num_train_epochs")]
+        for values in (saved.get("config", {}), config.composed)
+    )
+    made = get_number(metrics, "steps") or 0
+    return not checkpoints or 0 < steps <= made or (steps == steps_then and epochs <= epochs_then)
 
 
 def check_unfinished(folder: Path, config: Config) -> None:
@@ -117,9 +121,8 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
         )
     if checkpoint is None:
         log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
-    versions = stack_versions()
-    pairs = ((name, was, versions.get(name)) for name, was in manifest["versions"].items())
-    others = [f"{name} {version} (was {was})" for name, was, version in pairs if version != was]
+    was, has = manifest["versions"], stack_versions()
+    others = [f"{name} {has.get(name)} (was {was[name]})" for name in was if has.get(name) != was[name]]
     if others:
         log.warning("The checkpoint was written by other versions, so the weights may differ in their last bits: %s.",
                     ", ".join(others))  # fmt: skip
@@ -149,8 +152,7 @@ def find_damage(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
-        manifest = read_json(checkpoint / MANIFEST)
-        if not manifest:
+        if not (manifest := read_json(checkpoint / MANIFEST)):
             return f"it has no {MANIFEST}, so it was not written whole"
         files, run = manifest["files"], manifest["run"]
         _ = manifest["versions"].items(), run["config"].items(), run["rows"], run["processes"]  # what a resume reads
@@ -200,11 +202,9 @@ def best_checkpoint(folder: Path, state: TrainerState) -> str | None:
 
 
 def check_disk_space(folder: Path, model: torch.nn.Module, arguments: SFTConfig) -> None:
-    """Raises ConfigError where checkpoints and the model would not fit on the disk, before training starts.
-
-    One checkpoint more than are kept is there at once, since an old one goes when the new one is whole.
-    """
+    """Raises ConfigError where checkpoints and the model would not fit on the disk, before training starts."""
     weights, checkpoint = checkpoint_bytes(model, arguments)
+    # one more than are kept is there at once, since an old one goes when the new one is whole
     most = 0 if arguments.save_strategy == SaveStrategy.NO else (arguments.save_total_limit or 1) + 1
     number = max(most - len(newest_first(folder)), 0)
     need, free = weights + number * checkpoint, shutil.disk_usage(folder).free

@@ -125,6 +125,8 @@ def test_a_run_that_was_stopped_before_its_report_gets_it_and_is_not_trained_aga
     assert command("resume", "run")[0] == 0
     assert Path("run/report.html").is_file() and Path("run/report.md").read_text() == report
     assert Path("run/model/adapter_model.safetensors").stat().st_mtime_ns == weights
+    code, _, said = command("resume", "run", "trainer.max_steps=1")  # fewer than it has made
+    assert code == 2 and "is finished" in said and Path("run/report.md").read_text() == report
     for checkpoint in Path("run").glob("checkpoint-*"):  # without one, more steps would be those of another model
         shutil.rmtree(checkpoint)
     for more in ([], ["trainer.max_steps=9"]):
