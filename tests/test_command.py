@@ -130,6 +130,11 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
     assert command("+recipe=tiny", typed) == (2, "", f"{line}\n")
 
 
+def test_a_mistyped_source_is_refused(command):
+    code, _, said = command("+recipe=tiny", "data.tny.share=0.3")
+    assert (code, said.splitlines()[-1]) == (2, "data.tny is no source of this run. Did you mean tiny?")
+
+
 @pytest.mark.parametrize(
     ("typed", "line"),
     [

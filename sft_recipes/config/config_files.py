@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder
 from sft_recipes.config.nested_values import as_mapping, iterate_leaves
 from sft_recipes.config.secrets import check_no_secrets
-from sft_recipes.errors import ConfigError
+from sft_recipes.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 TRUST_FLAG = "--trust-recipe"
@@ -110,7 +110,7 @@ def check_choices(composed: DictConfig, hydra: HydraConf, loader: ConfigLoaderIm
 
     Raises ConfigError where two choices bring one source, and where a source that overrides have made has the name of
     one of ours: who types data.file.data_files=my.jsonl without data=file means to train on that, not on the recipe's
-    data as well.
+    data as well. So for one without rows, whose name is then a mistyped one.
     """
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     values = {override.key_or_group: override.value() for override in parsed}
@@ -131,6 +131,9 @@ def check_choices(composed: DictConfig, hydra: HydraConf, loader: ConfigLoaderIm
                     f"data.{name} would be added to data={','.join(chosen)}. Write data={name} to train on it alone, "
                     f"or 'data=[{','.join([*chosen, name])}]' to train on both."
                 )
+            if not data[name].get("path") and not data[name].get("data_files"):
+                others = [other for other, value in data.items() if isinstance(value, dict) and other != name]
+                raise ConfigError(f"data.{name} is no source of this run.{did_you_mean(name, others)}")
             log.info("data.%s is trained on beside data=%s.", name, ",".join(chosen))
     for file in files:
         group, _, name = file.path.partition("/")
