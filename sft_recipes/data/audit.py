@@ -15,7 +15,7 @@ from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_ISSUES, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths, take_rows
-from sft_recipes.encoding.encoder import Encoder, iterate_strings
+from sft_recipes.encoding.encoder import Encoder, list_strings
 from sft_recipes.encoding.rendering import remove_markers
 from sft_recipes.errors import ConfigError, DataError, plural
 
@@ -200,7 +200,7 @@ def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversat
     template = remove_markers(encoder.chat_template) if "strftime_now" in template else template
     trained, served, first = [], [], []
     for conversation in conversations:
-        if "text" in conversation or any(map(encoder.has_typed_token, iterate_strings(conversation))):
+        if "text" in conversation or any(map(encoder.has_typed_token, list_strings(conversation))):
             continue
         messages = [
             {key: value for key, value in message.items() if key not in ("train", "train_detail")}

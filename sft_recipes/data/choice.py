@@ -9,7 +9,7 @@ from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.curation.leaks import hold_out_groups
 from sft_recipes.data.curate_sources import Rows, read_words
-from sft_recipes.encoding.encoder import iterate_strings
+from sft_recipes.encoding.encoder import list_strings
 from sft_recipes.errors import ConfigError, plural
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,6 @@ def hold_out(
 def draw_by_length(rows: Rows, chosen: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Places within `chosen`, one drawn from each of `number` equal parts of the rows sorted by their characters."""
     random = np.random.default_rng(seed)
-    length = np.array([sum(map(len, iterate_strings(row))) for _, row, _ in rows.records(chosen)])
+    length = np.array([sum(map(len, list_strings(row))) for _, row, _ in rows.records(chosen)])
     order = np.lexsort((random.permutation(len(chosen)), length))
     return np.sort([random.choice(part) for part in np.array_split(order, number)]) if number else np.zeros(0, int)

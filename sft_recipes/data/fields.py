@@ -88,8 +88,11 @@ class RowFields:
         system prompt, a tool, a call, a thought stand where the template has its place for them."""
         for column in self.said:
             value = row.get(column)
-            for item in value if isinstance(value, list) else [value] if value else []:
-                yield from said_by(item, column)
+            if isinstance(value, str):  # as most are
+                yield column, value, True
+            else:
+                for item in value if isinstance(value, list) else [value] if value else []:
+                    yield from said_by(item, column)
         yield from ((column, row[column], False) for column in self.system if row.get(column))
         for column in self.tools:
             for tool in read_json(row.get(column) or [], column):

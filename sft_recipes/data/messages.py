@@ -182,7 +182,7 @@ def refuse_media(values: Mapping[str, Any], field: str = "") -> None:
 
 def has_value(value: Any) -> bool:
     """Whether a key says anything: not null, and not an empty text, list or mapping."""
-    return value is not None and not (isinstance(value, str | list | dict) and not value)
+    return bool(value) or not (value is None or isinstance(value, (str, list, dict)))
 
 
 def drop_nulls(value: Any) -> Any:
@@ -193,8 +193,10 @@ def drop_nulls(value: Any) -> Any:
     """
     if isinstance(value, str):  # as most are, and to be told from a Mapping takes longer
         return value
-    if isinstance(value, dict | Mapping):
-        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (dict, Mapping)):
+        return {
+            key: item if isinstance(item, str) else drop_nulls(item) for key, item in value.items() if item is not None
+        }
     return [drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 

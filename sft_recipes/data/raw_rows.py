@@ -13,7 +13,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from sft_recipes.data.messages import ArrowRow
 from sft_recipes.data.reading import MOST_COLUMNS, ROW_CHARACTERS, Fault, Row
-from sft_recipes.encoding.encoder import iterate_strings
+from sft_recipes.encoding.encoder import list_strings
 
 MEMORY_BYTES = 1 << 22  # of one source's rows, beyond which they lie in a file that ends with the process
 BATCH_ROWS = 1000  # that are taken out of Arrow at once
@@ -78,6 +78,6 @@ def arrow_row(values: Mapping[str, Any]) -> Row:
     """A row of `datasets`; a fault where it is larger than that of a file may be."""
     if len(values) > MOST_COLUMNS:
         return Fault(f"{len(values):,} fields are more than the {MOST_COLUMNS:,} of a row")
-    if (size := sum(map(len, iterate_strings(values)))) > ROW_CHARACTERS:
+    if (size := sum(map(len, list_strings(values)))) > ROW_CHARACTERS:
         return Fault(f"{size:,} characters are more than the {ROW_CHARACTERS:,} of a row")
     return ArrowRow(values)
