@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
 
 from sft_recipes.config.run_folder import own_folder
 from sft_recipes.config.schema import Config
@@ -82,75 +83,56 @@ def run_training(config: Config, folder: Path) -> Run:
         torch.cuda.reset_peak_memory_stats()  # a sweep's jobs run in one process
     checkpoints.check_unfinished(folder, config)
     setup = set_up_run(config, folder)
-    arguments, encoder, inputs = setup.arguments, setup.encoder, setup.eval_inputs
-    sharded = is_sharded(arguments)
-    objective = resolve_objective(config.objective, measured_metrics(inputs, training=True))
+    objective = resolve_objective(config.objective, measured_metrics(setup.eval_inputs, training=True))
     audit = collect_audit(setup)
     digest = digest_rows(setup.data.train) if setup.stream else audit["digest"]
-    run = checkpoints.describe_run(config, digest, arguments.world_size)
+    run = checkpoints.describe_run(config, digest, setup.arguments.world_size)
     # before a file is written: a refused resume changes none
-    checkpoint = checkpoints.find_resumable(folder, arguments.resume_from_checkpoint, run)
+    checkpoint = checkpoints.find_resumable(folder, setup.arguments.resume_from_checkpoint, run)
     write_audit(setup, folder, audit)
-    stop = StopAtShare(config.trainer.stop_at or 1)
+    stop, monitor = StopAtShare(config.trainer.stop_at or 1), LossMonitor()
     setup.callbacks.append(stop)
-    with explained_out_of_memory(setup, lambda: "while the base was loaded and measured"):
-        trainer = start_trainer(setup, run)
-        checkpoints.check_disk_space(folder, trainer.model, arguments)
-        add_sample_answers(trainer, encoder, inputs, folder / "samples.jsonl")
-        log.info(run_metadata.training_summary(trainer, setup.data.audit))
-        monitor, before = LossMonitor(), {}
-        if sharded:
-            kept = (folder, bool(checkpoint))
-            trainer.start_actions.append(partial(measure_before, trainer, setup, monitor, before, *kept))
-        else:
-            measure_before(trainer, setup, monitor, before)
-        trainer.add_callback(monitor)
+    trainer, before = start_measured(setup, run, monitor, bool(checkpoint))
     training_now = explained_out_of_memory(setup, lambda: f"in training step {trainer.state.global_step + 1}")
     with logging_redirect_tqdm(), training_now:
         result = trainer.train(checkpoint and str(checkpoint))
-    clock = time.monotonic() - before.pop("seconds")
-    with explained_out_of_memory(setup, lambda: "while the tuned model was measured"):
-        after = measure_model(trainer.model, encoder, inputs, trainer.held_out_now())
-    measuring = time.monotonic() - clock
-    if measuring > (seconds := result.metrics["train_runtime"]):
-        took = f"Measuring base and tuned took {format_duration(measuring)}, training {format_duration(seconds)}."
-        log.info("%s Fewer evaluate.rows or evaluate.max_new_tokens take less.", took)
-    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    on_the_way = sum(entry.get("eval_runtime", 0) for entry in trainer.state.log_history)
-    if "held_out" in after and (arguments.load_best_model_at_end or evaluated[-1:] != [result.global_step]):
-        trainer.report_evaluation(flatten_loss(after["held_out"]))
-    compared, answers = compare_measurements(before, after, inputs)
-    metrics = {"name": config.name, "mode": "train", "command": config.command, "started": started}
-    metrics |= {"environment": run_metadata.describe_environment()}
-    metrics |= {"train_loss": result.training_loss, "steps": result.global_step}
-    metrics |= compared | run_metadata.training_cost(trainer, result) | {"evaluation_seconds": measuring + on_the_way}
-    metrics["choices"] = describe_choices(trainer)
-    metrics |= {"padding": 0.0 if trainer.padding_free else audit["padding"]}
-    metrics |= {"warnings": monitor.warnings, "history": trainer.state.log_history}
-    metrics |= setup.template_date
-    metrics |= {"stopped_at": stop.share} if stop.stopped else {}
+    compared, answers = measure_after(trainer, setup, before, result)
+    metrics = {
+        "name": config.name, "mode": "train", "command": config.command, "started": started,
+        "environment": run_metadata.describe_environment(),
+        "train_loss": result.training_loss, "steps": result.global_step,
+        **compared, **run_metadata.training_cost(trainer, result),
+        "choices": describe_choices(trainer), "padding": 0.0 if trainer.padding_free else audit["padding"],
+        "warnings": monitor.warnings, "history": trainer.state.log_history, **setup.template_date,
+        **({"stopped_at": stop.share} if stop.stopped else {}),
+    }  # fmt: skip
     with checkpoints.explained_write_errors(folder, "The model"):
-        loading = save_model(trainer, folder / "model", encoder, trainer.initial_adapter)
+        metrics["loading"] = save_model(trainer, folder / "model", setup.encoder, trainer.initial_adapter)
     if trainer.is_world_process_zero():
-        metrics["loading"] = loading
-        if setup.stream:
-            audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}
-            write_json(folder / "supervision.json", audit)
-        if config.evaluate.weight_change and not sharded:
-            metrics["weight_change"] = relative_change(trainer.model, partial(load_untrained_base, setup))
-        if config.evaluate.judge and answers:
-            metrics["judge"] = run_judge(answers, config.evaluate.judge)
-        with checkpoints.explained_write_errors(folder, "The results"):
-            write_jsonl(folder / "answers.jsonl", answers)
-            write_json(folder / "metrics.json", metrics)  # from here on the run is finished but for its report
-            table = write_report(folder)
-        print(table)
-        if config.trainer.fields.get("push_to_hub"):
-            push_or_tell(folder / "model", config.name, arguments)
+        write_results(trainer, setup, audit, metrics, answers)
     if config.smoke:
         log.info(run_metadata.smoke_result(metrics, answers))
     check_objective(objective, metrics)
     return Run(folder, metrics, objective, trainer.model, setup.tokenizer)
+
+
+def start_measured(
+    setup: RunSetup, run: Mapping[str, Any], monitor: LossMonitor, resumed: bool
+) -> tuple[SupervisedTrainer, dict[str, Any]]:
+    """The trainer, and what the untrained model is measured at: a sharded one is when its training begins."""
+    before = {}
+    with explained_out_of_memory(setup, lambda: "while the base was loaded and measured"):
+        trainer = start_trainer(setup, run)
+        checkpoints.check_disk_space(setup.folder, trainer.model, setup.arguments)
+        add_sample_answers(trainer, setup.encoder, setup.eval_inputs, setup.folder / "samples.jsonl")
+        log.info(run_metadata.training_summary(trainer, setup.data.audit))
+        measure = partial(measure_before, trainer, setup, monitor, before)
+        if is_sharded(setup.arguments):
+            trainer.start_actions.append(partial(measure, setup.folder, resumed))
+        else:
+            measure()
+        trainer.add_callback(monitor)
+    return trainer, before
 
 
 def measure_before(
@@ -162,6 +144,50 @@ def measure_before(
     monitor.initial = before.get("held_out", {}).get("loss")
     before["seconds"] = time.monotonic() - clock
     trainer.earlier_seconds -= before["seconds"] if of_shards else 0  # its training has begun
+
+
+def measure_after(
+    trainer: SupervisedTrainer, setup: RunSetup, before: dict[str, Any], result: TrainOutput
+) -> tuple[dict[str, Any], list[dict]]:
+    """What base and tuned are measured at, beside each other, and their answers."""
+    clock = time.monotonic() - before.pop("seconds")
+    with explained_out_of_memory(setup, lambda: "while the tuned model was measured"):
+        after = measure_model(trainer.model, setup.encoder, setup.eval_inputs, trainer.held_out_now())
+    measuring = time.monotonic() - clock
+    if measuring > (seconds := result.metrics["train_runtime"]):
+        took = f"Measuring base and tuned took {format_duration(measuring)}, training {format_duration(seconds)}."
+        log.info("%s Fewer evaluate.rows or evaluate.max_new_tokens take less.", took)
+    history = trainer.state.log_history
+    evaluated = [entry["step"] for entry in history if "eval_loss" in entry]
+    on_the_way = sum(entry.get("eval_runtime", 0) for entry in history)
+    if "held_out" in after and (trainer.args.load_best_model_at_end or evaluated[-1:] != [result.global_step]):
+        trainer.report_evaluation(flatten_loss(after["held_out"]))
+    compared, answers = compare_measurements(before, after, setup.eval_inputs)
+    return compared | {"evaluation_seconds": measuring + on_the_way}, answers
+
+
+def write_results(
+    trainer: SupervisedTrainer, setup: RunSetup, audit: dict[str, Any], metrics: dict[str, Any], answers: list[dict]
+) -> None:
+    """Writes answers, metrics.json and the report, prints its table, and pushes the model where that is asked for.
+
+    The judge's verdicts and the change of the weights, which take the longest, come into the metrics here.
+    """
+    config, folder = setup.config, setup.folder
+    if setup.stream:
+        audit |= {"sources": setup.stream.audit, "digest": setup.stream.digest.record()}
+        write_json(folder / "supervision.json", audit)
+    if config.evaluate.weight_change and not is_sharded(setup.arguments):
+        metrics["weight_change"] = relative_change(trainer.model, partial(load_untrained_base, setup))
+    if config.evaluate.judge and answers:
+        metrics["judge"] = run_judge(answers, config.evaluate.judge)
+    with checkpoints.explained_write_errors(folder, "The results"):
+        write_jsonl(folder / "answers.jsonl", answers)
+        write_json(folder / "metrics.json", metrics)  # from here on the run is finished but for its report
+        table = write_report(folder)
+    print(table)
+    if config.trainer.fields.get("push_to_hub"):
+        push_or_tell(folder / "model", config.name, setup.arguments)
 
 
 @contextmanager

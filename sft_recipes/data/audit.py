@@ -15,8 +15,8 @@ from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_ISSUES, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths, take_rows
-from sft_recipes.encoding.encoder import Encoder, list_strings
-from sft_recipes.encoding.rendering import remove_markers
+from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.rendering import list_strings, remove_markers
 from sft_recipes.errors import ConfigError, DataError, plural
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
 from sft_recipes.curation.leaks import hold_out_groups
 from sft_recipes.data.curate_sources import Rows, read_words
-from sft_recipes.encoding.encoder import list_strings
+from sft_recipes.encoding.rendering import list_strings
 from sft_recipes.errors import ConfigError, plural
 
 log = logging.getLogger(__name__)

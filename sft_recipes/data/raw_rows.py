@@ -13,7 +13,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from sft_recipes.data.messages import ArrowRow
 from sft_recipes.data.reading import MOST_COLUMNS, ROW_CHARACTERS, Fault, Row
-from sft_recipes.encoding.encoder import list_strings
+from sft_recipes.encoding.rendering import list_strings
 
 MEMORY_BYTES = 1 << 22  # of one source's rows, beyond which they lie in a file that ends with the process
 BATCH_ROWS = 1000  # that are taken out of Arrow at once

@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from sft_recipes.encoding.answer_spans import describe_answers, has_thoughts
 from sft_recipes.encoding.conversation_shapes import ShapeCache
-from sft_recipes.encoding.rendering import render_template, special_tokens
+from sft_recipes.encoding.rendering import list_strings, render_template, special_tokens
 from sft_recipes.encoding.served_contexts import Row, choose_answers, cut_row, do_markers_suffice, render_rows
 from sft_recipes.encoding.tokenizer_backend import TOKEN_END, TOKEN_START, encode_batch, without_dummy_prefix
 from sft_recipes.errors import ConfigError, DataError
@@ -238,16 +238,3 @@ def join_pieces(rows: list[list[Piece]], ids: list[list[int]]) -> dict[str, list
     columns = {"input_ids": flat, "labels": np.where(np.repeat(supervised, lengths), flat, np.int32(IGNORE_INDEX))}
     ends = np.concatenate([[0], lengths.cumsum()])[np.cumsum([0, *map(len, rows)])].tolist()
     return {key: [all_rows[start:end] for start, end in pairwise(ends)] for key, all_rows in columns.items()}
-
-
-def list_strings(value: Any) -> list[str]:
-    """Every string in a nest of mappings and lists, those of an inner level behind those of an outer one."""
-    rest, found = [value], []
-    for item in rest:  # which grows meanwhile: a generator that calls itself takes four times as long
-        if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, (list, tuple)):
-            rest += item
-        elif isinstance(item, (dict, Mapping)):  # in this order: Mapping takes ten times as long as dict
-            rest += item.values()
-    return found
