@@ -54,6 +54,7 @@ PRIVATE_NAMES = {
     "training/activation_memory.py": {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
         "torch.utils._python_dispatch": "TorchDispatchMode, as above",
+        "_reparametrize_module": "functional_call's own, for the backward pass, too",
         "_CHUNKED_LOGPROB_CHUNK_SIZE": "the tokens that TRL's LM head takes at once on a CPU",
         "_forward_tile": "the GPU kernel of TRL's LM head, which takes no fake tensors",
         "_backward_tile": "as _forward_tile",

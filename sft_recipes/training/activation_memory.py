@@ -15,6 +15,7 @@ from unittest.mock import DEFAULT, patch
 import torch
 from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.trainer import utils
@@ -64,10 +65,11 @@ def step_bytes(step: StepShape, layers: int) -> tuple[int, int]:
         model = build_meta_model(step, layers)
     vocabulary = step.model_config.get_text_config().vocab_size
     with FakeTensorMode(allow_non_fake_inputs=True), lm_head_of_device(step.gpu, vocabulary):
-        make_fake_tensors(model)
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        fakes = {name: torch.empty_like(one, device="cpu", requires_grad=one.requires_grad) for name, one in tensors}
         size = (1, step.rows * step.length) if step.packing else (step.rows, step.length)
         ids = torch.zeros(size, dtype=torch.long)
-        with LiveBytes([*model.parameters(), *model.buffers(), ids]) as live:
+        with _reparametrize_module(model, fakes, tie_weights=True), LiveBytes([*fakes.values(), ids]) as live:
             for _ in range(min(2, step.accumulation_steps)):
                 live.peak = live.now
                 with torch.autocast("cpu", torch.bfloat16, enabled=step.gpu):
@@ -110,20 +112,6 @@ def shorten_config(shape: PretrainedConfig, layers: int) -> PretrainedConfig:
             setattr(text, name, value[:layers])
     text.num_hidden_layers = layers
     return shape
-
-
-def make_fake_tensors(model: torch.nn.Module) -> None:
-    """Replaces every parameter and buffer of a model on the meta device by a fake tensor on the CPU; ties remain."""
-    fakes: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
-        for name, meta in own.items():
-            if id(meta) not in fakes:
-                fake = torch.empty(meta.shape, dtype=meta.dtype, device="cpu")
-                is_parameter = isinstance(meta, torch.nn.Parameter)
-                fakes[id(meta)] = torch.nn.Parameter(fake, meta.requires_grad) if is_parameter else fake
-            setattr(module, name, fakes[id(meta)])
 
 
 class LiveBytes(TorchDispatchMode):
