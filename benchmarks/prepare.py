@@ -22,7 +22,7 @@ from sft_recipes.config.schema import from_hydra
 from sft_recipes.data import prepare
 from sft_recipes.data.formatters import Conversation, alpaca, sharegpt
 from sft_recipes.data.packing import pack_rows
-from sft_recipes.data.prepare import prepare_data
+from sft_recipes.data.prepare import check_sources, encode_sources
 from sft_recipes.data.raw_rows import ArrowRows
 from sft_recipes.data.token_rows import count_tokens
 from sft_recipes.encoding.chat_template import prepare_tokenizer
@@ -98,7 +98,7 @@ def ours(sources: dict[str, Dataset], folder: Path, tokenizer: PreTrainedTokeniz
     rest |= {"curation": {"leaks": None, "near_duplicates": None}}  # which TRL does not look for
     with patch.object(prepare, "load_rows", lambda where, *_: ArrowRows(sources[where.removeprefix("data.")])):
         config = from_hydra(OmegaConf.create(rest | {"data": entries, "evaluate": {}}))
-        rows = prepare_data(config, Encoder(tokenizer, template), MAX_LENGTH).train
+        rows = check_sources(config, encode_sources(config, Encoder(tokenizer, template)), MAX_LENGTH).train
     return pack_rows(rows, MAX_LENGTH, config.seed)
 
 

@@ -7,7 +7,7 @@ import pytest
 from make_dirty_rows import make_rows
 
 from sft_recipes.curate import curate
-from sft_recipes.data.prepare import prepare_data
+from sft_recipes.data.prepare import load_data
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.modeling.loading import load_tokenizer
@@ -63,7 +63,7 @@ def test_a_run_reads_what_was_kept(dirty, tmp_path):
     curate(file_config(dirty[1], "curation=strict"), tmp_path)
     config = file_config(str(tmp_path / "curated.jsonl"), "data.held_out=20")
     tokenizer, template, _ = load_tokenizer(config.model)
-    audit = prepare_data(config, Encoder(tokenizer, template), 1024).audit["file"]
+    audit = load_data(config, Encoder(tokenizer, template), 1024).audit["file"]
     assert (audit["rows"], audit["held_out"]) == (180, 20)
     assert audit["problems"].keys() <= {"leak"}  # every field is read; a few of the made rows share half a passage
 
@@ -71,7 +71,7 @@ def test_a_run_reads_what_was_kept(dirty, tmp_path):
 def test_a_run_removes_rows_before_it_encodes_them_and_counts_them(dirty):
     config = file_config(dirty[1], "curation=strict", "data.held_out=0")
     tokenizer, template, _ = load_tokenizer(config.model)
-    data = prepare_data(config, Encoder(tokenizer, template), 1024)
+    data = load_data(config, Encoder(tokenizer, template), 1024)
     assert len(data.train) == 200
     counted = data.audit["file"]["problems"]["curation_near_duplicate_rows"]
     assert (counted["rows"], counted["policy"]) == (200, "drop")
@@ -80,7 +80,7 @@ def test_a_run_removes_rows_before_it_encodes_them_and_counts_them(dirty):
 def test_a_run_that_removes_nothing_counts_and_its_report_has_the_section(dirty, tmp_path, monkeypatch):
     config = file_config(dirty[1], "curation=report", "data.held_out=0")
     tokenizer, template, _ = load_tokenizer(config.model)
-    data = prepare_data(config, Encoder(tokenizer, template), 1024)
+    data = load_data(config, Encoder(tokenizer, template), 1024)
     assert len(data.train) == 412 and data.curation["findings"]["near_duplicate_rows"]["rows"] == 200
     write_json(tmp_path / "metrics.json", {"name": "mine"})
     write_json(tmp_path / "supervision.json", {"sources": data.audit, "curation": data.curation})
@@ -88,7 +88,7 @@ def test_a_run_that_removes_nothing_counts_and_its_report_has_the_section(dirty,
     section = (tmp_path / "report.md").read_text().partition("## Curation\n")[2]
     assert "Of 412 rows 0 were removed" in section and "| near duplicate rows         | 200  | 0       |" in section
     monkeypatch.setattr("sft_recipes.data.curate_sources.COUNTED_ROWS", 411)
-    assert prepare_data(config, Encoder(tokenizer, template), 1024).curation is None  # too many to wait for
+    assert load_data(config, Encoder(tokenizer, template), 1024).curation is None  # too many to wait for
 
 
 def test_the_best_rows_are_spread_over_types_of_task(tmp_path):
@@ -142,7 +142,7 @@ def test_parquet_is_written_when_asked_for_and_read_back(dirty, tmp_path):
     curate(file_config(dirty[1], "curation=strict", "curation.output=parquet"), tmp_path)
     config = file_config(str(tmp_path / "curated.parquet"), "data.held_out=0", "curation=none")
     tokenizer, template, _ = load_tokenizer(config.model)
-    assert len(prepare_data(config, Encoder(tokenizer, template), 1024).train) == 200
+    assert len(load_data(config, Encoder(tokenizer, template), 1024).train) == 200
 
 
 def test_the_report_shows_lengths_as_a_picture_and_verbs_with_their_objects(dirty, tmp_path):

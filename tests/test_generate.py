@@ -10,7 +10,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from sft_recipes.config.endpoint_options import EndpointOptions
-from sft_recipes.data.prepare import prepare_data
+from sft_recipes.data.prepare import load_data
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
 from sft_recipes.generate import generate
@@ -225,7 +225,7 @@ def test_replay_is_text_of_the_model_s_own_and_a_run_reads_it(tmp_path):
     assert sum(bool(re.search(r"[A-Z]\w+( \w+)+[.?]", text)) for text in texts) >= 4  # sentences, of the little world
     config = composed("model=tiny", "data=file", f"data.file.data_files={tmp_path}/made.jsonl", "data.held_out=0")
     tokenizer, template, _ = load_tokenizer(config.model)
-    assert len(prepare_data(config, Encoder(tokenizer, template), 256).train) == 6
+    assert len(load_data(config, Encoder(tokenizer, template), 256).train) == 6
 
 
 def test_the_config_s_model_stops_at_its_template_s_stop_token_and_at_no_letter():

@@ -45,63 +45,70 @@ PARITY_ROWS = 50  # rows a source whose prompts are compared with what serving w
 
 
 def load_data(config: Config, encoder: Encoder, max_length: int | None, packing: bool = False) -> TrainingData:
-    """What `prepare_data` gives, mixed, where it is asked for packed, and digested.
+    """All rows that can be trained on, source after source, mixed, where it is asked for packed, and digested; those
+    that are held out; and the audit of both.
 
-    Runs and jobs that share rows encode them once, those that share the mixture mix it once; and so do the processes of
-    one node.
+    Runs and jobs that share rows encode them once, those that share what is done with them then do that once; and so do
+    the processes of one node. Raises DataError, naming source, row and field, for rows that cannot be trained on, and
+    ConfigError where the saved tokenizer would serve another prompt than the one trained on.
     """
 
     def find_or_make() -> TrainingData:
-        key = cache_key(config, encoder, max_length)
+        key = cache_key(config, encoder)
         if key is None:
             return finish(encode())
-        mixture = [asdict(config.mix), [source.share for source in config.sources.values()], packing]
-        return cached(hash_values([key, *mixture]), lambda: finish(cached(key, encode, logging.DEBUG)))
+        shares = [source.share for source in config.sources.values()]
+        later = [max_length, config.data.max_length_policy, asdict(config.data_checks), asdict(config.mix), shares]
+        return cached(hash_values([key, *later, packing]), lambda: finish(cached(key, encode, logging.DEBUG)))
 
     def encode() -> TrainingData:
-        return prepare_data(config, encoder, max_length)
+        return encode_sources(config, encoder)
 
     def finish(data: TrainingData) -> TrainingData:
-        data = mix_rows(config, data)
+        data = mix_rows(config, check_sources(config, data, max_length))
         packed = pack_rows(data.train, max_length, config.seed) if packing and len(data.train) else None
         return replace(data, packed=packed, digest=digest_rows(packed or data.train))
 
     return first_of_node(find_or_make) if config.data.cache and cache_root() else finish(encode())
 
 
-def prepare_data(config: Config, encoder: Encoder, max_length: int | None) -> TrainingData:
-    """All rows that can be trained on, source after source, those that are held out, and the audit of both.
-
-    Raises DataError, naming source, row and field, for rows that cannot be trained on, and ConfigError where the saved
-    tokenizer would serve another prompt than the one trained on.
-    """
-    long_rows = "keep" if config.smoke else config.data.max_length_policy
+def encode_sources(config: Config, encoder: Encoder) -> TrainingData:
+    """All rows as token ids, of whatever length, with the issues that each has by itself."""
     opened = {name: open_source(name, config) for name in config.sources}
     opened, removed, curation = remove_rows(config, opened, partial(count_text, encoder.tokenizer))
     is_leak = find_source_leaks(config, opened.values())
     parts = {name: read_source(name, config, encoder, rows, is_leak) for name, rows in opened.items()}
-    held_out = concatenate_datasets([part.held_out for part in parts.values()])
-    out, seen, train, left_out = row_hashes(held_out), set(), [], []
     for name, part in parts.items():
-        rows, kept, issues = check_rows(name, part.train, config, max_length, long_rows, out, seen)
+        part.audit["problems"] |= removed[name]
+    return TrainingData(
+        concatenate_datasets([part.train for part in parts.values()]),
+        concatenate_datasets([part.held_out for part in parts.values()]),
+        [question for part in parts.values() for question in part.questions],
+        {name: part.audit for name, part in parts.items()},
+        curation=curation,
+        examples=[example for part in parts.values() for example in part.examples],
+    )
+
+
+def check_sources(config: Config, data: TrainingData, max_length: int | None) -> TrainingData:
+    """The rows that the policies for issues and lengths keep, the others in `left_out`, all of them in the audit."""
+    long_rows = "keep" if config.smoke else config.data.max_length_policy
+    out, seen, train, left_out = row_hashes(data.held_out), set(), [], []
+    ends = np.searchsorted(flat_values(data.train, "source"), range(len(data.audit) + 1))
+    for (name, audit), start, end in zip(data.audit.items(), ends[:-1], ends[1:], strict=True):
+        part = data.train.select(range(start, end))
+        rows, kept, issues = check_rows(name, part, config, max_length, long_rows, out, seen)
         gone = np.isin(flat_values(rows, "row"), flat_values(kept, "row"), invert=True)
         left_out.append(take_rows(rows.remove_columns("fields"), np.flatnonzero(gone)))
-        part.audit["problems"] |= removed[name]
-        count_rows(part.audit, name, kept, issues)
+        count_rows(audit, name, kept, issues)
         train.append(kept)
     if not any(map(len, train)) and any(source.split for source in config.sources.values()):
         raise DataError("data: no row is left to train on.")
-    held_out, cut = apply_max_length_policy("held_out", held_out, max_length, "keep" if long_rows == "keep" else "drop")
+    policy = "keep" if long_rows == "keep" else "drop"
+    held_out, cut = apply_max_length_policy("held_out", data.held_out, max_length, policy)
     log_issues("held_out", cut)
-    return TrainingData(
-        concatenate_datasets(train),
-        held_out,
-        [question for part in parts.values() for question in part.questions],
-        {name: part.audit for name, part in parts.items()},
-        concatenate_datasets(left_out),
-        curation,
-        [example for part in parts.values() for example in part.examples],
-    )
+    train, left_out = concatenate_datasets(train), concatenate_datasets(left_out)
+    return replace(data, train=train, held_out=held_out, left_out=left_out)
 
 
 def count_text(tokenizer: PreTrainedTokenizerFast, text: str) -> int:

@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 50 * 2**30  # of all entries; beyond them those go that were not used for the longest time
 ROOMS = ("config", "curation", "data", "encoding")  # whose code decides what rows become
 STARTED = time.time()  # a file of code that is newer may not be what this process has imported
-# What the rows do not depend on; of the model they know the tokenizer, which is looked at itself. Shares are applied to
-# prepared rows.
+# What encoded rows do not depend on; of the model they know the tokenizer, which is looked at itself. Policies and
+# shares are applied to encoded rows.
 IRRELEVANT_TO_ROWS = frozenset((
     "name", "model", "adapter", "trainer", "evaluate", "preview", "mode", "objective", "provenance", "callbacks",
-    "overwrite", "mix", "generate", "lr_find", "composed", "command",
+    "overwrite", "mix", "generate", "lr_find", "composed", "command", "data_checks",
 ))  # fmt: skip
 
 
@@ -186,24 +186,25 @@ def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
     return made if first else make()
 
 
-def cache_key(config: Config, encoder: Encoder, max_length: int | None) -> str | None:
+def cache_key(config: Config, encoder: Encoder) -> str | None:
     """A hash of all that encoding depends on: settings, template, tokenizer, the rows' versions, and code.
 
     None where no file holds the code that runs: that of a notebook, or edited since.
     """
     settings = {key: value for key, value in asdict(config).items() if key not in IRRELEVANT_TO_ROWS}
-    settings["data"].pop("cache")
+    del settings["data"]["cache"], settings["data"]["max_length_policy"]
     for source in settings["sources"].values():
         source.pop("share")
     tokenizer = encoder.tokenizer
     spoken = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
+    spoken += [encoder.chat_template, encoder.train_empty_thoughts]
     read = {f"data.{name}": source for name, source in config.sources.items()}
     read |= {where: asked_source(where, asked) for asked in config.curation.decontaminate
              if (where := f"curation.decontaminate={asked}")}  # fmt: skip
     code = hash_code(config, read.values())
     rows = {where: source_version(where, source) for where, source in read.items()}
     filters = {package: version(package) for package in ("py3langid", "rensa") if find_spec(package)}  # of the extra
-    parts = [settings, encoder.chat_template, *spoken, max_length, rows, code, stack_versions(), filters]
+    parts = [settings, *spoken, rows, code, stack_versions(), filters]
     return hash_values(parts) if code else None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sft_recipes.curation.leaks import LeakIndex, hold_out_groups
 from sft_recipes.curation.words import split_words
-from sft_recipes.data.prepare import prepare_data
+from sft_recipes.data.prepare import load_data
 from sft_recipes.data.streaming import load_stream
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
@@ -72,10 +72,10 @@ def test_a_training_twin_of_a_held_out_row_is_dropped_and_counted(tmp_path, enco
         write_jsonl(tmp_path / "test.jsonl", rows[:3]),
     )
     files = {"path": "json", "data_files": {"train": train, "test": test}, "held_out_split": "test"}
-    data = prepare_data(data_config("alpaca", mine=files), encoder, 1024)
+    data = load_data(data_config("alpaca", mine=files), encoder, 1024)
     assert data.audit["mine"]["problems"]["leak"] == {"rows": 3, "policy": "drop", "first": [37, 38, 39]}
     assert data.audit["mine"]["kept"] == 37
-    kept = prepare_data(data_config("alpaca", {"curation": {"leaks": None}}, mine=files), encoder, 1024)
+    kept = load_data(data_config("alpaca", {"curation": {"leaks": None}}, mine=files), encoder, 1024)
     assert kept.audit["mine"]["kept"] == 40
 
 
@@ -83,7 +83,7 @@ def test_copies_that_differ_by_a_space_are_on_one_side_of_the_split(tmp_path, en
     rows = rows_of_letters(60)
     copies = [row | {"output": row["output"].replace(" ", "  ", 1)} for row in rows]
     path = write_jsonl(tmp_path / "rows.jsonl", rows + copies)
-    data = prepare_data(data_config("alpaca", mine={"data_files": path}, held_out=20), encoder, 1024)
+    data = load_data(data_config("alpaca", mine={"data_files": path}, held_out=20), encoder, 1024)
     out = {row % 60 for row in data.held_out["row"]}
     assert len(data.held_out) == 20 and len(out) == 10
     assert not out & {row % 60 for row in data.train["row"]}
@@ -93,7 +93,7 @@ def test_copies_that_differ_by_a_space_are_on_one_side_of_the_split(tmp_path, en
 def test_rows_that_are_all_alike_cannot_be_held_out(tmp_path, encoder):
     path = write_jsonl(tmp_path / "rows.jsonl", rows_of_letters(1) * 30)
     with pytest.raises(ConfigError, match="data.mine: no 3 rows can be held out"):
-        prepare_data(data_config("alpaca", mine={"data_files": path}, held_out=3), encoder, 1024)
+        load_data(data_config("alpaca", mine={"data_files": path}, held_out=3), encoder, 1024)
 
 
 def test_rows_that_hold_a_benchmarks_question_are_dropped(tmp_path, encoder):
@@ -101,7 +101,7 @@ def test_rows_that_hold_a_benchmarks_question_are_dropped(tmp_path, encoder):
     (tmp_path / "bench.jsonl").write_text(json.dumps({"question": rows[4]["instruction"], "answer": "42"}) + "\n")
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     groups = {"curation": {"decontaminate": [str(tmp_path / "bench.jsonl")]}}
-    data = prepare_data(data_config("alpaca", groups, mine={"data_files": path}, held_out=0), encoder, 1024)
+    data = load_data(data_config("alpaca", groups, mine={"data_files": path}, held_out=0), encoder, 1024)
     assert data.audit["mine"]["problems"]["leak"] == {"rows": 1, "policy": "drop", "first": [4]}
 
 
@@ -116,7 +116,7 @@ def test_questions_of_a_dataset_are_read_of_the_split_that_is_named(tmp_path, en
     write_jsonl(tmp_path / "folder" / "train.jsonl", [{"question": rows[4]["instruction"], "answer": "42"}])
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     groups = {"curation": {"decontaminate": [named]}}
-    data = prepare_data(data_config("alpaca", groups, mine={"data_files": path}, held_out=0), encoder, 1024)
+    data = load_data(data_config("alpaca", groups, mine={"data_files": path}, held_out=0), encoder, 1024)
     assert data.audit["mine"]["problems"]["leak"]["first"] == [4]
 
 

@@ -156,7 +156,7 @@ def test_another_share_mixes_the_same_prepared_rows_again(mixed, monkeypatch, tm
     monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
     shares = [{"a": 0.5, "b": 0.5}, {"a": 0.25, "b": 0.75}]
     assert len(mixed({"a": 30, "b": 30}, shares[0], total=20).train) == 20
-    monkeypatch.setattr(prepare, "prepare_data", None)
+    monkeypatch.setattr(prepare, "encode_sources", None)
     data = mixed({"a": 30, "b": 30}, shares[1], total=20)
     assert [len(rows_of(data, index)) for index in range(2)] == [5, 15]
 

@@ -27,9 +27,9 @@ PACKED = {"input_ids", "labels", "seq_lengths"}
 @pytest.fixture
 def encoded(monkeypatch, tmp_path):
     """The cache in a folder of the test's own, and what is encoded from now on, a word each time."""
-    seen, make = [], prepare.prepare_data
+    seen, make = [], prepare.encode_sources
     monkeypatch.setenv("SFT_RECIPES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepare, "prepare_data", lambda *given: seen.append("encoded") or make(*given))
+    monkeypatch.setattr(prepare, "encode_sources", lambda *given: seen.append("encoded") or make(*given))
     return seen
 
 
@@ -75,10 +75,11 @@ def test_what_is_found_is_what_was_made_to_the_bit(tmp_path, path, encoder, enco
     [
         ({}, True),
         ({"trainer": {"learning_rate": 1.0}, "name": "other", "mix": {"total": 20}}, True),
+        ({"data_checks": {"duplicate": "drop"}}, True),
+        ({"max_length": 64}, True),
         ({"seed": 1}, False),
         ({"smoke": True}, False),
-        ({"data_checks": {"duplicate": "drop"}}, False),
-        ({"max_length": 64}, False),
+        ({"data_checks": {"empty_thought": "keep"}}, False),
         ({"template": "zephyr"}, False),
         ({"file": True}, False),
         ({"version": True}, False),
@@ -97,8 +98,17 @@ def test_rows_are_found_only_where_nothing_of_them_differs(
     keep = change.pop("cache", True)
     config = made_of(path, **change)
     config = replace(config, data=replace(config.data, cache=keep))
-    load_data(config, Encoder(*chat_tokenizer("tiny", template)[:2]), max_length)
+    thoughts = config.data_checks.empty_thought == "keep"
+    load_data(config, Encoder(*chat_tokenizer("tiny", template)[:2], thoughts), max_length)
     assert encoded == ["encoded"] * (1 if same else 2)
+
+
+def test_rows_that_were_refused_for_their_length_are_not_encoded_again(path, encoder, encoded):
+    config = made_of(path)
+    config = replace(config, data=replace(config.data, max_length_policy="auto"))
+    with pytest.raises(DataError, match="longer than trainer.max_length=128"):
+        load_data(config, encoder, 128)
+    assert len(load_data(config, encoder, 1024).train) == 39 and encoded == ["encoded"]
 
 
 @pytest.mark.parametrize("edited", ["my_rows/reading.py", "my_rows/words.py", "more_words.py"])
