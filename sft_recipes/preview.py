@@ -31,7 +31,6 @@ from sft_recipes.errors import is_first_process, plural, printable
 from sft_recipes.reporting.document import wrap_html
 from sft_recipes.reporting.run_report import audit_table
 from sft_recipes.training import memory
-from sft_recipes.training.choices import keep_activations_that_fit
 from sft_recipes.training.run_metadata import describe_time, measure_padding
 from sft_recipes.training.setup import RunSetup, open_run_folder, set_up_run
 
@@ -195,8 +194,6 @@ def describe_training(setup: RunSetup) -> str:
             f"{plural(steps, 'step')} an epoch of {plural(batch, 'row')}; {epochs:g} epoch{'s' * (epochs != 1)}."
         )
     step = memory.describe_step(setup.config, arguments, setup.longest, setup.new_token_ids)
-    if keep_activations_that_fit(setup.config, arguments, step):
-        step = replace(step, activation_checkpointing=False)
     estimate, available = memory.estimate_if_possible(step), memory.available_memory()
     if estimate is None:
         return "\n".join(lines)

@@ -32,9 +32,9 @@ from sft_recipes.reporting.text import format_duration
 from sft_recipes.training import checkpoints, run_metadata
 from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare
-from sft_recipes.training.choices import describe_choices, keep_activations_that_fit
+from sft_recipes.training.choices import describe_choices
 from sft_recipes.training.lr_finder import run_lr_range_test
-from sft_recipes.training.memory import check_memory, describe_out_of_memory, describe_step, is_sharded
+from sft_recipes.training.memory import describe_out_of_memory, describe_step, is_sharded
 from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
 from sft_recipes.training.trainer import (
     SupervisedTrainer,
@@ -220,14 +220,8 @@ def write_audit(setup: RunSetup, folder: Path, audit: dict[str, Any]) -> None:
 
 
 def start_trainer(setup: RunSetup, run: Mapping[str, Any] | None = None) -> SupervisedTrainer:
-    """The weights loaded and given to the trainer; raises ConfigError where the step would not fit into memory.
-
-    `run` describes the run in its checkpoints.
-    """
+    """The weights loaded and given to the trainer; `run` describes the run in its checkpoints."""
     config, arguments = setup.config, setup.arguments
-    step = describe_step(config, arguments, setup.longest, setup.new_token_ids)
-    if not keep_activations_that_fit(config, arguments, step) and config.trainer.check_memory:
-        check_memory(step)
     tokenizer, stops, new_token_ids = setup.tokenizer, setup.encoder.answers.stops, setup.new_token_ids
     model = load_model(config.model, setup.quantization, setup.peft is not None, tokenizer, stops, new_token_ids)
     peft = prepare_peft_config(setup.peft, model, new_token_ids, config.model.revision)

@@ -5,6 +5,7 @@ The attention is chosen in `trainer.select_attention`, when the model is on its 
 
 import logging
 from bisect import bisect_left
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.activation_memory import StepShape
 from sft_recipes.training.checkpoints import newest_first
-from sft_recipes.training.memory import available_memory, describe_step, estimate_memory, format_bytes
+from sft_recipes.training.memory import (
+    available_memory,
+    check_memory,
+    describe_step,
+    estimate_memory,
+    format_bytes,
+)
 
 log = logging.getLogger(__name__)
 ROOM = 0.8  # of the available memory: measured runs of benchmarks/memory.py are within 15 % of their estimates
@@ -58,31 +65,43 @@ def fits(step: StepShape) -> bool:
     return estimate.activations is not None and estimate.total <= ROOM * available_memory()
 
 
-def choose_batch_size(config: Config, arguments: SFTConfig, longest: int) -> None:
-    """Sets the most rows of a micro-batch that fit, and the accumulation steps that keep the effective batch.
+def choose_step(config: Config, arguments: SFTConfig, longest: int, new_token_ids: Sequence[int] = ()) -> None:
+    """Sets what the config leaves to the hardware, and raises ConfigError where the step would not fit into memory.
 
-    Fewer, larger micro-batches use a GPU better. Activations are kept where one row allows it. A run that is resumed
-    keeps the rows that it had, whose sums round as they did. Nothing is set unless
-    trainer.per_device_train_batch_size is auto.
+    Activations are kept where they fit, those of one row where rows are open, too; else they are computed again: a
+    third more time, the same numbers. The rows of a micro-batch are the most that fit, with the accumulation steps that
+    keep the effective batch, since fewer, larger ones use a GPU better. A run that is resumed keeps the rows that it
+    had, whose sums round as they did.
     """
-    if config.trainer.per_device_train_batch_size != "auto" or config.mode == "evaluate":
+    if config.mode == "evaluate":
         return
+    open_rows = config.trainer.per_device_train_batch_size == "auto"
     rows = arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size  # a step's on one device
-    size, why = resumed_batch_size(arguments), "as before"
-    if size is None or rows % size:
+    size = resumed_batch_size(arguments) if open_rows else arguments.per_device_train_batch_size
+    is_known, step = bool(size) and rows % size == 0, describe_step(config, arguments, longest, new_token_ids)
+    size, kept = size if is_known else 1, False
+    step = replace(step, rows=size, accumulation_steps=rows // size)
+    # FSDP may compute them again by itself, and has then switched the trainer's off; processes on a CPU could see other
+    # memory each, and they have to agree
+    agreed = arguments.world_size == 1 or step.gpu
+    if config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing and agreed:
+        arguments.activation_checkpointing = not (kept := fits(replace(step, activation_checkpointing=False)))
+        step = replace(step, activation_checkpointing=not kept)
+        how = "kept, they fit" if kept else "computed again, which takes a third more time: kept, they might not fit"
+        log.info("Activations are %s into %s of memory.", how, format_bytes(int(ROOM * available_memory())))
+    if not is_known:
         sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-        step = describe_step(config, arguments, longest)
-        if config.trainer.activation_checkpointing == "auto":
-            again = not fits(replace(step, rows=1, activation_checkpointing=False))
-            step = replace(step, activation_checkpointing=again)
         parts = [replace(step, rows=size, accumulation_steps=rows // size) for size in sizes]
         fitting = bisect_left(parts, True, key=lambda part: not fits(part))
-        size, why = sizes[max(fitting - 1, 0)], "the most that fit" if fitting else "as no number is known to fit"
-    if torch.distributed.is_initialized():  # processes on a CPU could see other memory each
-        torch.distributed.broadcast_object_list(shared := [size, why], 0)
-        size, why = shared
-    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, rows // size
-    log.info("A micro-batch has %d of a step's %d rows on a device, %s.", size, rows, why)
+        size = sizes[max(fitting - 1, 0)]
+    if open_rows:
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(shared := [size], 0)
+            (size,) = shared
+        arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, rows // size
+        log.info("A micro-batch has %d of a step's %d rows on a device.", size, rows)
+    if config.mode == "train" and config.trainer.check_memory and not kept:
+        check_memory(replace(step, rows=size, accumulation_steps=rows // size))
 
 
 def resumed_batch_size(arguments: SFTConfig) -> int | None:
@@ -94,23 +113,6 @@ def resumed_batch_size(arguments: SFTConfig) -> int | None:
             if matches_type(size, int) and size >= max(1, arguments.n_gpu):
                 return size // max(1, arguments.n_gpu)
     return None
-
-
-def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepShape) -> bool:
-    """Whether trainer.activation_checkpointing=auto lets activations stay in memory, which is then set.
-
-    They are computed again where they would not fit: a third more time, the same numbers. Several processes on a CPU
-    could see other memory each, and they have to agree.
-    """
-    # FSDP may do it by itself, and has then switched the trainer's off
-    is_open = config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing
-    if not is_open or (arguments.world_size > 1 and not step.gpu):
-        return False
-    kept = fits(replace(step, activation_checkpointing=False))
-    arguments.activation_checkpointing = not kept
-    how = "kept, they fit" if kept else "computed again, which takes a third more time: kept, they might not fit"
-    log.info("Activations are %s into %s of memory.", how, format_bytes(int(ROOM * available_memory())))
-    return kept
 
 
 def describe_choices(trainer: SFTTrainer) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sft_recipes.modeling.save_load import check_push
 from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.arguments import build_arguments, check_optimizer_targets, check_steps
-from sft_recipes.training.choices import choose_batch_size
+from sft_recipes.training.choices import choose_step
 from sft_recipes.training.memory import is_sharded
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class RunSetup:
     @property
     def longest(self) -> int:
         """Tokens of the longest row that the model reads."""
-        return self.arguments.max_length if self.arguments.packing else int(row_lengths(self.data.train).max())
+        known = int(row_lengths(self.data.train).max(initial=1))
+        return self.arguments.max_length or known if self.arguments.packing or self.stream else known
 
 
 def open_run_folder(config: Config, folder: str | Path | None = None) -> Path:
@@ -148,19 +149,18 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
         rows = data.packed
         if rows is None:  # rows of one length are batched by that column
             rows = data.train.add_column("length", row_lengths(data.train))
-    if len(data.train):
-        known = not (arguments.packing or stream)
-        choose_batch_size(config, arguments, int(row_lengths(data.train).max()) if known else arguments.max_length)
-    if config.mode == "train":
-        check_steps(arguments, None if stream else len(rows))
     for part in (data.train, data.held_out):
         check_positions(config, int(row_lengths(part).max(initial=0)), "The longest row in tokens")
     warn_of_other_tokens(tokenizer, data.train[:SENTENCEPIECE_ROWS]["input_ids"])
     inputs = build_eval_inputs(config, data, tokenizer)
     check_best_model_metric(arguments.metric_for_best_model, inputs)
-    return RunSetup(
+    setup = RunSetup(
         config, folder, arguments, callbacks, peft, quantization, encoder, new_token_ids, data, rows, stream, inputs
     )
+    choose_step(config, arguments, setup.longest, new_token_ids)
+    if config.mode == "train":
+        check_steps(arguments, None if stream else len(rows))
+    return setup
 
 
 def fix_template_date(config: Config, folder: Path) -> Config:

@@ -7,7 +7,7 @@ import pytest
 from sft_recipes.errors import ConfigError
 from sft_recipes.training import choices
 from sft_recipes.training.arguments import build_arguments
-from sft_recipes.training.choices import choose_batch_size, keep_activations_that_fit
+from sft_recipes.training.choices import choose_step
 from sft_recipes.training.memory import describe_step, estimate_memory
 from support.configs import composed
 
@@ -16,12 +16,11 @@ STEP = ("+recipe=tiny", "adapter=none", "trainer.effective_batch_size=12")
 
 
 def run_with(memory, monkeypatch, tmp_path, *overrides):
-    """The arguments of a run on a machine with so many bytes, after both choices."""
+    """The arguments of a run on a machine with so many bytes, after its choices."""
     monkeypatch.setattr(choices, "available_memory", lambda: memory)
     config = composed(*STEP, *overrides)
     arguments, _ = build_arguments(config, tmp_path)
-    choose_batch_size(config, arguments, LENGTH)
-    keep_activations_that_fit(config, arguments, describe_step(config, arguments, LENGTH))
+    choose_step(config, arguments, LENGTH)
     return arguments
 
 
@@ -65,7 +64,7 @@ def test_a_run_whose_memory_cannot_be_estimated_takes_one_row(tiny_run):
     )  # fmt: skip
     log = (folder / "sft_recipes.log").read_text()
     assert code == 0, log
-    assert "A micro-batch has 1 of a step's 12 rows on a device, as no number is known to fit." in log
+    assert "A micro-batch has 1 of a step's 12 rows on a device." in log
 
 
 def test_named_values_stand_whatever_the_memory(monkeypatch, tmp_path):
@@ -81,7 +80,7 @@ def test_several_processes_on_a_cpu_do_not_choose_each_for_itself(monkeypatch, t
     config = composed("+recipe=tiny", "trainer.activation_checkpointing=auto")
     arguments, _ = build_arguments(config, tmp_path)
     monkeypatch.setattr(type(arguments), "world_size", 2)
-    assert not keep_activations_that_fit(config, arguments, describe_step(config, arguments, LENGTH))
+    choose_step(config, arguments, LENGTH)
     assert arguments.activation_checkpointing is True
 
 
