@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
-from statistics import fmean, pvariance
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -83,36 +83,37 @@ class LossMonitor(TrainerCallback):
 
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not self.warnings:
-            weighted = getattr(args, "loss_type", "nll") != "nll"
-            self.warnings = find_warning(state.log_history, self.initial, state.max_steps, weighted)
+            self.warnings = find_warning(state.log_history, self.initial, state.max_steps)
             for line in self.warnings:
                 log.warning(line)
 
     on_train_begin = on_evaluate  # of a run that is resumed
 
 
-def find_warning(
-    history: Sequence[Mapping[str, float]], initial: float | None, max_steps: int, weighted: bool
-) -> list[str]:
+def find_warning(history: Sequence[Mapping[str, float]], initial: float | None, max_steps: int) -> list[str]:
     """A line on the first evaluation in the history of logs that shows that training goes wrong; else none.
 
-    A held-out loss above its lowest value, that before training (`initial`) included, means overfitting where the
-    training loss fell meanwhile, else a rate that is too high. Where half of all steps have moved neither loss, the
-    model learns nothing.
+    That is a held-out loss above its lowest value, that before training (`initial`) included, or half of all steps that
+    have moved neither loss.
     """
     lowest, lowest_step = math.inf if initial is None else initial, 0
-    logged: list[tuple[int, float]] = []
+    losses: list[float] = []
     for entry in history:
         if "loss" in entry:
-            logged.append((entry["step"], entry["loss"]))
+            losses.append(entry["loss"])
         if (held_out := entry.get("eval_loss")) is None:
             continue
-        step, losses = entry["step"], [loss for _, loss in logged]
+        step, half = entry["step"], len(losses) // 2
         if held_out > (1 + SMALL) * lowest:
-            # a weighted loss can rise while the model learns: -p log p grows up to p = 1 / e
-            return [f"In step {step} the {describe_rise(held_out, lowest, lowest_step, [] if weighted else logged)}"]
+            since = f"in step {lowest_step}" if lowest_step else "before training"
+            return [
+                f"In step {step} the held-out loss is {held_out:.3f}, {held_out / lowest - 1:.1%} above {lowest:.3f} "
+                f"{since}: overfitting where the training loss goes on falling, else a rate that is too high. "
+                "Try fewer trainer.num_train_epochs, a lower trainer.learning_rate, adapter=lora with dropout, or more "
+                "rows."
+            ]
         flat = initial and abs(held_out / initial - 1) < SMALL and 2 * step >= max_steps
-        if flat and len(losses) > 1 and not has_moved(losses):
+        if flat and half and abs(fmean(losses[:half]) / fmean(losses[-half:]) - 1) < SMALL:
             return [
                 f"In step {step} the held-out loss is {held_out:.3f} and was {initial:.3f} before training; the "
                 "training loss has not moved either, so the model learns nothing. Try a higher trainer.learning_rate "
@@ -121,32 +122,6 @@ def find_warning(
         if held_out < lowest:
             lowest, lowest_step = held_out, step
     return []
-
-
-def describe_rise(held_out: float, lowest: float, lowest_step: int, logged: Sequence[tuple[int, float]]) -> str:
-    """What a held-out loss above its lowest value means, by the (step, training loss) pairs logged before and after."""
-    since = f"in step {lowest_step}" if lowest_step else "before training"
-    rise = f"held-out loss is {held_out:.3f}, {held_out / lowest - 1:.1%} above {lowest:.3f} {since}"
-    before = [loss for step, loss in logged if step <= lowest_step] or [loss for _, loss in logged[:1]]
-    after = [loss for step, loss in logged if step > lowest_step]
-    if after and fmean(after) < fmean(before[-len(after) :]):
-        return (
-            f"{rise}, while the training loss went on falling: overfitting. Try fewer trainer.num_train_epochs, a "
-            "lower trainer.learning_rate, adapter=lora with dropout, or more rows."
-        )
-    return f"{rise}. Try a lower trainer.learning_rate or fewer trainer.num_train_epochs."
-
-
-def has_moved(losses: Sequence[float]) -> bool:
-    """Whether the means of two halves of the losses differ, by more than the share SMALL and by two standard errors.
-
-    >>> has_moved([2.0, 2.1, 1.9, 2.1, 2.0, 1.9]), has_moved([2.0, 1.9, 1.7, 1.5, 1.4, 1.3])
-    (False, True)
-    """
-    half = len(losses) // 2
-    first, last = losses[:half], losses[-half:]
-    error = math.sqrt((pvariance(first) + pvariance(last)) / half)
-    return abs(fmean(first) - fmean(last)) > max(2 * error, SMALL * fmean(first))
 
 
 class SampleAnswers(TrainerCallback):
