@@ -11,7 +11,6 @@ import pytest
 
 from sft_recipes.report import main
 from sft_recipes.reporting.provenance import TRAINER_DEFAULTS
-from sft_recipes.reporting.result_tables import history_table
 from sft_recipes.reporting.run_report import audit_table, compare_runs, write_report
 from sft_recipes.reporting.text import display_width
 
@@ -248,11 +247,11 @@ def page(tmp_path_factory, request):
         "all, greedy 8 25.0% → 75.0% 26.0% → 76.0% 27.0% → 77.0% 28.0% → 78.0%",
         "short references 4 25.0% → 75.0% 26.0% → 76.0% 27.0% → 77.0% 28.0% → 78.0%",
         "sampled, temperature 0.7, top p 0.9 8 25.0% → 75.0% 26.0% → 76.0% 27.0% → 77.0% 28.0% → 78.0%",
-        "all tokens 2.0000 2.2500",
-        "source my.rows 3.0000 3.2500",
-        "later answers 5.0000 5.2500",
-        "stop tokens 6.0000 6.2500",
-        "rows of 8 to 24 tokens 8.0000 8.2500",
+        "loss 2.0000 2.2500",
+        "source: my.rows 3.0000 3.2500",
+        "turn: later 5.0000 5.2500",
+        "position: stop 6.0000 6.2500",
+        "length: 8 to 24 tokens 8.0000 8.2500",
         "Verdict: warning. The loss on raw text changed by +12.5%. Above +10% is a warning, above +15% a failure.",
         "A lower learning rate than 2e-05: trainer.learning_rate=6e-06",
         "Raw text beside the rows, 1 % of all tokens or more: 'data=[lima,prose]' mix.raw_text=0.01",
@@ -470,13 +469,7 @@ def test_a_run_shorter_than_logging_steps_has_no_chart(run):
     folder = run("a")
     change(folder, "metrics.json", "history", [{"step": 7, "eval_loss": 0.25}, {"step": 7, "train_runtime": 3.0}])
     assert "loss.png" not in markdown(folder) and "<svg" not in (folder / "report.html").read_text()
-    assert "| 7    | 0.2500        |" in markdown(folder)
-
-
-def test_the_loss_table_is_thinned_but_keeps_held_out_losses_and_the_end():
-    history = [{"step": step, "loss": 1.0} for step in range(1, 101)] + [{"step": 50, "eval_loss": 0.5}]
-    steps = [int(row[0]) for row in history_table({"history": history}, most=10)[1:]]
-    assert steps == [1, 11, 21, 31, 41, 50, 51, 61, 71, 81, 91, 100]
+    assert "0.250 held-out loss at the end" in markdown(folder)
 
 
 @pytest.mark.parametrize(

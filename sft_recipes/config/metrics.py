@@ -25,14 +25,13 @@ class Metric:
     path: str = ""  # its place in `before` and `after` of metrics.json
     column: str = ""  # the head of its column in a sweep's table; without one it has a column as the objective only
     column_format: str = ""  # where a sweep needs more digits to tell jobs apart
-    hub_type: str = ""  # its name on the Hub, where that is not the last part of its path
 
 
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("exact_match", "exact match", ".1%", "higher", "answers", "exact_match", "exact"),
-        Metric("rouge_l", "ROUGE-L", ".1%", "higher", "answers", "rouge_l", hub_type="rouge"),
+        Metric("rouge_l", "ROUGE-L", ".1%", "higher", "answers", "rouge_l"),
         Metric("chrf", "chrF", ".1%", "higher", "answers", "chrf"),
         Metric("stops", "stops by itself", ".1%", "higher", "answers", "stops"),
         Metric("thinks", "thinks before it answers", ".1%", "higher", "thoughts", "thinking.share"),

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.config.metrics import metrics_on
-from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
+from sft_recipes.config.nested_values import as_mapping, get_path
 from sft_recipes.errors import printable
 from sft_recipes.reporting.document import Picture, render_markdown
 from sft_recipes.reporting.run_folder import RunFiles, replace_file
@@ -51,17 +50,13 @@ def card_metadata(run: RunFiles) -> Any:
 
     base = get_path(run.config, "model.id")
     kind = "qlora" if get_path(run.config, "adapter.quantization") else get_path(run.config, "adapter.type")
-    found = eval_results(run.metrics)
     sources = [source.get("path") for source in as_mapping(run.config.get("data")).values() if isinstance(source, dict)]
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
         library_name="peft" if is_adapter(run) else "transformers",
         pipeline_tag="text-generation",
-        license=base_licence(base),
         datasets=[path for path in dict.fromkeys(sources) if is_hub_id(path)] or None,
         tags=["sft", "trl", "sft_recipes", *([kind] if is_adapter(run) else [])],
-        model_name=(run.config.get("name") or run.folder.resolve().parent.name) if found else None,
-        eval_results=found or None,
     )
 
 
@@ -72,37 +67,6 @@ def is_hub_id(name: Any) -> bool:
     (True, False, False, False)
     """
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name))) and not Path(str(name)).exists()
-
-
-def base_licence(base: Any) -> str | None:
-    """The licence that the base model's own card states, where that card is on this machine."""
-    from huggingface_hub import ModelCard, try_to_load_from_cache
-
-    card = Path(str(base)) / "README.md"
-    if is_hub_id(base):
-        card = Path(str(try_to_load_from_cache(str(base), "README.md") or card))
-    if not card.is_file():
-        return None
-    found = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
-    return found if isinstance(found, str) else None
-
-
-def eval_results(metrics: Mapping[str, Any]) -> list[Any]:
-    """The tuned model's metrics as the hub's evaluation results."""
-    from huggingface_hub import EvalResult
-
-    found = []
-    for metric in metrics_on("answers", "stop_tokens", "held_out", "raw_text"):
-        measured_on = ("raw_text", "raw text") if metric.measured_on == "raw_text" else ("held_out", "held-out rows")
-        kind = metric.hub_type or metric.path.rpartition(".")[2]
-        found.append((*measured_on, kind, metric.label, get_number(metrics, metric.name)))
-    for task, value in iterate_leaves(as_mapping(get_path(metrics, "after.lm_eval"))):
-        found.append((task, task, "score", "score", finite_number(value)))
-    return [
-        EvalResult("text-generation", *names, round(value, 4), metric_name=label)
-        for *names, label, value in found
-        if value is not None
-    ]
 
 
 def is_adapter(run: RunFiles) -> bool:

@@ -8,23 +8,6 @@ from sft_recipes.config.nested_values import as_mapping, finite_number, get_numb
 from sft_recipes.reporting.text import Rows, compact_table, format_value
 
 ANSWER_PARTS = {"": "all, greedy", "short": "short references", "long": "long references", "sampled": "sampled"}
-LOSS_PARTS = {
-    "loss": ("all tokens", ".4f"),
-    "source": ("source {}", ".4f"),
-    "turn": ("{} answers", ".4f"),
-    "position": ("{} tokens", ".4f"),
-    "length": ("rows of {}", ".4f"),
-    "rows": ("rows", ","),
-    "tokens": ("supervised tokens", ","),
-}
-HISTORY_COLUMNS = {
-    "epoch": ("epoch", ".2f"),
-    "loss": ("training loss", ".4f"),
-    "eval_loss": ("held-out loss", ".4f"),
-    "eval_p_stop": ("p(stop)", ".1%"),
-    "learning_rate": ("learning rate", ".2e"),
-    "grad_norm": ("gradient norm", ".2f"),
-}
 
 
 def result_table(metrics: Mapping[str, Any]) -> Rows:
@@ -68,15 +51,13 @@ def flat_measurements(metrics: Mapping[str, Any], part: str) -> list[dict[str, A
 
 
 def held_out_table(metrics: Mapping[str, Any]) -> Rows:
-    """The held-out loss in nats per supervised token: of all rows, then by source, turn, position and length."""
+    """What was measured on held-out rows, by its names in metrics.json; losses are in nats per supervised token."""
     old, new = flat_measurements(metrics, "held_out")
-    rows = [["held-out loss", "base", "tuned"]]
-    for part, (label, form) in LOSS_PARTS.items():
-        for key in {**old, **new}:
-            group, _, name = key.partition(".")
-            if group == part:
-                cells = (format_value(finite_number(values.get(key)), form) for values in (old, new))
-                rows.append([label.format(name), *cells])
+    rows = [["held-out rows", "base", "tuned"]]
+    for key in {**old, **new}:
+        form = "," if key in ("rows", "tokens") else ".4f"
+        cells = (format_value(finite_number(values.get(key)), form) for values in (old, new))
+        rows.append([key.replace(".", ": ", 1), *cells])
     return compact_table(rows)
 
 
@@ -107,21 +88,6 @@ def weight_changes(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The norm of the change over the norm before, for each part of the model that has a finite one."""
     changes = iterate_leaves(as_mapping(metrics.get("weight_change")))
     return {part: value for part, value in changes if finite_number(value) is not None}
-
-
-def history_table(metrics: Mapping[str, Any], most: int = 12) -> Rows:
-    """The losses on the way, a row a step: evenly thinned, but with all held-out losses and the last step."""
-    steps: dict[int, dict[str, Any]] = {}
-    for entry in loss_history(metrics):
-        if get_number(entry, "loss") is not None or get_number(entry, "eval_loss") is not None:
-            steps.setdefault(entry["step"], {}).update(entry)
-    kept = {*spread_evenly(list(steps), most), *list(steps)[-1:]}
-    rows = [["step", *(head for head, _ in HISTORY_COLUMNS.values())]]
-    for step, entry in steps.items():
-        if step in kept or "eval_loss" in entry:
-            cells = (format_value(get_number(entry, key), form) for key, (_, form) in HISTORY_COLUMNS.items())
-            rows.append([f"{step}", *cells])
-    return compact_table(rows)
 
 
 def spread_evenly(items: Sequence[Any], most: int) -> list[Any]:
