@@ -14,17 +14,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from sft_recipes.config.own_configs import with_defaults
 from sft_recipes.config.run_folder import holds_run
 from sft_recipes.errors import ConfigError, plural
-from sft_recipes.reporting.run_folder import read_json, read_yaml, write_json
+from sft_recipes.reporting.run_folder import read_json, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
 
 log = logging.getLogger(__name__)
 # What two starts of one job may differ in: how far it goes, and what is done with what was there
 NOT_OF_THE_JOB = ("overwrite", "trainer.resume_from_checkpoint", "trainer.stop_at")
-# Whose defaults have changed; the weights are the same with each
-AS_IT_FITS = ("trainer.activation_checkpointing", "trainer.per_device_eval_batch_size", "evaluate.batch_size")
 
 
 class ResumingLauncher:
@@ -37,9 +34,7 @@ class ResumingLauncher:
         self.launcher, self.context, self.config = launcher, context, config
         self.folder = Path(config.hydra.sweep.dir)
         self.known = {  # the folders that have been used, by their jobs
-            job_identity(OmegaConf.load(file), read_yaml(file.with_name("overrides.yaml")) or []): str(
-                file.parents[1].relative_to(self.folder)
-            )
+            job_identity(OmegaConf.load(file)): str(file.parents[1].relative_to(self.folder))
             for file in sorted(self.folder.glob("**/.hydra/config.yaml"))
         }
         self.jobs: list[str] = []  # the folders of this sweep's jobs
@@ -68,7 +63,7 @@ class ResumingLauncher:
     def find_folder(self, overrides: Sequence[str], number: int) -> tuple[str, DictConfig]:
         """The folder of the job with these overrides, within the sweep's, and its config; a new one gets `number`."""
         composed = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        identity, taken, before = job_identity(composed, overrides), set(self.known.values()), None
+        identity, taken, before = job_identity(composed), set(self.known.values()), None
         while identity not in self.known:
             OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
             name = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
@@ -95,17 +90,11 @@ class GridSweeper(BasicSweeper):
         return parser.parse_overrides([*self._parse_config(), *arguments])
 
 
-def job_identity(composed: DictConfig, typed: Iterable[str]) -> str:
-    """A job's config as text, without what two starts of it may differ in, nor Hydra's own.
-
-    What an older version did not write has our default, and AS_IT_FITS counts where it was typed.
-    """
-    read_back = with_defaults(OmegaConf.create(OmegaConf.to_yaml(composed)))  # as from the job's folder
-    values = OmegaConf.to_container(read_back)
+def job_identity(composed: DictConfig) -> str:
+    """A job's config as text, without what two starts of it may differ in, nor Hydra's own."""
+    values = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(composed)))  # as read from the job's folder
     values.pop("hydra", None)
-    named = {override.partition("=")[0].lstrip("+") for override in typed}
-    left_out = [*NOT_OF_THE_JOB, *(path for path in AS_IT_FITS if path not in named)]
-    for group, _, key in (path.rpartition(".") for path in left_out):
+    for group, _, key in (path.rpartition(".") for path in NOT_OF_THE_JOB):
         (values.get(group) or {} if group else values).pop(key, None)
     return OmegaConf.to_yaml(values, sort_keys=True)
 

@@ -4,7 +4,6 @@ import json
 from importlib import invalidate_caches
 
 import pytest
-import yaml
 
 from sft_recipes import train
 from support.commands import SHORT_ROWS_RUN, read_metrics
@@ -90,22 +89,6 @@ def test_the_report_is_of_this_sweeps_jobs_alone(command, tmp_path, monkeypatch)
     assert printed.startswith(
         "1 of 1 job finished. Sorted by train_loss, the lowest first. In the folder, but not of this sweep: 0, 1.\n"
     )
-
-
-def test_a_sweep_of_an_older_version_is_gone_on_with(command, tmp_path, made_up):
-    typed = ["-m", "model=tiny", "data=file", "data.file.data_files=rows.jsonl", "hydra.sweep.dir=sweep"]
-    command(*typed, "seed=1,2")
-    for saved in (tmp_path / "sweep").glob("*/.hydra/config.yaml"):
-        older = yaml.safe_load(saved.read_text())
-        older["trainer"] |= {"activation_checkpointing": True, "per_device_eval_batch_size": 8}  # the defaults then
-        older["evaluate"]["batch_size"] = 16
-        del older["data"]["cache"]  # which was not yet there
-        saved.write_text(yaml.safe_dump(older))
-    assert command(*typed, "seed=1,2,3")[0] == 0 and made_up == [1, 2, 3]
-    command(*typed, "seed=1", "trainer.activation_checkpointing=true,false")
-    assert made_up == [1, 2, 3, 1, 1] and read_jobs_list(tmp_path / "sweep") == ["3", "4"]
-    command(*typed, "seed=1", "evaluate.batch_size=4,5")
-    assert made_up == [1, 2, 3, 1, 1, 1, 1] and read_jobs_list(tmp_path / "sweep") == ["5", "6"]
 
 
 def test_a_failed_job_is_run_again(command, tmp_path, steps):
