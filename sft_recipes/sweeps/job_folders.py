@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sft_recipes.config.run_folder import holds_run
 from sft_recipes.errors import ConfigError, plural
-from sft_recipes.reporting.run_folder import read_json, write_json
+from sft_recipes.reporting.run_folder import read_json, replace_file, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,21 @@ def finished_result(folder: Path, composed: DictConfig, overrides: Iterable[str]
     wanted = OmegaConf.select(composed, "trainer.stop_at") or 1
     if not metrics or metrics.get("stopped_at", 1) < wanted:
         return None
-    result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.COMPLETED)
-    result.return_value = objective_value(metrics, composed.get("objective"))
+    return result_in_folder(folder, composed, overrides)
+
+
+def result_in_folder(folder: Path, composed: DictConfig, overrides: Iterable[str], died: str = "") -> JobReturn:
+    """What a job returned, by what it left in its folder: metrics.json, or error.txt, which says `died` if no more."""
+    failure, result = folder / "error.txt", JobReturn(overrides=list(overrides), cfg=composed)
+    if died and not failure.is_file():
+        log.error("Job %s: %s", folder.name, died)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(failure, died + "\n")
+    if failure.is_file():
+        error = RuntimeError(failure.read_text(encoding="utf-8").strip())
+        error.logged = True  # or the command would say it again
+        result.status, result.return_value = JobStatus.FAILED, error
+    else:
+        metrics = read_json(folder / "metrics.json")
+        result.status, result.return_value = JobStatus.COMPLETED, objective_value(metrics, composed.get("objective"))
     return result

@@ -10,18 +10,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.types import TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.utils import JobReturn, filter_overrides, run_job, setup_globals
+from omegaconf import OmegaConf
 
 from sft_recipes.errors import RunInterrupted
-from sft_recipes.reporting.run_folder import replace_file
+from sft_recipes.sweeps.job_folders import result_in_folder
 
 log = logging.getLogger(__name__)
 # A job's exit code after Ctrl-C and SIGTERM, before and while it trains, and the sweep's
@@ -67,42 +65,46 @@ class LocalGpus(BasicLauncher):
 
     def run_process(self, environment: Mapping[str, str], number: int, overrides: Sequence[str]) -> JobReturn:
         """One job's result; a process that was killed is a job that failed."""
-        context = multiprocessing.get_context("spawn")
-        receiver, sender = context.Pipe(duplex=False)
-        task = function_name(self.task_function)
-        state = Singleton.get_state()["instances"]  # without the resolvers, which cannot be sent
-        rest = task, state, self.hydra_context, self.config, number, list(overrides)
-        process = context.Process(target=run_job_here, args=(sender, environment, *rest))
+        job = pack_job(self, number, overrides)
+        process = multiprocessing.get_context("spawn").Process(target=run_job_here, args=(environment, job))
         process.start()
         self.processes.add(process)
-        sender.close()
-        try:
-            result = receiver.recv()
-        except EOFError:
-            result = None
         process.join()
         self.processes.discard(process)
         if process.exitcode in STOPPED:
             raise RunInterrupted("A job was stopped.", STOPPED[process.exitcode])
-        if result:
-            return result
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
         killed = ", killed" if process.exitcode == -signal.SIGKILL else ""
-        return failed_result(composed, overrides, f"its process ended with code {process.exitcode}{killed}.")
+        died = f"its process ended with code {process.exitcode}{killed}." if process.exitcode else ""
+        return result_in_folder(job["folder"], job["composed"], overrides, died)
 
 
-def failed_result(composed: DictConfig, overrides: Sequence[str], reason: str) -> JobReturn:
-    """The result of a job whose processes have left none, with its error.txt."""
-    folder = Path(composed.hydra.sweep.dir, str(composed.hydra.sweep.subdir))
-    if folder.is_dir() and not (folder / "error.txt").is_file():
-        replace_file(folder / "error.txt", reason + "\n")
-    result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.FAILED)
-    log.error("Job %s: %s", folder.name, reason)
-    error = RuntimeError(reason)
-    error.logged = True  # or the command would say it again
-    result.return_value = error
-    return result
+def pack_job(launcher: BasicLauncher, number: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """What another process needs to run a job: its config, as Hydra's own launcher composes it, and Hydra's state."""
+    log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+    composed = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
+    OmegaConf.update(composed, "hydra.job", {"id": number, "num": number}, force_add=True)
+    folder = Path(composed.hydra.sweep.dir, str(composed.hydra.sweep.subdir)).absolute()
+    task = launcher.task_function  # found by its name in the other process, in which __main__ has another one
+    names = sys.modules[task.__module__].__spec__.name, task.__qualname__
+    state = Singleton.get_state()["instances"]  # without the resolvers, which cannot be sent
+    return {"task": names, "state": state, "context": launcher.hydra_context, "composed": composed, "folder": folder}
+
+
+def run_packed_job(job: Mapping[str, Any]) -> JobReturn:
+    """Runs a job in this process, which another one has started."""
+    task = getattr(import_module(job["task"][0]), job["task"][1])  # which registers our resolvers
+    setup_globals()
+    Singleton.set_state(Singleton.get_state() | {"instances": job["state"]})
+    return run_job(task, job["composed"], "hydra.sweep.dir", "hydra.sweep.subdir", job["context"])
+
+
+def run_job_here(environment: Mapping[str, str], job: Mapping[str, Any]) -> None:
+    """Runs one job in this process, a child's, with these variables."""
+    os.environ |= environment  # before torch is imported
+    try:
+        run_packed_job(job)
+    except KeyboardInterrupt as stop:
+        sys.exit(getattr(stop, "code", 130))
 
 
 def job_environments(n_jobs: int | None) -> list[dict[str, str]]:
@@ -118,30 +120,3 @@ def job_environments(n_jobs: int | None) -> list[dict[str, str]]:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
     devices = [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {} for place in range(count)]
     return [device | {"OMP_NUM_THREADS": threads} for device in devices]
-
-
-def function_name(task: TaskFunction) -> tuple[str, str]:
-    """The module and name of a function, by which another process finds it; __main__ has another name there."""
-    return sys.modules[task.__module__].__spec__.name, task.__qualname__
-
-
-def enter_job(task: tuple[str, str], state: Mapping[type, Any]) -> TaskFunction:
-    """The function of this name, in a process to which Hydra's state has been sent."""
-    function = getattr(import_module(task[0]), task[1])  # which registers our resolvers
-    setup_globals()
-    Singleton.set_state(Singleton.get_state() | {"instances": state})
-    return function
-
-
-def run_job_here(
-    sender: Connection, environment: Mapping[str, str], task: tuple[str, str], state: Any, context: Any, config: Any,
-    number: int, overrides: list[str],
-) -> None:  # fmt: skip
-    """Runs one job in this process, a child's, and sends its result."""
-    os.environ |= environment  # before torch is imported
-    launcher = BasicLauncher()
-    launcher.setup(hydra_context=context, task_function=enter_job(task, state), config=config)
-    try:
-        sender.send(launcher.launch([overrides], number)[0])
-    except KeyboardInterrupt as stop:
-        sys.exit(getattr(stop, "code", 130))

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, run_job
-from omegaconf import OmegaConf
+from hydra.core.utils import JobReturn
 
 from sft_recipes.config.hydra_errors import USER_ERRORS
 from sft_recipes.config.validation import call_validated
 from sft_recipes.errors import ConfigError, one_line
-from sft_recipes.reporting.run_folder import read_json
-from sft_recipes.reporting.sweep_report import objective_value
-from sft_recipes.sweeps.local_gpus import enter_job, failed_result, function_name
+from sft_recipes.sweeps.job_folders import result_in_folder
+from sft_recipes.sweeps.local_gpus import pack_job, run_packed_job
 
 
 class RayTrain(BasicLauncher):
@@ -60,13 +57,10 @@ class RayTrain(BasicLauncher):
         from ray.train import RunConfig, TrainingFailedError
         from ray.train.torch import TorchTrainer
 
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        OmegaConf.update(composed, "hydra.job", {"id": number, "num": number}, force_add=True)
-        folder = Path(composed.hydra.sweep.dir, str(composed.hydra.sweep.subdir)).absolute()
+        job, died = pack_job(self, number, overrides) | {"cwd": os.getcwd()}, ""
+        folder = job["folder"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").unlink(missing_ok=True)
-        job = {"task": function_name(self.task_function), "state": Singleton.get_state()["instances"]}
-        job |= {"context": self.hydra_context, "composed": composed, "folder": folder, "cwd": os.getcwd()}
         run = RunConfig(name="ray", storage_path=str(folder / ".hydra"), failure_config=failure)
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or what dill prints to itself is logged
         try:
@@ -74,12 +68,8 @@ class RayTrain(BasicLauncher):
         except (TrainingFailedError, RayError) as error:  # the second where Ray's own process was killed
             if self.interrupted:
                 raise
-            return failed_result(composed, overrides, one_line(error))
-        if (folder / "error.txt").is_file():
-            return failed_result(composed, overrides, (folder / "error.txt").read_text(encoding="utf-8").strip())
-        result = JobReturn(overrides=list(overrides), cfg=composed, status=JobStatus.COMPLETED)
-        result.return_value = objective_value(read_json(folder / "metrics.json"), composed.get("objective"))
-        return result
+            died = one_line(error)
+        return result_in_folder(folder, job["composed"], overrides, died)
 
 
 def run_in_worker(job: Mapping[str, Any]) -> None:
@@ -92,8 +82,7 @@ def run_in_worker(job: Mapping[str, Any]) -> None:
         return
     os.chdir(job["cwd"])  # Ray has one of its own, and a config's paths are relative
     sys.path.append(job["cwd"])
-    task = enter_job(job["task"], job["state"])
-    result = run_job(task, job["composed"], "hydra.sweep.dir", "hydra.sweep.subdir", job["context"])
+    result = run_packed_job(job)
     if not isinstance(result._return_value, USER_ERRORS):  # what the job raised, where it failed
         failure.unlink(missing_ok=True)
     result.return_value  # noqa: B018 - raises it
