@@ -18,7 +18,7 @@ from sft_recipes.config.nested_values import get_number, get_path
 from sft_recipes.errors import escape_markdown, mask_secrets, plural, printable
 from sft_recipes.reporting.figures import save_figure, to_svg
 from sft_recipes.reporting.run_folder import replace_file
-from sft_recipes.reporting.text import fit_cell, format_value, render_table, shorten_path
+from sft_recipes.reporting.text import fit_cell, flat_table, format_value, render_table, shorten_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def load_environment(escaping: bool) -> Environment:
         undefined=StrictUndefined,  # a misspelt name ends the report; by default it would be an empty place in it
     )
     environment.globals |= {"get_path": get_path, "get_number": get_number, "lines": render_lines, "plural": plural}
-    texts = (format_value, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
+    texts = (format_value, flat_table, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
     environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
     return environment
 

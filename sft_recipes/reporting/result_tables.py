@@ -7,8 +7,6 @@ from sft_recipes.config.metrics import metrics_on
 from sft_recipes.config.nested_values import as_mapping, finite_number, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.text import Rows, compact_table, format_value
 
-ANSWER_PARTS = {"": "all, greedy", "short": "short references", "long": "long references", "sampled": "sampled"}
-
 
 def result_table(metrics: Mapping[str, Any]) -> Rows:
     """Every metric of base and tuned model, or of the one that was measured; and of the base behind a prompt."""
@@ -27,56 +25,25 @@ def result_table(metrics: Mapping[str, Any]) -> Rows:
     return compact_table(rows)
 
 
-def answer_table(metrics: Mapping[str, Any]) -> Rows:
-    """The metrics of answers as base → tuned: of all, by the length of the reference, and of sampled answers."""
-    rows = [["answers", "rows", *(metric.label for metric in metrics_on("answers"))]]
-    for part, label in ANSWER_PARTS.items():
-        both = [as_mapping(metrics.get(when)) for when in ("before", "after")]
-        count = get_number(both[1], f"{part}.rows") or get_number(both[1], "rows")  # as many are sampled as greedy
-        both = [as_mapping(values.get(part)) for values in both] if part else both
-        cells = []
-        for metric in metrics_on("answers"):
-            pair = (format_value(get_number(values, metric.path), metric.format) for values in both)
-            cells.append("\u00a0→\u00a0".join(filter(None, pair)))
-        if any(cells):
-            how = [key for key in ("temperature", "top_p") if get_number(both[1], key)]
-            label = ", ".join([label, *(f"{key.replace('_', ' ')} {both[1][key]:g}" for key in how)])
-            rows.append([label, format_value(count, ","), *cells])
-    return compact_table(rows)
-
-
-def flat_measurements(metrics: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
-    """What was measured of base and tuned model in this part, by dotted path; empty where there is nothing."""
-    return [dict(iterate_leaves(as_mapping(get_path(metrics, f"{when}.{part}")))) for when in ("before", "after")]
-
-
-def held_out_table(metrics: Mapping[str, Any]) -> Rows:
-    """What was measured on held-out rows, by its names in metrics.json; losses are in nats per supervised token."""
-    old, new = flat_measurements(metrics, "held_out")
-    rows = [["held-out rows", "base", "tuned"]]
+def measurement_table(metrics: Mapping[str, Any]) -> Rows:
+    """All that was measured of base and tuned model, by its path in metrics.json; losses are in nats a token."""
+    old, new = (dict(iterate_leaves(as_mapping(metrics.get(when)))) for when in ("before", "after"))
+    rows = [["measured", "base", "tuned"]]
     for key in {**old, **new}:
-        form = "," if key in ("rows", "tokens") else ".4f"
-        cells = (format_value(finite_number(values.get(key)), form) for values in (old, new))
-        rows.append([key.replace(".", ": ", 1), *cells])
+        both = (finite_number(values.get(key)) for values in (old, new))
+        rows.append([key, *(format_value(value, "," if isinstance(value, int) else ".4f") for value in both)])
     return compact_table(rows)
 
 
 def benchmark_table(metrics: Mapping[str, Any]) -> Rows:
     """The tasks of lm-eval, base beside tuned, and the change in points."""
-    both = flat_measurements(metrics, "lm_eval")
+    both = [as_mapping(get_path(metrics, f"{when}.lm_eval")) for when in ("before", "after")]
     rows = [["task", "base", "tuned", "points"]]
     for task in {**both[0], **both[1]}:
         old, new = (finite_number(values.get(task)) for values in both)
         points = None if None in (old, new) else 100 * (new - old)
         rows.append([task, format_value(old, ".1%"), format_value(new, ".1%"), format_value(points, "+z.1f")])
     return compact_table(rows)
-
-
-def judge_table(metrics: Mapping[str, Any]) -> Rows:
-    """How often a judge preferred which model, and how it was asked."""
-    names = {"wins": "tuned is better", "losses": "base is better"}
-    found = iterate_leaves(as_mapping(metrics.get("judge")))
-    return compact_table([["", ""], *([names.get(key, key.replace("_", " ")), str(value)] for key, value in found)])
 
 
 def loss_history(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

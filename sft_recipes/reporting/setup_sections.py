@@ -13,7 +13,7 @@ from sft_recipes.reporting.provenance import (
     other_departures,
 )
 from sft_recipes.reporting.run_folder import RunFiles
-from sft_recipes.reporting.text import Rows, compact_table, fit_cell, format_value, shorten_path
+from sft_recipes.reporting.text import Rows, compact_table, fit_cell, flat_table, format_value, shorten_path
 
 
 def setup_lines(run: RunFiles) -> list[str]:
@@ -115,9 +115,8 @@ def cost_table(metrics: Mapping[str, Any], price_per_hour: float | None) -> Rows
 
 def environment_table(run: RunFiles) -> Rows:
     """The machine, what was chosen for it, the commit, the versions."""
-    found = dict(iterate_leaves(as_mapping(run.metrics.get("environment")))) | as_mapping(run.metrics.get("choices"))
+    found = as_mapping(run.metrics.get("environment")) | as_mapping(run.metrics.get("choices"))
     found |= {"started": run.metrics.get("started") or ""} | as_mapping(run.supervision.get("versions"))
     if day := run.metrics.get("template_date"):
         found["date in the chat template"] = f"{day} in training; serving writes its own day"
-    rows = ([key.replace("_", " "), "none" if value is None else str(value)] for key, value in found.items())
-    return compact_table([["", ""], *rows])
+    return flat_table(found)

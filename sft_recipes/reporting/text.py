@@ -1,10 +1,11 @@
 """Text in tables, Markdown and HTML: formatted, escaped, cut and aligned."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.config.nested_values import as_mapping, iterate_leaves
 from sft_recipes.errors import printable
 
 Rows = list[list[str]]  # of a table, its head first; empty where there is nothing to show
@@ -74,6 +75,17 @@ def compact_table(rows: Rows) -> Rows:
     body = [row for row in body if any(row[1:])]
     used = [place for place, column in enumerate(zip(*body, strict=True)) if place == 0 or any(column)]
     return [[row[place] for place in used] for row in (head, *body)] if body else []
+
+
+def flat_table(values: Mapping[str, Any]) -> Rows:
+    """Nested values by their dotted paths, in a table without a head.
+
+    >>> flat_table({"gpu": None, "threads": {"cpu": 2}})
+    [['', ''], ['gpu', 'none'], ['threads.cpu', '2']]
+    """
+    leaves = iterate_leaves(as_mapping(values))
+    rows = ([key.replace("_", " "), "none" if value is None else str(value)] for key, value in leaves)
+    return compact_table([["", ""], *rows])
 
 
 def fit_cell(text: str, width: int) -> str:

@@ -9,7 +9,7 @@ from sft_recipes.data.prepare import TrainingData
 from sft_recipes.evaluation import text_metrics
 from sft_recipes.evaluation.suite import EvalInputs, EvaluateOptions, compare_measurements, measured_metrics
 from sft_recipes.reporting.document import render_lines
-from sft_recipes.reporting.result_tables import answer_table, result_table
+from sft_recipes.reporting.result_tables import measurement_table, result_table
 from sft_recipes.reporting.sweep_report import write_sweep_report
 
 ANSWERS = [{"text": "a long answer", "reference": "a", "stops": True}, {"text": "a", "reference": "a", "stops": True}]
@@ -40,9 +40,10 @@ def test_a_metric_that_is_an_entry_and_a_function_is_measured_and_can_be_the_obj
 def test_it_is_in_the_report_s_tables_which_the_card_has_too(words):
     metrics = {"before": {"words": 3.0, "rows": 2}, "after": {"words": 2.0, "rows": 2}, "words": 2.0}
     assert result_table(metrics) == [["", "base", "tuned"], ["words per answer", "3.00", "2.00"]]
-    assert answer_table(metrics) == [
-        ["answers", "rows", "words per answer"],
-        ["all, greedy", "2", "3.00\u00a0→\u00a02.00"],
+    assert measurement_table(metrics) == [
+        ["measured", "base", "tuned"],
+        ["words", "3.0000", "2.0000"],
+        ["rows", "2", "2"],
     ]
 
 
