@@ -8,7 +8,7 @@ from sft_recipes.config.compose import hydra_initialized
 from sft_recipes.config.hydra_plugin import config_folder
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.errors import ConfigError, did_you_mean, exit_on_user_error
-from sft_recipes.reporting.provenance import compare_with_source, other_departures
+from sft_recipes.reporting.provenance import compare_with_source
 from sft_recipes.reporting.setup_sections import describe_method
 from sft_recipes.reporting.text import fit_cell, render_table
 
@@ -51,13 +51,11 @@ def list_recipes(chosen: list[str]) -> list[list[str]]:
 
 
 def recipe_page(config: Config) -> list[str]:
-    """The source's values beside the recipe's, then what departs in other ways and what the source does not say."""
+    """The source's values beside the recipe's, then what the source does not say."""
     provenance, data = config.provenance, config.provenance.data
     lines = [f"Source: {provenance.source} (confidence {provenance.confidence})", ""]
     lines += render_table(compare_with_source(config.composed))
-    departures = other_departures(config.composed["provenance"])
-    lines += ["", *(f"Departs in {key}: {why}." for key, why in departures.items())]
-    lines += [f"Not said by the source: {what}." for what in provenance.unknown]
+    lines += ["", *(f"Not said by the source: {what}." for what in provenance.unknown)]
     rows = f"{data['rows']:,} rows" if data.get("rows") else "rows unknown"
     facts = {"data": f"{data['id']}, {rows}, licence: {data['licence']}"}
     facts |= {"machine": provenance.machine, "cost": provenance.cost, "published": provenance.published}

@@ -15,7 +15,7 @@ TRAINER_DEFAULTS = {
 
 
 def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[list[str]]:
-    """A row a value under a head: its key, the source's, this run's, and where they differ why.
+    """A row a value under a head: its key, the source's, this run's, and where they differ why; then other departures.
 
     `config` is a composed one as plain data, such as the `config` of supervision.json.
     """
@@ -36,12 +36,7 @@ def compare_with_source(config: Mapping[str, Any], processes: int = 1) -> list[l
         sizes = [values.get(key) for key in ("effective_batch_size", "trainer.max_length")]
         theirs = f"{math.prod(sizes):,}" if None not in sizes else ""
         rows.append(["tokens per step, at most", theirs, f"{batch * length:,}", ""])
-    return rows
-
-
-def other_departures(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """The departures that are in no single value, with their reasons."""
-    return {key: why for key, why in departure_reasons(provenance).items() if key not in provenance["values"]}
+    return rows + [[key, "", "", f"departs: {reason}"] for key, reason in why.items() if key not in values]
 
 
 def departure_reasons(provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -6,12 +6,7 @@ from typing import Any
 from sft_recipes.config.metrics import metrics_on
 from sft_recipes.config.nested_values import as_mapping, get_number, get_path, iterate_leaves
 from sft_recipes.reporting.document import render_lines
-from sft_recipes.reporting.provenance import (
-    TRAINER_DEFAULTS,
-    compare_with_source,
-    effective_batch_size,
-    other_departures,
-)
+from sft_recipes.reporting.provenance import TRAINER_DEFAULTS, compare_with_source, effective_batch_size
 from sft_recipes.reporting.run_folder import RunFiles
 from sft_recipes.reporting.text import Rows, compact_table, fit_cell, flat_table, format_value, shorten_path
 
@@ -76,8 +71,7 @@ def provenance_table(run: RunFiles) -> Rows:
     tokens, steps = get_number(run.metrics, "train_tokens"), get_number(run.metrics, "steps")
     if tokens and steps:
         rows.append(["mean tokens per step", "", f"{tokens / steps:,.0f}", ""])
-    departures = other_departures(run.config["provenance"])
-    return compact_table([*rows, *([key, "", "", f"departs: {reason}"] for key, reason in departures.items())])
+    return compact_table(rows)
 
 
 def audit_tables(audit: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, Rows, Rows]:
