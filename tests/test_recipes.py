@@ -122,7 +122,9 @@ def test_one_recipe_is_shown_beside_its_source_with_what_departs(capsys):
     assert cells["trainer.learning_rate"] == ["5e-06", "5e-06"]
     assert cells["effective_batch_size"] == ["48", "48"]
     assert cells["tokens per step, at most"] == ["98,304", "98,304"]  # 48 × 2,048
-    assert any("| departs: the source ends an answer with a new token" in line for line in lines if "| template " in line)
+    assert any(
+        "| departs: the source ends an answer with a new token" in line for line in lines if "| template " in line
+    )
 
 
 def test_a_run_that_changes_a_value_shows_it_beside_the_sources():

@@ -109,7 +109,7 @@ def refused(capsys):
         ({"error.txt": "Out of memory.\n"}, "it failed: Out of memory."),
         ({"metrics.json": '{"steps": 1'}, "cannot be read as JSON"),
         ({"metrics.json": "[1]"}, "should hold an object, not list"),
-        ({"metrics.json": "{}", "answers.jsonl": "{}\n3\n"}, "cannot be read as JSON lines: line 2: "),
+        ({"metrics.json": "{}", "answers.jsonl": "{}\n3\n"}, "answers.jsonl should hold an object a line."),
         ({"metrics.json": "{}", ".hydra/config.yaml": "a: [1"}, "config.yaml, line 1: expected"),
         ({"metrics.json": '{"history": 3}'}, "do not hold what a run writes"),
     ],

@@ -8,10 +8,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from sft_recipes.data.reading import Fault
-from sft_recipes.data.sources import BUILDERS, asked_source, load_rows
+from sft_recipes.data.sources import asked_source, load_rows
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError, one_line
+from sft_recipes.errors import ConfigError, DataError
 from sft_recipes.evaluation.token_loss import token_losses
 
 Verdict = Literal["passed", "warning", "failed"]
@@ -21,23 +21,16 @@ MAX_DOCUMENTS = 2000  # documents of a dataset that are read
 def load_documents(source: str | Mapping[str, Any]) -> list[str]:
     """The texts of a file, of a dataset on the hub, or of what a mapping with a source's fields names.
 
-    They are read as the rows of `data` are: a file as it is written. Raises ConfigError where it is not to be had, has
-    no column `text`, or has a row that cannot be read.
+    They are read as the rows of `data` are, with the same errors. Raises ConfigError where there is no column `text`.
     """
-    name = f"evaluate.raw_text={source if isinstance(source, str) else source.get('data_files') or source.get('path')}"
-    try:
-        chosen = asked_source("evaluate.raw_text", source)
-        rows = load_rows("evaluate.raw_text", chosen, chosen.split or "train")
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{name} should be a file ({', '.join(BUILDERS)}) or a dataset: {one_line(error)[:160]}"
-        ) from error
+    chosen = asked_source("evaluate.raw_text", source)
+    rows = load_rows("evaluate.raw_text", chosen, chosen.split or "train")
     if "text" not in rows.columns:
         raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.columns)}.")
     texts = []
     for _, row, place in rows.records(range(min(MAX_DOCUMENTS, len(rows)))):
         if isinstance(row, Fault):
-            raise ConfigError(f"{name}: {place}: {row}")
+            raise DataError(f"evaluate.raw_text: {place}: {row}")
         texts += [text for text in [row.get("text")] if isinstance(text, str) and text.strip()]
     if not texts:
         raise ConfigError("evaluate.raw_text has no text in it.")

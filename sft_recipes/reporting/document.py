@@ -87,7 +87,7 @@ def load_environment(escaping: bool) -> Environment:
     )
     environment.globals |= {"get_path": get_path, "get_number": get_number, "lines": render_lines, "plural": plural}
     texts = (format_value, flat_table, shorten_path, escape_markdown, markdown_text, html_text, fence, cell_start)
-    environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, svg)}
+    environment.filters |= {each.__name__: each for each in (*texts, markdown_table, number_columns, to_svg)}
     return environment
 
 
@@ -126,8 +126,3 @@ def number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
 def cell_start(text: str) -> str:
     """The beginning of a long cell; empty for a cell that is shown whole."""
     return "" if len(text) <= LONG_CELL and text.count("\n") < 8 else fit_cell(text, LONG_CELL // 2)
-
-
-def svg(picture: Picture) -> Markup:
-    """The figure as an element of the page."""
-    return Markup(to_svg(picture.figure, picture.label))

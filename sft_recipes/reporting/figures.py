@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from sft_recipes.reporting.run_folder import replace_file
 
@@ -56,7 +56,7 @@ def draw_legend(axes: "Axes", **options: Any) -> None:
         axes.legend(frameon=False, labelcolor=COLOURS["ink"], **options)
 
 
-def to_svg(figure: "Figure", label: str = "") -> str:
+def to_svg(figure: "Figure", label: str = "") -> Markup:
     """The figure as an <svg> element for a page: its text is text, its colours are the page's, `label` says what it is.
 
     A label should be there once a page, since the names inside the element are made from it.
@@ -74,7 +74,7 @@ def to_svg(figure: "Figure", label: str = "") -> str:
     text = text.replace("#000000", COLOURS["ink"])  # matplotlib's own default
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name}, {colour})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -46,11 +46,6 @@ def benchmark_table(metrics: Mapping[str, Any]) -> Rows:
     return compact_table(rows)
 
 
-def loss_history(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The log of the training, step by step."""
-    return [entry for entry in metrics.get("history") or [] if isinstance(entry, dict) and "step" in entry]
-
-
 def weight_changes(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The norm of the change over the norm before, for each part of the model that has a finite one."""
     changes = iterate_leaves(as_mapping(metrics.get("weight_change")))

@@ -63,17 +63,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, none where there is no file; raises ConfigError for a line that is no object."""
-
-    def parse_lines(text: str) -> list[dict[str, Any]]:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            try:
-                rows += [dict(json.loads(line))] if line.strip() else []
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from error
-        return rows
-
-    return parse_file(path, parse_lines, "JSON lines") or []
+    rows = parse_file(path, lambda text: [json.loads(line) for line in text.split("\n") if line.strip()], "JSON lines")
+    if not all(isinstance(row, dict) for row in rows or []):
+        raise ConfigError(f"{path} should hold an object a line.")
+    return rows or []
 
 
 def read_yaml(path: Path) -> Any:

@@ -27,7 +27,7 @@ def write_report(folder: Path, price_per_hour: float | None = None) -> str:
     # What templates/report.jinja is given: the run, its figures, and the modules whose functions it calls
     values = {"setup": setup_sections, "tables": result_tables, "price_per_hour": price_per_hour, "card": False}
     values |= {"advice": forgetting_advice(run), "curves": None, "weight_curves": None, "curation": []}
-    if has_curve(history := result_tables.loss_history(run.metrics)):
+    if has_curve(history := run.metrics.get("history") or []):
         label = "Training loss, held-out loss and learning rate"
         values["curves"] = Picture(plot_losses(history), "loss.png", label)
     if changes := result_tables.weight_changes(run.metrics):
