@@ -162,7 +162,8 @@ def test_a_mistyped_source_is_refused(command):
          'trainer.per_device_train_batch_size should be a whole number or "auto", not 0.5.'),
         ("trainer.eval_strategy=epohc", "trainer.eval_strategy cannot be 'epohc'. Did you mean epoch?"),
         ("trainer.early_stopping_patience=soon", "trainer.early_stopping_patience should be a whole number or null, not 'soon'."),
-        ("+trainer.lr_scheduler_kwargs={min_lr_rat: 0.1}", "trainer.lr_scheduler_kwargs.min_lr_rat is not a field of trainer.lr_scheduler_type=linear."),
+        ("+trainer.lr_scheduler_kwargs={min_lr_rat: 0.1}", "trainer.lr_scheduler_type=linear: it has no field "
+         "min_lr_rat (with a warm-up of 10 of 100 steps). Its fields are none."),
         ("trainer.report_to=nosuch", "trainer.report_to: nosuch is not supported, only "
          f"{', '.join(INTEGRATION_TO_CALLBACK)} are supported."),
         ("adapter.lora.rank=8", "adapter.lora.rank is not a field of LoraConfig. Write adapter.lora.r."),

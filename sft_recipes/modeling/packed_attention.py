@@ -183,31 +183,20 @@ def check_no_cross_document_attention(model: PreTrainedModel | PeftModel) -> flo
     try:
         with eval_mode(model), bf16_autocast(model):  # flash attention takes no fp32
             one, two = second_logits(first), second_logits(other)
-    except TypeError as error:
-        raise ConfigError(refuse_packing(model, "takes no position_ids")) from error
-    except ValueError as error:  # transformers' own refusal, of short convolutions without their kernels
-        raise ConfigError(refuse_packing(model, f"cannot ({one_line(error).rstrip('.')})")) from error
-    change = (one.float() - two.float()).abs().max().item()
-    if not change <= TOLERANCE.get(one.dtype, 1e-5):  # NaN compares false
-        raise ConfigError(refuse_packing(model, f"lets one document change the logits of the next by {change:.1g}"))
-    if not is_deepspeed_zero3_enabled():  # which gathers weights on the way back of its own steps only
-        with eval_mode(model), bf16_autocast(model):
-            leak = gradient_at_first()
-        if leak != 0:  # as of NaN
-            raise ConfigError(refuse_packing(model, f"gives a document's tokens a gradient of {leak:.1g} of the next"))
-    log.info(
-        "Packing check passed: packed documents do not attend to each other (%s attention on %s, largest change of a "
-        "logit %.1g).",
-        model.config._attn_implementation,
-        device.type,
-        change,
-    )
-    return change
-
-
-def refuse_packing(model: PreTrainedModel | PeftModel, why: str) -> str:
-    """The error line for a model whose packed documents cannot be kept apart."""
-    return (
+            change = (one.float() - two.float()).abs().max().item()
+            is_apart = change <= TOLERANCE.get(one.dtype, 1e-5)  # NaN compares false
+            # DeepSpeed gathers weights on the way back of its own steps only
+            leak = gradient_at_first() if is_apart and not is_deepspeed_zero3_enabled() else 0.0
+    except (TypeError, ValueError) as error:  # it takes no position_ids, or has short convolutions without kernels
+        why = f"cannot keep documents apart ({one_line(error).rstrip('.')})"
+    else:
+        if is_apart and leak == 0:
+            how = model.config._attn_implementation, device.type, change
+            log.info("Packing check passed: packed documents do not attend to each other (%s attention on %s, largest "
+                     "change of a logit %.1g).", *how)  # fmt: skip
+            return change
+        why = f"lets a document change the logits of the next by {change:.1g}, with a gradient of {leak:.1g}"
+    raise ConfigError(
         f"trainer.packing=true: {model.config.model_type} with {model.config._attn_implementation} attention {why}. "
         "Write trainer.packing=false, or a model.attn_implementation that keeps documents apart (flash_attention_2)."
     )

@@ -168,7 +168,6 @@ trainer.torch_empty_cache_steps=0
 trainer.auto_find_batch_size=true
 trainer.logging_steps=0
 trainer.log_level=nope
-trainer.include_num_input_tokens_seen=nope
 trainer.report_to=nope
 trainer.report_to=wandb
 trainer.eval_strategy=nope
