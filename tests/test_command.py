@@ -132,7 +132,7 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
 
 def test_a_mistyped_source_is_refused(command):
     code, _, said = command("+recipe=tiny", "data.tny.share=0.3")
-    assert (code, said.splitlines()[-1]) == (2, "data.tny is no source of this run. Did you mean tiny?")
+    assert (code, said) == (2, "data.tny is no source of this run. Did you mean tiny?\n")
 
 
 @pytest.mark.parametrize(

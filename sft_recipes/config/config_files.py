@@ -115,26 +115,29 @@ def check_choices(composed: DictConfig, hydra: HydraConf, loader: ConfigLoaderIm
     parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     values = {override.key_or_group: override.value() for override in parsed}
     data = as_mapping(OmegaConf.to_container(composed).get("data"))
+    sources = {name: value for name, value in data.items() if isinstance(value, dict)}
+    trained = [name for name, value in sources.items() if value.get("path") or value.get("data_files")]
     overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
     files = list(config_files(loader, hydra.job.config_name, overrides))
     chosen = [file.path.removeprefix("data/") for file in files if file.path.startswith("data/")]
-    for name in (name for name, value in data.items() if isinstance(value, dict)):
+    for name in sources:
         setters = [file for file in files if any(path.startswith(f"data.{name}.") for path, _ in file.leaves())]
         # a file that builds on another one, defaults: [dolly, _self_], is one choice with it
         tops = [file.path for file in setters if not file.parent.startswith("data/")]
         both = [path.replace("/", "=") for path in tops if path.startswith("data/")]
         if len(both) > 1:
             raise ConfigError(f"{' and '.join(both)} both bring a source called {name}. Choose one of them.")
+        if not setters and chosen and (config_folder("conf") / "data" / f"{name}.yaml").is_file():
+            raise ConfigError(
+                f"data.{name} would be added to data={','.join(chosen)}. Write data={name} to train on it alone, "
+                f"or 'data=[{','.join([*chosen, name])}]' to train on both."
+            )
+        if not setters and trained and name not in trained:
+            raise ConfigError(f"data.{name} is no source of this run.{did_you_mean(name, sources.keys() - {name})}")
         if not setters and chosen:
-            if (config_folder("conf") / "data" / f"{name}.yaml").is_file():
-                raise ConfigError(
-                    f"data.{name} would be added to data={','.join(chosen)}. Write data={name} to train on it alone, "
-                    f"or 'data=[{','.join([*chosen, name])}]' to train on both."
-                )
-            if not data[name].get("path") and not data[name].get("data_files"):
-                others = [other for other, value in data.items() if isinstance(value, dict) and other != name]
-                raise ConfigError(f"data.{name} is no source of this run.{did_you_mean(name, others)}")
             log.info("data.%s is trained on beside data=%s.", name, ",".join(chosen))
+        elif trained and name not in trained:  # a recipe's settings for a dataset of its own
+            log.info("data.%s is not trained on: it was not chosen, and what is set for it is left out.", name)
     for file in files:
         group, _, name = file.path.partition("/")
         names = values.get(group)

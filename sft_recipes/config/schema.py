@@ -77,9 +77,7 @@ def from_hydra(composed: DictConfig) -> Config:
     sources = {name: value for name, value in values["data"].items() if isinstance(value, Mapping)}
     rest = {name: value for name, value in values["data"].items() if name not in sources}
     chosen = {name: value for name, value in sources.items() if value.get("path") or value.get("data_files")}
-    for name in sources.keys() - chosen.keys() if chosen else ():  # a recipe's settings for a dataset of its own
-        log.info("data.%s is not trained on: it was not chosen, and what is set for it is left out.", name)
-    sources = chosen or sources
+    sources = chosen or sources  # without a recipe's settings for a dataset of its own, which `check_choices` names
     data = call_validated(options.DataOptions, rest, "data")
     parsed = {}
     for name, value in sources.items():
