@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sft_recipes.data.token_rows import flat_values, row_arrays, row_lengths
@@ -32,7 +33,7 @@ def token_losses(
     batches += [batches[-1]] * (-len(batches) % processes)
     found = []
     with eval_mode(model), bf16_autocast(model):
-        for chosen in batches[first::processes]:
+        for chosen in tqdm(batches[first::processes], desc="Losses", leave=False, disable=first > 0 or len(batches) < 100):
             inputs = tokenizer.pad(
                 {"input_ids": [ids[i].tolist() for i in chosen]}, padding_side="right", return_tensors="pt"
             ).to(model.device)
