@@ -5,13 +5,11 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, fields
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +20,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
-from sft_recipes.config.options import Source
 from sft_recipes.config.schema import Config
-from sft_recipes.data import token_rows
 from sft_recipes.data.digest import hash_file, stack_versions
 from sft_recipes.data.sources import asked_source, source_version
 from sft_recipes.data.token_rows import TrainingData, write_tables
@@ -34,7 +30,6 @@ from sft_recipes.errors import ConfigError, DataError, one_line
 log = logging.getLogger(__name__)
 CACHE_BYTES = 50 * 2**30  # of all entries; beyond them those go that were not used for the longest time
 ROOMS = ("config", "curation", "data", "encoding")  # whose code decides what rows become
-STARTED = time.time()  # a file of code that is newer may not be what this process has imported
 # What encoded rows do not depend on; of the model they know the tokenizer, which is looked at itself. Policies and
 # shares are applied to encoded rows.
 IRRELEVANT_TO_ROWS = frozenset((
@@ -69,10 +64,9 @@ def cached(identity: str, make: Callable[[], TrainingData], warn: int = logging.
     with held:
         if found := find_entry(folder):
             return found
-        with recorded_log() as lines:
-            made = make()
+        made = make()
         try:
-            write_entry(folder, made, lines)
+            write_entry(folder, made)
             return read_entry(folder)
         except (OSError, TypeError, ValueError) as error:  # a formatter of a user's can return what JSON does not hold
             log.log(warn, "Encoded rows could not be kept in %s, so the next run encodes anew: %s.", folder, error)
@@ -80,13 +74,13 @@ def cached(identity: str, make: Callable[[], TrainingData], warn: int = logging.
 
 
 def find_entry(folder: Path) -> TrainingData | None:
-    """The rows of a whole entry, with the lines that were logged when they were made; a damaged one is named."""
+    """The rows of a whole entry, None where there is none; a damaged one is named."""
     try:
         listed = json.loads((folder / "files.json").read_bytes())
         for name, known in listed.items() if is_first_of_node() else ():  # which has looked at them for all
             if hash_file(folder / name) != known:
                 raise ValueError(f"{name} is not what was written")
-        found, lines = read_entry(folder), json.loads((folder / "log.json").read_bytes())
+        found = read_entry(folder)
         os.utime(folder)
     except FileNotFoundError:
         return None
@@ -95,8 +89,6 @@ def find_entry(folder: Path) -> TrainingData | None:
         shutil.rmtree(folder, ignore_errors=True)  # or where nothing can be kept the other processes would take it
         return None
     log.info("These rows were encoded by an earlier run and come from %s (data.cache=false encodes anew).", folder)
-    for name, level, text in lines:
-        logging.getLogger(name).log(level, "%s", text)
     return found
 
 
@@ -106,7 +98,7 @@ def read_entry(folder: Path) -> TrainingData:
     return TrainingData(**tables, **json.loads((folder / "data.json").read_bytes()))
 
 
-def write_entry(folder: Path, data: TrainingData, lines: list) -> None:
+def write_entry(folder: Path, data: TrainingData) -> None:
     """Writes an entry aside and renames it once it is whole; old ones make room for it."""
     rest = {item.name: value for item in fields(data) if not isinstance(value := getattr(data, item.name), Dataset)}
     text = json.dumps(rest)
@@ -119,7 +111,6 @@ def write_entry(folder: Path, data: TrainingData, lines: list) -> None:
             if isinstance(rows := getattr(data, item.name), Dataset):
                 write_tables(staged / f"{item.name}.arrow", [rows.with_format("arrow")[:]])
         (staged / "data.json").write_text(text, encoding="utf-8")
-        (staged / "log.json").write_text(json.dumps(lines), encoding="utf-8")
         listed = {path.name: hash_file(path) for path in sorted(staged.iterdir())}
         (staged / "files.json").write_text(json.dumps(listed), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -143,22 +134,6 @@ def remove_old_entries(newest: Path) -> None:
         if folder != newest and (half or size > CACHE_BYTES):
             shutil.rmtree(folder, ignore_errors=True)
             Path(f"{folder}.lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def recorded_log() -> Iterator[list[tuple[str, int, str]]]:
-    """What the library logs meanwhile: logger, level, text."""
-    lines: list[tuple[str, int, str]] = []
-    handler, ours = logging.Handler(), logging.getLogger("sft_recipes")
-    handler.emit = lambda record: lines.append((record.name, record.levelno, record.getMessage()))
-    handler.addFilter(
-        lambda record: record.name not in (__name__, token_rows.__name__)
-    )  # they tell of this time's disk
-    ours.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        ours.removeHandler(handler)
 
 
 def is_first_of_node() -> bool:
@@ -187,9 +162,9 @@ def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
 
 
 def cache_key(config: Config, encoder: Encoder) -> str | None:
-    """A hash of all that encoding depends on: settings, template, tokenizer, the rows' versions, and code.
+    """A hash of all that encoding depends on: settings, template, tokenizer, the rows' versions, and our code.
 
-    None where no file holds the code that runs: that of a notebook, or edited since.
+    None where a user's own function makes or chooses rows: what it depends on is not known.
     """
     settings = {key: value for key, value in asdict(config).items() if key not in IRRELEVANT_TO_ROWS}
     del settings["data"]["cache"], settings["data"]["max_length_policy"]
@@ -201,11 +176,15 @@ def cache_key(config: Config, encoder: Encoder) -> str | None:
     read = {f"data.{name}": source for name, source in config.sources.items()}
     read |= {where: asked_source(where, asked) for asked in config.curation.decontaminate
              if (where := f"curation.decontaminate={asked}")}  # fmt: skip
-    code = hash_code(config, read.values())
+    chosen = [source.formatter or config.formatter for source in read.values()]
+    names = [each if isinstance(each, str) else each.get("name", "") for each in chosen]
+    names += [*config.curation.own_filters, config.curation.select.by if config.curation.select else ""]
+    if own := [name for name in names if "." in name]:
+        log.info("%s is your own, so the rows are not kept for the next run: what it depends on is not known.", own[0])
+        return None
     rows = {where: source_version(where, source) for where, source in read.items()}
     filters = {package: version(package) for package in ("py3langid", "rensa") if find_spec(package)}  # of the extra
-    parts = [settings, *spoken, rows, code, stack_versions(), filters]
-    return hash_values(parts) if code else None
+    return hash_values([settings, *spoken, rows, CODE, stack_versions(), filters])
 
 
 def hash_values(values: Any) -> str:
@@ -213,32 +192,12 @@ def hash_values(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:32]
 
 
-def hash_code(config: Config, sources: Iterable[Source]) -> str | None:
-    """A hash of the code that makes rows: ours, and of a user's own functions all that they may call."""
-    chosen = [source.formatter or config.formatter for source in sources]
-    labels = [each if isinstance(each, str) else each.get("name", "") for each in chosen]
-    labels += [*config.curation.own_filters, config.curation.select.by if config.curation.select else ""]
-    files = {path for room in ROOMS for path in Path(__file__).parents[1].joinpath(room).rglob("*.py")}
-    for label in {label for label in labels if "." in label}:
-        with suppress(ImportError):  # which is told where it is used
-            import_module(label.rpartition(".")[0])
-            top = import_module(label.partition(".")[0])
-            places = [*getattr(top, "__path__", [])] or [getattr(top, "__file__", None)]
-            if None in places:  # of a notebook
-                return None
-            files |= code_beside([Path(place) for place in places])
-    if any(path.stat().st_mtime > STARTED for path in files):
-        return None
-    return hash_values([path.read_text("utf-8", errors="replace") for path in sorted(files)])
-
-
-def code_beside(places: Iterable[Path]) -> set[Path]:
-    """The files of modules and packages, of the modules beside them, and of what was imported from these folders."""
-    loaded = [getattr(module, "__file__", None) or "" for name, module in [*sys.modules.items()]
-              if not name.startswith("sft_recipes.")]  # fmt: skip
-    loaded = [Path(file) for file in loaded if file.endswith(".py") and "-packages/" not in file]
-    files = {file for place in places for file in (*place.rglob("*.py"), *place.parent.glob("*.py"))}
-    return files | {file for file in loaded if any(file.is_relative_to(place.parent) for place in places)}
+# As it is imported: what it is by the time rows are encoded may not be what runs
+CODE = hash_values([
+    path.read_text("utf-8", errors="replace")
+    for room in ROOMS
+    for path in sorted(Path(__file__).parents[1].joinpath(room).rglob("*.py"))
+])  # fmt: skip
 
 
 def path_times(named: Iterable[Path]) -> list[tuple[str, int, int]]:

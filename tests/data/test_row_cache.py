@@ -5,7 +5,6 @@ import logging
 import stat
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -111,38 +110,27 @@ def test_rows_that_were_refused_for_their_length_are_not_encoded_again(path, enc
     assert len(load_data(config, encoder, 1024).train) == 39 and encoded == ["encoded"]
 
 
-@pytest.mark.parametrize("edited", ["my_rows/reading.py", "my_rows/words.py", "more_words.py"])
-def test_an_edited_formatter_and_what_it_imports_encode_anew(tmp_path, encoder, encoded, monkeypatch, edited):
-    files = {
-        "my_rows/reading.py": "from my_rows.words import START\nfrom more_words import END\n\n"
-        "def read(row):\n    said = [('user', row['q']), ('assistant', START + 'es' + END)]\n"
-        "    return {'messages': [{'role': role, 'content': text} for role, text in said]}\n",
-        "my_rows/words.py": "START = 'Y'\n",
-        "more_words.py": "END = '.'\n",
-    }
+@pytest.mark.parametrize("own", ["formatter", "filter"])
+def test_rows_of_a_function_of_ones_own_are_not_kept(tmp_path, encoder, encoded, monkeypatch, caplog, own):
+    caplog.set_level(logging.INFO)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "my_rows").mkdir()
-    path, answers = write_jsonl(tmp_path / "a.jsonl", [{"q": f"{n}?"} for n in range(20)]), []
-    for change in ("", "", "# edited\n"):
-        for name, code in files.items():
-            (tmp_path / name).write_text(code + change * (name == edited))
-        monkeypatch.setattr(row_cache, "STARTED", time.time())  # a process of its own for each
-        for name in ("my_rows.reading", "my_rows.words", "my_rows", "more_words"):
-            sys.modules.pop(name, None)
-        data = load_data(data_config("my_rows.reading.read", file={"data_files": path}, held_out=2), encoder, 128)
-        answers.append(data.questions[0]["messages"][1]["content"])
-    assert answers == ["Yes."] * 3 and encoded == ["encoded", "encoded"]
-
-
-def test_rows_of_a_formatter_that_was_edited_while_the_process_runs_are_not_kept(
-    tmp_path, encoder, encoded, monkeypatch
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "rows_now.py").write_text("def read(row):\n    return {'text': row['text']}\n")
-    config = data_config("rows_now.read", file={"data_files": write_jsonl(tmp_path / "a.jsonl", [{"text": "Yes"}] * 9)})
+    monkeypatch.delitem(sys.modules, "rows_now", raising=False)
+    (tmp_path / "rows_now.py").write_text(
+        "def read(row):\n    return {'text': row['text']}\n\n\ndef bad(row):\n    pass\n"
+    )
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "Yes"}] * 9)
+    change = {"curation": {"own_filters": ["rows_now.bad"]}} if own == "filter" else {}
+    config = data_config("text" if own == "filter" else "rows_now.read", groups=change, file={"data_files": path})
     for _ in range(2):
         load_data(config, encoder, 128)
-    assert encoded == ["encoded"] * 2 and not entries(tmp_path)
+    assert encoded == ["encoded"] * 2 and not entries(tmp_path) and " is your own" in caplog.text
+
+
+def test_other_code_of_ours_encodes_anew(path, encoder, encoded, monkeypatch):
+    load_data(made_of(path), encoder, 128)
+    monkeypatch.setattr(row_cache, "CODE", "edited")
+    load_data(made_of(path), encoder, 128)
+    assert encoded == ["encoded"] * 2
 
 
 def test_the_order_of_sources_their_splits_and_values_of_the_environment_tell_rows_apart(
@@ -185,15 +173,12 @@ def test_a_damaged_entry_is_made_again(tmp_path, path, encoder, encoded, caplog,
     assert encoded == ["encoded", "encoded"]
 
 
-def test_what_was_said_of_the_rows_is_said_again_with_where_they_come_from(path, encoder, encoded, caplog):
+def test_a_run_says_where_its_rows_come_from(path, encoder, encoded, caplog):
     caplog.set_level(logging.INFO)
     load_data(made_of(path), encoder, 128)
-    first = [record.getMessage() for record in caplog.records if record.name.startswith("sft_recipes")]
-    caplog.clear()
+    assert "data.cache=false" not in caplog.text
     load_data(made_of(path), encoder, 128)
-    second = [record.getMessage() for record in caplog.records if record.name.startswith("sft_recipes")]
-    assert "data.file: 1 row (truncated" in "\n".join(first) and second[1:] == first
-    assert "data.cache=false encodes anew" in second[0]
+    assert "data.cache=false encodes anew" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["no folder", "full disk"])
