@@ -236,7 +236,6 @@ def page(tmp_path_factory, request):
         "Source: arXiv 2305.11206",
         "effective_batch_size 64 64 ",  # 4 × 8 in 2 processes
         "tokens per step, at most 131,072 ",  # 64 × 2048
-        "mean tokens per step 7,319 ",  # 51,234 in 7 steps
         "trainer.num_train_epochs 15 3 departs, without a reason given",
         "trainer.weight_decay 0.1 not in the config",
         "model.id LLaMA-65B Qwen/Qwen3-0.6B-Base departs: not on the hub",

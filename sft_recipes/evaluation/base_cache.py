@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -46,10 +47,8 @@ def measure_base(
         return measure_model(model, encoder, questions, is_base=True)
     name, found = f"base-{base_identity(model, encoder, questions, config)}.json", {}
     for file in (place / name for place in roots):
-        try:
+        with suppress(ConfigError, OSError):  # such a file is written again
             found = found or read_json(file)
-        except (ConfigError, OSError):
-            log.warning("%s cannot be read, so the base is measured again.", file)
     if torch.distributed.is_initialized():  # all processes measure, or none
         torch.distributed.broadcast_object_list(shared := [found], 0)
         (found,) = shared

@@ -68,9 +68,6 @@ def provenance_table(run: RunFiles) -> Rows:
     if (get_path(run.config, "provenance.source") or "ours") == "ours":
         return []
     rows = [[shorten_path(cell) for cell in row] for row in compare_with_source(run.config, count_processes(run))]
-    tokens, steps = get_number(run.metrics, "train_tokens"), get_number(run.metrics, "steps")
-    if tokens and steps:
-        rows.append(["mean tokens per step", "", f"{tokens / steps:,.0f}", ""])
     return compact_table(rows)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sft_recipes.config.nested_values import get_path
 from sft_recipes.reporting.figures import (
@@ -31,8 +31,10 @@ def plot_curves(groups: Sequence[Group]) -> "Figure":
     for (axes,), key, label in zip(panels, ("loss", "eval_loss"), ("training", "held-out"), strict=False):
         for place, (group, some) in enumerate(zip(groups, histories, strict=True)):
             name = ", ".join(map(tidy_value, group.settings.values())) or "all seeds"
+            line, colour = divmod(place, len(SERIES))
+            style = {"color": SERIES[colour], "linestyle": LINE_STYLES[line % len(LINE_STYLES)]}
             for history in some:
-                drawn = draw_curve(axes, history, key, label=name, **group_style(place))
+                drawn = draw_curve(axes, history, key, label=name, **style)
                 name = "_" if drawn else name  # one entry of the legend for all seeds
         axes.set_ylabel(f"{label} loss (nats a token)")
         scale_losses(axes)
@@ -44,13 +46,6 @@ def plot_curves(groups: Sequence[Group]) -> "Figure":
         style = {"frameon": False, "labelcolor": COLOURS["ink"], "fontsize": 9, "title_fontsize": 9, "ncols": 3}
         figure.legend(handles, labels, loc="outside upper left", title=names or None, alignment="left", **style)
     return figure
-
-
-def group_style(place: int) -> dict[str, Any]:
-    """Colour and line of a group by its place in the table; behind the first 16 they cannot be told apart."""
-    if place >= len(SERIES) * len(LINE_STYLES):
-        return {"color": COLOURS["faint"], "zorder": 1}
-    return {"color": SERIES[place % len(SERIES)], "linestyle": LINE_STYLES[place // len(SERIES)]}
 
 
 def plot_front(groups: Sequence[Group], front: Mapping[str, tuple[float, float]], objective: str) -> "Figure":
