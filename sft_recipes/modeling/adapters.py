@@ -20,13 +20,8 @@ log = logging.getLogger(__name__)
 PEFT_CONFIGS = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 INITS_FROM_DATA = ("eva", "corda", "lora_ga", "loftq")  # what PEFT prepares from rows or from the base before training
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
-UNSUPPORTED_TYPES = {
-    "poly": "needs the number of a task with every row, which no row has here",
-    "multitask_prompt_tuning": "needs the number of a task with every row, which no row has here",
-    "xlora": "mixes adapters that are trained already",
-    "cpt": "computes its loss from logits, which TRL's fused LM head does not give",
-    "adaption_prompt": "goes past TRL's fused LM head, which computes the loss",
-}
+# The first two need a task's number with every row, xlora trained adapters, the others go past TRL's fused LM head
+UNSUPPORTED_TYPES = ("poly", "multitask_prompt_tuning", "xlora", "cpt", "adaption_prompt")
 READING_BASE_WEIGHTS = {  # that 4 or 8 bits pack: each fails on a Linear4bit with PEFT 0.21, most in the first step
     "adamss", "deft", "delora", "frod", "glora", "hra", "loha", "lokr", "osf", "peanut", "psoft", "supertuning",
     "tinylora",
@@ -51,7 +46,7 @@ def build_peft_config(adapter: AdapterOptions) -> PeftConfig | None:
     if kind == "none":
         return None
     if kind in UNSUPPORTED_TYPES:
-        raise ConfigError(f"adapter.type={kind} {UNSUPPORTED_TYPES[kind]}. Write adapter=lora.")
+        raise ConfigError(f"adapter.type={kind} cannot be trained here. Write adapter=lora.")
     if adapter.quantization and kind in READING_BASE_WEIGHTS:
         raise ConfigError(f"adapter.type={kind} computes with the base's weights, which cannot be quantized for it.")
     peft = call_validated(PEFT_CONFIGS[kind], {"task_type": "CAUSAL_LM"} | adapter.settings, f"adapter.{kind}")

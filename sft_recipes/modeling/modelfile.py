@@ -24,14 +24,10 @@ def build_modelfile(tokenizer: PreTrainedTokenizerFast, generation: GenerationCo
         lines = ["# The chat template does not render every message by itself: convert to GGUF, which includes it."]
     else:
         lines = [f'TEMPLATE """{template}"""']
-    if is_sentencepiece(tokenizer) and not adds_space_after_special(tokenizer):
+    # such a tokenizer adds a space before a text, and some of them after a special token, too
+    if is_sentencepiece(tokenizer) and tokenizer.tokenize(f"{tokenizer.eos_token}a")[1] != "▁a":
         lines = [f"# No space stands behind a special token; for llama.cpp, too, with {NO_SPACE_FLAG}", *lines]
     return "\n".join(["FROM .", *lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
-
-
-def adds_space_after_special(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a SentencePiece tokenizer adds a space after a special token, as it does before a text."""
-    return tokenizer.tokenize(f"{tokenizer.eos_token}a")[1] == "▁a"
 
 
 def ollama_template(tokenizer: PreTrainedTokenizerFast) -> str | None:

@@ -48,7 +48,9 @@ def save_model(
     if not {*encoder.stop_ids} <= {*stops}:
         raise ConfigError(f"{folder}: its generation config stops at {stops}, without the template's {encoder.stop}.")
     save_sentencepiece_model(encoder.tokenizer, folder)
-    save_training_template(encoder.chat_template, folder)
+    if has_generation_markers(encoder.chat_template):  # for TRL's assistant_only_loss, as the template `training`
+        (folder / CHAT_TEMPLATE_DIR).mkdir(exist_ok=True)
+        (folder / CHAT_TEMPLATE_DIR / "training.jinja").write_text(encoder.chat_template, encoding="utf-8")
     if not is_adapter:
         return {}
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # which leaves no weight whole
@@ -58,16 +60,6 @@ def save_model(
     if initial_adapter is not None:
         convert_to_plain_lora(folder, initial_adapter)
     return describe_loading(trainer.model, encoder)
-
-
-def save_training_template(template: str, folder: Path) -> None:
-    """Saves a template with markers beside the one that is served, for TRL's `assistant_only_loss=True`.
-
-    transformers loads it as the tokenizer's template `training`; `SFTConfig(chat_template_path=…)` takes its file.
-    """
-    if has_generation_markers(template):
-        (folder / CHAT_TEMPLATE_DIR).mkdir(exist_ok=True)
-        (folder / CHAT_TEMPLATE_DIR / "training.jinja").write_text(template, encoding="utf-8")
 
 
 def convert_to_plain_lora(folder: Path, initial: dict[str, torch.Tensor]) -> None:

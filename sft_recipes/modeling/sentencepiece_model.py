@@ -26,21 +26,14 @@ def warn_of_other_tokens(tokenizer: PreTrainedTokenizerFast, rows: Iterable[list
         return
     own = SentencePieceProcessor(model_file=str(pieces))
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
-
-    def of_other_tokens(texts: list[str], made_by: PreTrainedTokenizerFast) -> list[str]:
-        return [text for text in texts if made_by(text, add_special_tokens=False).input_ids != own.encode(text)]
-
-    if different := of_other_tokens(texts, tokenizer):
-        generic, way_out = PreTrainedTokenizerFast.from_pretrained(pieces.parent), "Take the base's tokenizer.json"
-        if not of_other_tokens(different, generic):
-            way_out += (
-                ', or write a right one: python -c "from transformers import PreTrainedTokenizerFast as T; '
-                f"T.from_pretrained('{pieces.parent}').save_pretrained('{pieces.parent}')\""
-            )
+    different = [text for text in texts if tokenizer(text, add_special_tokens=False).input_ids != own.encode(text)]
+    if different:
         log.warning(
             "%d of %s %s other tokens than SentencePiece makes, with which the base was trained: transformers "
-            "converts %s with wrong merges. %s",
-            len(different), plural(len(texts), "row"), "has" if len(different) == 1 else "have", pieces, way_out,
+            "converts %s with wrong merges. Take the base's tokenizer.json, or let transformers 5.24 write one: "
+            "transformers.PreTrainedTokenizerFast.from_pretrained('%s').save_pretrained('%s')",
+            len(different), plural(len(texts), "row"), "has" if len(different) == 1 else "have", pieces,
+            pieces.parent, pieces.parent,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import SaveStrategy, sort_checkpoints
 from trl import SFTConfig
 
-from sft_recipes.config.nested_values import as_mapping, get_number, get_path, iterate_leaves
+from sft_recipes.config.nested_values import get_number, iterate_leaves
 from sft_recipes.config.schema import Config
 from sft_recipes.data.digest import hash_file, stack_versions
 from sft_recipes.errors import ConfigError, one_line, plural
@@ -109,31 +109,23 @@ def find_resumable(folder: Path, wanted: str | bool | None, now: Mapping[str, An
             raise ConfigError(f"trainer.resume_from_checkpoint={wanted} cannot be resumed: {fault}.")
         log.warning("%s is passed over: %s.", checkpoint, fault)
     else:
-        checkpoint = None
-    manifest = read_json(checkpoint / MANIFEST) if checkpoint else {"run": begun_run(folder, now), "versions": {}}
+        log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
+        return None
+    manifest = read_json(checkpoint / MANIFEST)
     if differences := run_differences(manifest["run"], now):
         own = folder / ".hydra" / "config.yaml"
-        if own.is_file() and folder in (checkpoint or own).parents:  # Hydra has written the refused one over its own
+        if own.is_file() and folder in checkpoint.parents:  # Hydra has written the refused one over its own
             OmegaConf.save(OmegaConf.create(manifest["run"]["config"]), own)
         raise ConfigError(
-            f"{checkpoint or folder} is of another run than this one, with {'; '.join(differences)}. Leave that as it "
+            f"{checkpoint} is of another run than this one, with {'; '.join(differences)}. Leave that as it "
             "was, or train anew in another folder."
         )
-    if checkpoint is None:
-        log.warning("%s has no whole checkpoint to resume from: training begins anew.", folder)
     was, has = manifest["versions"], stack_versions()
     others = [f"{name} {has.get(name)} (was {was[name]})" for name in was if has.get(name) != was[name]]
     if others:
         log.warning("The checkpoint was written by other versions, so the weights may differ in their last bits: %s.",
                     ", ".join(others))  # fmt: skip
     return checkpoint
-
-
-def begun_run(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
-    """The run that `folder` is of by what it has written before it trained; what is not told is as `now`."""
-    audit = read_json(folder / "supervision.json")
-    told = {"config": as_mapping(audit.get("config")), "rows": get_path(audit, "digest.sha256")}
-    return now | {key: value for key, value in told.items() if value}
 
 
 def last_checkpoint_line(folder: Path) -> str:

@@ -29,13 +29,13 @@ def pieces_only(tokenizer_folder, tmp_path):
     return folder
 
 
-def test_wrong_merges_of_spaces_are_said_with_a_way_out_where_it_works(pieces_only, caplog):
+def test_wrong_merges_of_spaces_are_said_with_a_way_out(pieces_only, caplog):
     tokenizer = AutoTokenizer.from_pretrained(pieces_only)
     warn_of_other_tokens(tokenizer, [tokenizer(text).input_ids for text in TEXTS])
     assert "1 of 2 rows has other tokens than SentencePiece makes" in caplog.text
-    way_out = f"T.from_pretrained('{pieces_only}').save_pretrained('{pieces_only}')"
-    assert (way_out in caplog.text) == (Version(transformers.__version__) >= Version("5.24"))
-    if way_out not in caplog.text:  # 5.23's generic class leaves out the space before a text
+    way_out = f"PreTrainedTokenizerFast.from_pretrained('{pieces_only}').save_pretrained('{pieces_only}')"
+    assert way_out in caplog.text
+    if Version(transformers.__version__) < Version("5.24"):  # its generic class leaves out the space before a text
         return
     PreTrainedTokenizerFast.from_pretrained(pieces_only).save_pretrained(pieces_only)
     right, own = AutoTokenizer.from_pretrained(pieces_only), SentencePieceProcessor()

@@ -82,15 +82,6 @@ def test_an_empty_folder_is_passed_over_and_a_run_without_a_whole_checkpoint_beg
     assert caplog.text.count("is passed over") == 2 and "training begins anew" in caplog.text
 
 
-def test_a_run_without_a_checkpoint_is_compared_with_what_it_wrote_before_it_trained(tmp_path):
-    audit = {"config": RUN["config"], "digest": {"sha256": "abc"}}
-    (tmp_path / "supervision.json").write_text(json.dumps(audit))
-    assert find_resumable(tmp_path, True, changed(trainer__max_steps=20)) is None
-    line = error_of(find_resumable, tmp_path, True, RUN | {"rows": "abd"})
-    assert line.startswith(f"{tmp_path} is of another run than this one, with other training rows.")
-    assert "with seed=2 (was 1)." in error_of(find_resumable, tmp_path, True, changed(seed=2))
-
-
 def test_a_checkpoint_that_is_not_there_is_refused(folder):
     line = error_of(find_resumable, folder, "nowhere", RUN)
     assert line == "trainer.resume_from_checkpoint=nowhere cannot be resumed: there is no such folder."
