@@ -65,19 +65,16 @@ def explained_model(id: str, found: bool = False) -> Iterator[None]:
 
 def model_not_found(id: str, error: Exception) -> ConfigError:
     """The error line for a model that could be loaded neither from a folder nor from the hub."""
-    if id.startswith((".", "/", "~")) and not Path(id).exists():
-        return ConfigError(f"model.id={id}: there is no such folder.")
+    said = one_line(error)[:200]
     if Path(id).exists():
-        return ConfigError(f"model.id={id} is not a folder with a model and its tokenizer: {one_line(error)[:200]}")
-    said = one_line(error)
+        return ConfigError(f"model.id={id} is not a folder with a model and its tokenizer: {said}")
+    if id.startswith((".", "/", "~")):
+        return ConfigError(f"model.id={id}: there is no such folder.")
     if getattr(error, "errno", None):  # of the system, not of the hub
         return ConfigError(f"model.id={id}: {said}. HF_HOME names the folder for downloads and caches.")
     if "gated" in said.lower() or "401" in said:
-        return ConfigError(
-            f"model.id={id} is gated or private. Accept its terms, then `hf auth login`. ({said[:120]}…)"
-        )
-    reached = "is no model of the hub" if "valid model identifier" in said else "could not be downloaded"
+        return ConfigError(f"model.id={id} is gated or private. Accept its terms, then `hf auth login`. ({said}…)")
     return ConfigError(
-        f"model.id={id} is no folder here and {reached}. Check its name, or give a folder: model=local "
-        f"model.id=path/to/model. ({said[:120]}…)"
+        f"model.id={id} is no folder here and could not be downloaded. Check its name, or give a folder: model=local "
+        f"model.id=path/to/model. ({said}…)"
     )

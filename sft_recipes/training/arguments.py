@@ -57,7 +57,13 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     values.setdefault("logging_nan_inf_filter", False)
     values.setdefault("run_name", f"{config.name} {folder.name}")  # in a tracker
     if config.streamed:
-        values |= streaming_arguments(values)
+        if values.get("max_steps", -1) <= 0:
+            raise ConfigError("trainer.max_steps is missing: a stream has no length. Write trainer.max_steps=1000.")
+        if values.get("dataloader_num_workers"):
+            raise ConfigError(
+                "trainer.dataloader_num_workers should be 0 for a stream, whose rows are counted as read."
+            )
+        values["train_sampling_strategy"] = "random"  # the stream shuffles, and its lengths are not known
     sharding = values.get("fsdp_config")
     if isinstance(sharding, Mapping):
         values["fsdp_config"] = sharding = dict(sharding)  # which transformers completes
@@ -79,15 +85,6 @@ def build_arguments(config: Config, folder: Path) -> tuple[SFTConfig, list[Train
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else weights
     log.info("Computing in %s on this hardware; trained weights are %s.", precision, weights)
     return arguments, callbacks
-
-
-def streaming_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a streamed dataset needs; raises ConfigError for values that it cannot work with."""
-    if values.get("max_steps", -1) <= 0:
-        raise ConfigError("trainer.max_steps is missing: a stream has no length. Write trainer.max_steps=1000.")
-    if values.get("dataloader_num_workers"):
-        raise ConfigError("trainer.dataloader_num_workers should be 0 for a stream, whose rows are counted as read.")
-    return {"train_sampling_strategy": "random"}  # the stream shuffles, and its lengths are not known
 
 
 def check_libraries(arguments: SFTConfig) -> None:

@@ -36,15 +36,15 @@ class LRSuggestion:
 
     def lines(self) -> list[str]:
         """The suggestion in sentences."""
-        lines, why = [f"The smoothed loss falls fastest at a learning rate of {self.steepest:.2g}."], ""
-        if self.diverges is None:
-            lines.append("It does not diverge in this range. Raise lr_find.end to see where it does.")
-        else:
-            why = ", the lower of these"
-            lines.append(f"It diverges at {self.diverges:.2g}, a tenth of which is {self.diverges / 10:.2g}.")
-        if not self.clear:
-            lines.append("It hardly falls, so this is a guess. Use more trainer.max_steps or larger batches.")
-        return [*lines, f"Try trainer.learning_rate={self.rate:.2g}{why}, and half and twice of it."]
+        end = "does not diverge in this range" if self.diverges is None else f"diverges at {self.diverges:.2g}"
+        guess = (
+            "" if self.clear else " It hardly falls, so this is a guess: use more trainer.max_steps or larger batches."
+        )
+        return [
+            f"The smoothed loss falls fastest at a learning rate of {self.steepest:.2g}, and {end}.{guess}",
+            f"Try trainer.learning_rate={self.rate:.2g}, the lower of the first and a tenth of the second, and half "
+            "and twice of it.",
+        ]
 
 
 class StopAtDivergence(TrainerCallback):
@@ -82,7 +82,10 @@ def run_lr_range_test(trainer: SFTTrainer, limits: LRRange, folder: Path) -> flo
     losses = [entry["loss"] for entry in history][1:]  # the effect of a step's rate is in the next step's loss
     suggestion = suggest_rate(rates, losses)
     if trainer.is_world_process_zero():
-        write_suggestion(folder, rates, losses, suggestion)
+        values = {"learning_rate": rates, "loss": losses, "steepest": suggestion.steepest}
+        write_json(folder / "lr_find.json", values | {"diverges": suggestion.diverges, "suggested": suggestion.rate})
+        save_figure(plot_range_test(rates, losses, suggestion), folder / "lr_find.png")
+        print("\n".join([*suggestion.lines(), f"The plot: {folder}/lr_find.png"]))
     return suggestion.rate
 
 
@@ -115,27 +118,15 @@ def smooth_losses(losses: Sequence[float]) -> np.ndarray:
     return weights @ finite / weights.sum(1)
 
 
-def write_suggestion(folder: Path, rates: Sequence[float], losses: Sequence[float], suggestion: LRSuggestion) -> None:
-    """Writes the losses, the plot and the suggestion to the run's folder, and prints the suggestion."""
-    values = {"learning_rate": list(rates), "loss": list(losses), "steepest": suggestion.steepest}
-    values |= {"diverges": suggestion.diverges, "suggested": suggestion.rate}
-    write_json(folder / "lr_find.json", values)
-    save_figure(plot_range_test(rates, losses, suggestion), folder / "lr_find.png")
-    print("\n".join([*suggestion.lines(), f"The plot: {folder}/lr_find.png"]))
-
-
 def plot_range_test(rates: Sequence[float], losses: Sequence[float], suggestion: LRSuggestion) -> "Figure":
     """The losses and their smoothed line over the learning rate, with the rates that the suggestion is based on."""
     figure, axes = styled_subplots(height=3.4)
     loss = smooth_losses(losses)
     axes.plot(rates, losses, ".", color=COLOURS["faint"], label="a step's loss")
     axes.plot(rates[: len(loss)], loss, color=COLOURS["blue"], label="smoothed")
-    marks = [(suggestion.steepest, "green", "falls fastest")]
+    axes.axvline(suggestion.steepest, color=COLOURS["green"], label=f"falls fastest, {suggestion.steepest:.2g}")
     if suggestion.diverges:
-        marks += [(suggestion.diverges, "orange", "diverges"), (suggestion.diverges / 10, "orange", "a tenth of that")]
-    for rate, colour, what in marks:
-        style = "-" if what == "diverges" else "--"
-        axes.axvline(rate, color=COLOURS[colour], linestyle=style, label=f"{what}, {rate:.2g}")
+        axes.axvline(suggestion.diverges, color=COLOURS["orange"], label=f"diverges, {suggestion.diverges:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats a token)")
     draw_legend(axes, fontsize=8)
     return figure
