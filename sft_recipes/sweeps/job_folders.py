@@ -13,8 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sft_recipes.config.run_folder import holds_run
+from sft_recipes.config.schema import from_hydra
+from sft_recipes.config.validation import validate_kwargs
 from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.run_folder import read_json, replace_file, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
@@ -43,8 +46,10 @@ class ResumingLauncher:
         """The jobs' results in order; raises ConfigError where two of them would share a folder."""
         results: dict[int, JobReturn] = {}
         open_jobs: dict[int, list[str]] = {}
-        for place, overrides in enumerate(job_overrides):
-            name, composed = self.find_folder(overrides, initial_job_idx + place)
+        places = [self.find_folder(each, initial_job_idx + number) for number, each in enumerate(job_overrides)]
+        if not initial_job_idx:
+            check_shared_mistake(composed for _, composed in places)
+        for place, (overrides, (name, composed)) in enumerate(zip(job_overrides, places, strict=True)):
             result = finished_result(self.folder / name, composed, overrides)
             if result:
                 results[place] = result
@@ -88,6 +93,27 @@ class GridSweeper(BasicSweeper):
         """The sweep's own overrides and those that are typed, which come last."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         return parser.parse_overrides([*self._parse_config(), *arguments])
+
+
+def check_shared_mistake(jobs: Iterable[DictConfig]) -> None:
+    """Raises the ConfigError of a sweep whose every job would be refused for its config, as with a mistyped key."""
+    from trl import SFTConfig  # takes seconds, and Hydra imports this file for every command
+
+    from sft_recipes.modeling.adapters import build_peft_config
+
+    refused = None
+    for composed in jobs:
+        try:
+            config = from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
+            validate_kwargs(SFTConfig, config.trainer.fields, "trainer")
+            build_peft_config(config.adapter)
+            return
+        except ConfigError as error:
+            refused = refused or error
+        except OmegaConfBaseException:  # what only the job itself can resolve
+            return
+    if refused:
+        raise refused
 
 
 def job_identity(composed: DictConfig) -> str:
