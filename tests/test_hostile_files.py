@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -349,6 +351,21 @@ def test_a_product_of_two_gibibytes_is_refused_where_the_system_does_not(large):
     with pytest.raises(MemoryError):  # as a stream's thread renders
         template_limits.LimitedEnvironment().from_string(f"{{{{ ({large}) | length }}}}").render()
     assert template_limits.LimitedEnvironment().from_string("{{ [0] * 3 }}{{ 2 * 'ab' }}").render() == "[0, 0, 0]abab"
+
+
+def test_a_template_that_grows_outside_the_main_thread_is_stopped_also_where_jinja_passes_over_exceptions(
+    quick_limits, monkeypatch
+):
+    monkeypatch.setattr("sft_recipes.encoding.template_limits.MEMORY_BYTES", 2**24)
+
+    def grow() -> None:
+        held = []
+        with suppress(Exception):  # as Jinja's optimizer does
+            for _ in range(1000):
+                held.append(bytes(2**20) + bytes(sum(range(10_000)) % 2))
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError, match="writes more than memory holds"):
+        pool.submit(template_limits.TemplateLimits(), grow).result()
 
 
 def test_a_watchdog_that_ended_is_followed_by_another(quick_limits):

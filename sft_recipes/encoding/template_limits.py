@@ -28,6 +28,10 @@ class OutOfTime(BaseException):
     """Ends a rendering; no Exception, which Jinja's optimizer would pass over."""
 
 
+class OutOfMemory(OutOfTime):
+    """Ends a rendering that has grown too much, where the system has refused no memory."""
+
+
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox without products and powers of hours or gigabytes, which are one step that none can stop."""
 
@@ -79,7 +83,7 @@ class TemplateLimits:
                     with self.lock:  # an exception that was raised here and has not arrived would come later
                         if not self.under_way.pop(thread, None):
                             raise_in(thread, None)
-            except MemoryError:
+            except (MemoryError, OutOfMemory):
                 data_bytes.cache_clear()
             except OutOfTime:
                 raise ConfigError(f"model.chat_template does not end within {SECONDS} seconds. {WAY_OUT}") from None
@@ -95,7 +99,7 @@ class TemplateLimits:
                     has_grown = spent > SECONDS / 50 and data_bytes(time.monotonic()) > size + MEMORY_BYTES
                     if spent > SECONDS or has_grown:
                         del self.under_way[thread]
-                        raise_in(thread, MemoryError if has_grown else OutOfTime)
+                        raise_in(thread, OutOfMemory if has_grown else OutOfTime)
 
 
 def raise_in(thread: int, error: type[BaseException] | None) -> None:
