@@ -5,7 +5,7 @@ import argparse
 from hydra import compose
 
 from sft_recipes.config.compose import hydra_initialized
-from sft_recipes.config.hydra_plugin import config_folder
+from sft_recipes.config.hydra_plugin import config_folder, terminal_width
 from sft_recipes.config.schema import Config, from_hydra
 from sft_recipes.errors import ConfigError, did_you_mean, exit_on_user_error
 from sft_recipes.reporting.provenance import compare_with_source
@@ -21,7 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     name = parser.parse_args(arguments).name
     if name and name not in recipe_names():
         raise ConfigError(f"There is no recipe={name}.{did_you_mean(name, recipe_names())}")
-    lines = render_table(list_recipes([name] if name else recipe_names()))
+    lines = list_recipes([name] if name else recipe_names())
+    while len(render_table(lines)[0]) > terminal_width(250):
+        lines = [row[:-1] for row in lines]
+    lines = render_table(lines)
     print("\n".join([*lines, "", *recipe_page(compose_recipe(name))] if name else lines))
 
 
@@ -37,16 +40,16 @@ def compose_recipe(name: str, *overrides: str) -> Config:
 
 
 def list_recipes(chosen: list[str]) -> list[list[str]]:
-    """A row a recipe, under a head: its name, source, model, data, adapter and memory."""
-    rows = [["recipe", "source", "model", "data", "adapter", "memory"]]
+    """A row a recipe, under a head: what a narrow terminal leaves out stands last."""
+    rows = [["recipe", "model", "adapter", "GiB", "data", "source"]]
     for name in chosen:
         config = compose_recipe(name)
         source = config.provenance.source.removeprefix("https://").split(",")[0]
-        data = list(config.sources)
-        shown = ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
-        model = "the embedded one" if name == "tiny" else config.model.id
-        method, memory = describe_method(config.composed["adapter"]), config.provenance.needs
-        rows.append([name, fit_cell(source, 50), model, shown, method, memory])
+        # of a list the hub's owners are left out, for a terminal of 80 columns
+        model = config.model.id if len(chosen) == 1 else config.model.id.rpartition("/")[2]
+        model, method = "the embedded one" if name == "tiny" else model, describe_method(config.composed["adapter"])
+        memory = config.provenance.needs.removesuffix(", estimated").removesuffix(" GiB")
+        rows.append([name, model, method, memory, fit_cell(", ".join(config.sources), 36), fit_cell(source, 50)])
     return rows
 
 

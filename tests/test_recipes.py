@@ -89,18 +89,21 @@ def test_the_recipes_that_everybody_knows_are_there():
     assert set(famous.split()) <= set(RECIPES)
 
 
-def test_the_list_has_a_row_a_recipe_with_its_name_source_model_data_adapter_and_memory(capsys):
-    recipes.main([])
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["recipe", "source", "model", "data", "adapter", "memory"]
+def test_the_list_has_a_row_a_recipe_and_as_many_columns_as_the_terminal_holds(capsys, monkeypatch):
+    def listed(width: str) -> list[list[str]]:
+        monkeypatch.setenv("COLUMNS", width)
+        recipes.main([])
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= int(width)
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+    rows = listed("250")
+    assert rows[0] == ["recipe", "model", "adapter", "GiB", "data", "source"]
     assert [row[0] for row in rows[2:]] == RECIPES
-    guanaco = next(row for row in rows if row[0] == "guanaco_7b")
-    assert guanaco[1:5] == [
-        "github.com/artidoro/qlora/tree/0b46ca80a0bb",
-        "meta-llama/Llama-2-7b-hf",
-        "oasst1_guanaco",
-        "QLoRA r=64",
-    ]
+    source = "github.com/artidoro/qlora/tree/0b46ca80a0bb"
+    guanaco = ["guanaco_7b", "Llama-2-7b-hf", "QLoRA r=64", "8.1", "oasst1_guanaco", source]
+    assert guanaco in rows
+    assert guanaco[:4] in listed("80") and guanaco[:5] in listed("120")
 
 
 def test_the_readme_of_the_recipes_has_the_source_and_the_memory_of_each():

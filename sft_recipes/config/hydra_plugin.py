@@ -25,10 +25,15 @@ def config_folder(name: str) -> Path:
     return next((path for path in (package / name, package.parent / name) if path.is_dir()), package / name)
 
 
+def terminal_width(most: int = 100) -> int:
+    """The columns to print in, `most` of them where there is no terminal."""
+    return min(most, shutil.get_terminal_size((most, 24)).columns)
+
+
 def list_choices() -> str:
     """The groups and their options for --help; those of recipes/ are added with a +, the others chosen."""
     loader = GlobalHydra.instance().config_loader()
-    width, lines = min(100, shutil.get_terminal_size((100, 24)).columns), []
+    width, lines = terminal_width(), []
     for group in sorted(set(loader.list_groups("")) - {"hydra"}, key=lambda name: (name not in OPEN_GROUPS, name)):
         label = f"  {group}=" if group in OPEN_GROUPS else f"  +{group}="
         text = ", ".join(sorted(loader.get_group_options(group)))

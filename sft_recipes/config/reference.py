@@ -7,7 +7,6 @@ import argparse
 import inspect
 import json
 import re
-import shutil
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
 from pydoc import locate
@@ -15,7 +14,7 @@ from types import NoneType
 from typing import Any
 
 from sft_recipes.config.endpoint_options import EndpointOptions, JudgeOptions
-from sft_recipes.config.hydra_plugin import config_folder
+from sft_recipes.config.hydra_plugin import config_folder, terminal_width
 from sft_recipes.config.nested_values import get_path, load_yaml
 from sft_recipes.config.options import Source, TrainerOptions
 from sft_recipes.config.renamed_options import UNSUPPORTED_OPTIONS
@@ -52,7 +51,7 @@ def describe_topic(name: str) -> str:
     set_here = get_path(values, where) or values
     owners = " and ".join(one.__name__ for one in classes)
     given = f", as {SET_BY[where].replace('/', '=')} sets them" if where in SET_BY else ""
-    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    width = terminal_width()
     lines = [f"{where}.* with the defaults{given}: the fields of {owners}.", ""]
     for key, field in class_schema(*classes)["properties"].items():
         value = set_here.get(key, field.get("default", "required"))
