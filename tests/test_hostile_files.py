@@ -195,7 +195,7 @@ def test_a_model_s_files_that_are_none_get_a_line(hostile_model, command, capfd,
 
 @pytest.mark.parametrize(
     ("kind", "name", "size"),
-    [("llama", "num_hidden_layers", 10**8), ("qwen3", "num_hidden_layers", 10**12), ("gpt2", "n_layer", 10**8),
+    [("llama", "num_hidden_layers", 10**8), ("llama", "hidden_size", 10**9), ("qwen3", "num_hidden_layers", 10**12), ("gpt2", "n_layer", 10**8),
      ("llama", "vocab_size", 10**12)],
 )  # fmt: skip
 def test_a_config_of_more_layers_or_tokens_than_any_model_has_gets_a_line_soon(
@@ -203,7 +203,8 @@ def test_a_config_of_more_layers_or_tokens_than_any_model_has_gets_a_line_soon(
 ):
     file, started = hostile_model / "model" / "config.json", time.process_time()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": kind, name: size}))
-    line = f"{name} in its config.json is more than {'10,000,000' if name == 'vocab_size' else '1,000'}, which no model"
+    most = {"vocab_size": "10,000,000", "hidden_size": "1,000,000"}.get(name, "1,000")
+    line = f"{name} in its config.json is more than {most}, which no model"
     for main, rest in ((chat.main, ["--prompt", "x"]), (merging.main, ["--out", "out"])):
         with pytest.raises(SystemExit) as left:
             main([str(hostile_model), *rest])

@@ -10,12 +10,13 @@ from transformers import PretrainedConfig
 
 from sft_recipes.errors import ConfigError, one_line
 
-# By how their names end in a config. Llama 3.1 405B has 126 layers, Switch-C 2,048 experts, XLM-V 901,629 tokens
-MOST = {"layer": 1000, "layers": 1000, "experts": 10_000, "vocab_size": 10_000_000}
+# By how their names end in a config. Llama 3.1 405B has 126 layers of 16,384 numbers, Switch-C 2,048 experts,
+# XLM-V 901,629 tokens
+MOST = {"layer": 1000, "layers": 1000, "hidden_size": 1_000_000, "experts": 10_000, "vocab_size": 10_000_000}
 
 
 def check_config_sizes(id: str, revision: str | None) -> None:
-    """Raises ConfigError for a config.json with more layers, experts or tokens than any model has.
+    """Raises ConfigError for a config.json with more or wider layers, experts or tokens than any model has.
 
     They are made one by one before there is a weight: transformers' config of Qwen 3 takes two minutes for 10,000,000
     layers, and a model longer. So the file is looked at before either is built.
