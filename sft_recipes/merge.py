@@ -49,7 +49,8 @@ def merge(run: str | Path, out: str | Path, dtype: str = "float32", trust_remote
         try:
             os.rename(partial, out)
         except OSError as error:
-            raise ConfigError(f"{out} was made by another merge meanwhile.") from error
+            fault = "was made by another merge meanwhile" if out.exists() else f"cannot be made: {error.strerror}"
+            raise ConfigError(f"{out} {fault}.") from error
     return difference
 
 

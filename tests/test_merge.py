@@ -1,5 +1,6 @@
 """A run as one folder: the trained model's logits, nothing of ours to load it, and nothing half written."""
 
+import errno
 import json
 import os
 import re
@@ -168,6 +169,18 @@ def test_a_full_disk_and_a_folder_that_is_there_are_refused_before_anything_is_l
         merge(made.run, tmp_path / "there")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(ConfigError, match=r"needs 0\.0 GiB, and .* has 0\.0 GiB free\."):
+        merge(made.run, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_get_its_name_is_told_as_such(tuned, tmp_path, monkeypatch):
+    made = tuned("Llama, untied", "LoRA")
+    monkeypatch.setattr(merging, "write_merged", lambda *_: 0.0)
+
+    def rename(partial, out):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(ConfigError, match="out cannot be made: Disk quota exceeded."):
         merge(made.run, tmp_path / "out")
 
 
