@@ -108,8 +108,9 @@ def read_saved_config(run: Path, way_out: str) -> dict[str, Any]:
     """
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
-        fault = "has no .hydra/config.yaml with a config of its own" if run.is_dir() else "is no folder here"
-        raise ConfigError(f"{run} {fault}. {way_out}")
+        if not run.is_dir():
+            raise ConfigError(f"{run} is no folder here. Name the folder of a run.")
+        raise ConfigError(f"{run} has no .hydra/config.yaml with a config of its own. {way_out}")
     saved = load_yaml(file)
     if not isinstance(saved, dict) or not all(isinstance(saved.get(group, {}), dict) for group in OPEN_GROUPS):
         raise ConfigError(f"{file} does not hold the config of a run.")

@@ -56,7 +56,7 @@ def test_keys_that_an_older_run_did_not_have_can_be_set(own_run, tmp_path):
 
 
 def test_a_folder_without_a_config_is_one_line_with_what_to_write(own_run, command):
-    line = "nosuch is no folder here. Write +recipe=NAME, or model=NAME data=NAME."
+    line = "nosuch is no folder here. Name the folder of a run."
     assert command("mode=evaluate", "evaluate.run=nosuch") == (2, "", f"{line}\n")
     assert error_of(lambda: compose(run="nosuch")) == line
     assert own_run("evaluate.run=nosuch", "model=tiny", "data=tiny").name == "sft"  # a model's folder is no run
