@@ -48,7 +48,8 @@ def run_job(composed: DictConfig) -> float:
         check_choices(composed, HydraConfig.get(), GlobalHydra.instance().config_loader())
         typed = HydraConfig.get().overrides.task
         if HydraConfig.get().job.config_name == "demo" and any(override.startswith("data=") for override in typed):
-            log.info("No model or recipe was named, so that recipe tiny sets the model, its rate and max_length.")
+            line = "No model or recipe was named: this is the tiny demo model, at its own rate and max_length. "
+            log.warning("%sFor a real one add +recipe=single_gpu_24gb, or model=NAME.", line)
         if needs_hub(config) and not hub_is_reachable():  # use what is cached; the hub's client would retry for 47 s
             os.environ["HF_HUB_OFFLINE"] = "1"
         if config.mode in ("curate", "generate") and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -130,8 +131,10 @@ def main() -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder("conf")), config_name="config")(run_job)()
         finally:  # also after Ctrl-C and after a job that failed
-            leave_process_group()
-            failed = finish_sweep()
+            try:
+                failed = finish_sweep()
+            finally:
+                leave_process_group()
         if failed:
             sys.exit(1)
     except RunInterrupted as stop:
