@@ -216,4 +216,5 @@ def check_objective(name: str | None, metrics: Mapping[str, Any]) -> None:
     """Raises ConfigError where a finished run has no number for its objective."""
     if name and metrics.get(name) is None:
         why = " No held-out answer has a supervised stop token." if name == "p_stop" else ""
+        why = " No answer has a thought." if name in ("thought_tokens", "answered") else why
         raise ConfigError(f"objective={name} could not be measured in this run.{why}")
