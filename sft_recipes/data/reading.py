@@ -139,12 +139,8 @@ def checked_row(value: Any, text: str) -> Row:
     broken = not text.isascii() and text.encode(errors="ignore").decode() != text
     if broken or ("\\u" in text and HALF_CHARACTER.search(text)):
         for place, half in lone_surrogates(row):
-            if broken:
-                return Fault(
-                    f"{place} has the byte 0x{ord(half) & 0xFF:02x}, which is not valid in its encoding "
-                    "(data.NAME.encoding)"
-                )
-            return Fault(f"{place} has half a character ({half!a})")
+            bad_byte = name_bad_byte(half, 0)
+            return Fault(f"{place}: {bad_byte}" if bad_byte else f"{place} has half a character ({half!a})")
     return row
 
 

@@ -25,7 +25,7 @@ from sft_recipes.data.digest import hash_file, stack_versions
 from sft_recipes.data.sources import asked_source, source_version
 from sft_recipes.data.token_rows import TrainingData, write_tables
 from sft_recipes.encoding.encoder import Encoder
-from sft_recipes.errors import ConfigError, DataError, one_line
+from sft_recipes.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 50 * 2**30  # of all entries; beyond them those go that were not used for the longest time
@@ -68,7 +68,7 @@ def cached(identity: str, make: Callable[[], TrainingData], warn: int = logging.
         try:
             write_entry(folder, made)
             return read_entry(folder)
-        except (OSError, TypeError, ValueError) as error:  # a formatter of a user's can return what JSON does not hold
+        except (OSError, TypeError, ValueError) as error:  # Arrow's rows can hold what JSON does not, such as dates
             log.log(warn, "Encoded rows could not be kept in %s, so the next run encodes anew: %s.", folder, error)
             return made
 
@@ -102,9 +102,6 @@ def write_entry(folder: Path, data: TrainingData) -> None:
     """Writes an entry aside and renames it once it is whole; old ones make room for it."""
     rest = {item.name: value for item in fields(data) if not isinstance(value := getattr(data, item.name), Dataset)}
     text = json.dumps(rest)
-    back = json.loads(text)  # the other fields go into JSON files alone
-    if (back["questions"], back["examples"]) != (data.questions, list(data.examples)):
-        raise TypeError("a conversation holds what JSON does not")
     staged = Path(tempfile.mkdtemp(prefix=".rows-", dir=folder.parent))  # which nobody else may read
     try:
         for item in fields(data):
@@ -148,17 +145,16 @@ def first_of_node(make: Callable[[], TrainingData]) -> TrainingData:
     """
     if not torch.distributed.is_initialized():
         return make()
-    first, made, error = is_first_of_node(), None, None
+    made = error = None
     try:
-        made = make() if first else None
-    except Exception as raised:
+        made = make() if is_first_of_node() else None
+    except (ConfigError, DataError) as raised:  # with any other the launcher ends all
         error = raised
-    plain = None if error is None or isinstance(error, ConfigError | DataError) else RuntimeError(one_line(error))
     errors = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(errors, plain or error)  # others may not be pickled
-    if told := error or next(filter(None, errors), None):
+    torch.distributed.all_gather_object(errors, error)
+    for told in filter(None, errors):
         raise told
-    return made if first else make()
+    return made or make()
 
 
 def cache_key(config: Config, encoder: Encoder) -> str | None:

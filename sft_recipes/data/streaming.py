@@ -84,7 +84,7 @@ class RowStream:
         self.out = row_hashes(self.held_out)
         words = [split_words(join_messages(question)) for question in self.questions]
         self.is_leak = build_leak_test(config, words, [words])
-        self.passes, self.left = 0, False
+        self.passes = 0
         self.begin()
 
     def begin(self) -> None:
@@ -163,8 +163,6 @@ class RowStream:
         records = islice(stream_rows(f"data.{name}", source, source.split), first, None)
         seen, kept, long, number, policy = set(), 0, 0, 0, self.config.data.max_length_policy
         while batch := list(islice(records, ENCODE_BATCH_ROWS)):
-            if self.left:
-                raise RuntimeError("Nobody takes the rows any more.")
             number += len(batch)
             rows, talks, unusable = self.encoded(name, batch, max(1, len(batch) // PARITY_ROWS), number, self.is_leak)
             if number == len(batch) and self.counts:
@@ -204,17 +202,13 @@ class RowStream:
 
     def give_out(self, buffers: Iterator[tuple[list, dict]]) -> Iterator[dict[str, np.ndarray]]:
         """The rows of the buffers; each is made in a thread while the one before it is given out, and counted then."""
-        self.left, self.taker = False, (taker := object())
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            try:
+        with ThreadPoolExecutor(max_workers=1) as pool:  # which ends with the buffer that it makes
+            ahead = pool.submit(next, buffers, None)
+            while made := ahead.result():
+                rows, self.audit = made
+                yield self.row(rows[0])  # who wants to see one row alone waits for one buffer
                 ahead = pool.submit(next, buffers, None)
-                while made := ahead.result():
-                    rows, self.audit = made
-                    yield self.row(rows[0])  # who wants to see one row alone waits for one buffer
-                    ahead = pool.submit(next, buffers, None)
-                    yield from map(self.row, rows[1:])
-            finally:
-                self.left = self.taker is taker  # the thread need not finish its buffer
+                yield from map(self.row, rows[1:])
 
     def buffers(self) -> Iterator[tuple[list[list[Document]], dict[str, dict]]]:
         """One pass in buffers, shuffled and, if asked for, packed, each with the audit of all that was read for it."""

@@ -265,10 +265,10 @@ def test_a_row_without_a_field_is_a_fault(read, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "line", "fault"),
     [
-        ("a.jsonl", b'{"output": "Yo"}\n{"output": "Y\xff"}\n', 2, "output has the byte 0xff, which is not valid in its encoding (data.NAME.encoding)"),
-        ("a.jsonl", b'{"output": "Yo"}\n{"x": ["a", {"y": "\xc3"}]}\n', 2, "x[1].y has the byte 0xc3"),
-        ("a.csv", b"a,b\n1,2\n3,\xe9\n", 3, "b has the byte 0xe9"),
-        ("a.txt", b"ok\n\xe9\n", 2, "text has the byte 0xe9"),
+        ("a.jsonl", b'{"output": "Yo"}\n{"output": "Y\xff"}\n', 2, "output: the byte 0xff is not valid in its encoding (data.NAME.encoding)"),
+        ("a.jsonl", b'{"output": "Yo"}\n{"x": ["a", {"y": "\xc3"}]}\n', 2, "x[1].y: the byte 0xc3"),
+        ("a.csv", b"a,b\n1,2\n3,\xe9\n", 3, "b: the byte 0xe9"),
+        ("a.txt", b"ok\n\xe9\n", 2, "text: the byte 0xe9"),
         ("a.jsonl", b'{"a": "x"}\n\n{"a": ["\\ud83d b"]}\n', 3, "a[0] has half a character ('\\ud83d')"),
         ("a.jsonl", b'{"a": 1}\n{"\\udc00": 1}\n', 2, "a key in the row has half a character"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1\n', 2, "not JSON (Expecting ',' delimiter, column 8)"),
@@ -277,7 +277,7 @@ def test_a_row_without_a_field_is_a_fault(read, tmp_path):
         ("a.jsonl", b'{"a": 1}\n[1, 2]\n', 2, "should be an object with the row's fields, not [1, 2]"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', 2, "the key 'a' stands twice in one object"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1e400}\n', 2, "the number 1e400 is too large"),
-        ("a.json", b'[{"a": 1},\n {"b": "Y\xff"}]', 2, "b has the byte 0xff"),
+        ("a.json", b'[{"a": 1},\n {"b": "Y\xff"}]', 2, "b: the byte 0xff"),
         ("a.json", b'[{"a": 1},\n {"b": 1, "b": 2}]', 2, "the key 'b' stands twice"),
         ("a.csv", b'a,b\n"1\n2",x\n3\n', 4, "1 cell under a header of 2"),
         ("a.csv", b"a,b\n1,2,3\n", 2, "3 cells under a header of 2"),

@@ -6,6 +6,7 @@ import stat
 import sys
 import threading
 from dataclasses import replace
+from datetime import date
 
 import pytest
 
@@ -199,12 +200,10 @@ def test_a_run_goes_on_without_the_cache_where_it_cannot_be_written(
     assert not entries(tmp_path) and not list(tmp_path.glob("cache/.rows-*"))
 
 
-def test_a_conversation_that_json_would_change_is_not_kept(tmp_path, encoder, encoded, monkeypatch, caplog):
-    data = TrainingData(
-        *(load_data(made_of(write_jsonl(tmp_path / "a.jsonl", question_rows(9))), encoder, 128).train,) * 2, [], {}
-    )
-    odd = replace(data, questions=[{"messages": [], "tools": ((1, 2),)}])
-    assert row_cache.cached("odd", lambda: odd) is odd and "holds what JSON does not" in caplog.text
+def test_a_conversation_that_json_cannot_hold_is_not_kept(tmp_path, encoder, encoded, caplog):
+    data = load_data(made_of(write_jsonl(tmp_path / "a.jsonl", question_rows(9))), encoder, 128)
+    odd = replace(data, questions=[{"messages": [], "tools": [date(2026, 1, 1)]}])
+    assert row_cache.cached("odd", lambda: odd) is odd and "date is not JSON serializable" in caplog.text
 
 
 def test_errors_are_raised_each_time_and_leave_nothing(tmp_path, encoder, encoded):
