@@ -129,7 +129,8 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     if rows and is_sharded(arguments) and (peft or arguments.deepspeed):
         raise ConfigError(
             "A sharded model cannot train the rows of new tokens by an adapter or DeepSpeed. Write adapter=none "
-            "trainer=fsdp, or a model.chat_template of tokens that the tokenizer has."
+            "trainer=fsdp; trainer=default, which has the whole model on each device; or a model.chat_template of "
+            "tokens that the tokenizer has."
         )
     encoder = Encoder(tokenizer, template, config.data_checks.empty_thought == "keep")
     for name, source in config.sources.items():
