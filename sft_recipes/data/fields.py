@@ -52,8 +52,8 @@ TREE_LEVELS = (frozenset((
 class RowFields:
     """What one formatter reads of its rows: the texts that have to be rendered, and the keys that are left.
 
-    Our formatters declare their columns by parameters with defaults. What a user's own reads is not known; its texts,
-    as those of `oasst`, are those of the conversation that came of the row.
+    Our formatters declare their columns by parameters with defaults. A user's own is watched while it reads a row, and
+    its texts, as those of `oasst`, are those of the conversation that came of the row.
 
     >>> from functools import partial
     >>> from sft_recipes.data.formatters import alpaca
@@ -64,7 +64,7 @@ class RowFields:
     """
 
     def __init__(self, formatter: Callable[..., Any]):
-        self.own = getattr(formatter, "own", False)
+        self.own = getattr(formatter, "own", None)
         parameters = {} if self.own else inspect.signature(formatter).parameters
         given = {name: each.default for name, each in parameters.items() if isinstance(each.default, str)}
         self.tree = given.get("tree")
@@ -105,7 +105,7 @@ class RowFields:
         A text that repeats one that is read, or holds them all as Alpaca's rendered `text` does, is not lost.
         """
         if self.own:
-            return []
+            return list(dict.fromkeys(watch_reading(self.own, row)))
         names = [key for key in row if key not in self.known and has_value(row[key])]
         if names and self.said:
             said = [text for _, text, _ in self.texts(row)]
@@ -120,6 +120,60 @@ class RowFields:
         if self.tree:
             names += left_over(row.get(self.tree), TREE_LEVELS)
         return list(dict.fromkeys(names))
+
+
+class WatchedRow(dict):
+    """A row that knows which of its keys were asked for, as do all within it; going over it asks for all of them.
+
+    What it lacks is null.
+    """
+
+    def __init__(self, row: Mapping[str, Any]):
+        super().__init__({key: watched(value) for key, value in row.items()})
+        self.seen: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+    __getitem__ = pop = get
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen.update(super().keys())
+        return super().__iter__()
+
+    keys, items, values = Mapping.keys, Mapping.items, Mapping.values  # a dict's own would not ask
+
+
+def watched(value: Any) -> Any:
+    """The value with a WatchedRow in the place of every mapping."""
+    if isinstance(value, list):
+        return [watched(item) for item in value]
+    return WatchedRow(value) if isinstance(value, Mapping) else value
+
+
+def watch_reading(own: Callable[..., Any], row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys with a value, at any level, that a user's formatter does not ask for and that are not metadata."""
+    row = watched(row)
+    try:
+        messages = own(row).get("messages", [])
+    except Exception:  # it has read the row itself, and may expect just that: then nothing is known of its reading
+        return
+    handed_on = set(map(id, messages))
+    row.seen.add("")  # a row of which nothing is read is not handed on as a whole, as a message may be
+    yield from unseen(row, handed_on)
+    yield from left_over(messages, LEVELS)
+
+
+def unseen(value: Any, handed_on: set[int]) -> Iterator[str]:
+    """The keys with a value that were not asked for, of the mappings of which something was."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, WatchedRow) and item.seen and id(item) not in handed_on:
+            for key, inner in dict.items(item):
+                if key in item.seen:
+                    yield from unseen(inner, handed_on)
+                elif key not in METADATA and has_value(inner):
+                    yield key
 
 
 def left_over(values: Any, levels: Sequence[frozenset[str]]) -> Iterator[str]:

@@ -197,9 +197,7 @@ def find_formatter(
         raise DataError(f"data.{name}: formatter {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
     formatter = SourceFormatter(function, **chosen)
     formatter.label, formatter.nulls = label, dict.fromkeys(columns if own else chosen.values())
-    formatter.own = own
-    if own:
-        log.info("data.%s: what %s reads of a row is not known, so no field of it counts as unread.", name, label)
+    formatter.own = partial(function, **chosen) if own else None  # for RowFields, to see what it reads
     return formatter
 
 

@@ -1,6 +1,5 @@
 """What becomes of whole rows as people have them: trained, context, counted by name, or refused."""
 
-import logging
 import re
 import sys
 from functools import partial
@@ -184,15 +183,51 @@ def test_thoughts_are_trained_or_the_template_that_has_no_place_for_them_is_refu
 # unread fields
 
 
-def test_of_a_formatter_of_ones_own_it_is_said_that_unread_fields_are_not_known(encoder, tmp_path, monkeypatch, caplog):
-    (tmp_path / "own_rows.py").write_text("def talk(row):\n    return {'text': row['q']}\n")
+OWN = {  # what a formatter of one's own does with the row, and which of its keys are then left over
+    "row['q'], row.get('a')": ["hint", "weight"],
+    "row['q'], row['a'] + str('hint' in row)": ["hint", "weight"],
+    "row['q'], row.pop('a')": ["hint", "weight"],
+    "(lambda q, a, **rest: (q, a))(**row)": [],
+    "dict(row)['q'], row['a']": [],
+    "row['q'], [value for key, value in row.items() if key == 'a'][0]": [],
+    "[*row.values()][:2]": [],
+    "row['q'], row['a'] if row.keys() & {'a'} else ''": ["hint", "weight"],
+}
+
+
+@pytest.mark.parametrize("code", OWN)
+def test_what_a_formatter_of_ones_own_does_not_read_is_counted(encoder, tmp_path, monkeypatch, code):
+    (tmp_path / "own_rows.py").write_text(
+        f"def talk(row):\n    q, a = {code}\n"
+        "    return {'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': a}]}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_rows", raising=False)
-    caplog.set_level(logging.INFO)
-    rows = [{"q": "Hi", "source": "forum", "hint": "wave", "weight": 1}, {"q": "So"}]
+    rows = [{"q": "Hi", "a": "Yo", "source": "forum", "hint": "wave", "weight": 1}, {"q": "So", "a": "No"}]
     data = read_rows(encoder, tmp_path, *rows, formatter="own_rows.talk")
-    assert data.audit["file"]["problems"] == {} and len(data.train) == 2
-    assert "data.file: what own_rows.talk reads of a row is not known, so no field of it" in caplog.text
+    counted = data.audit["file"]["problems"].get("unread_field", {"fields": {}})["fields"]
+    assert list(counted) == OWN[code] and len(data.train) == 2
+
+
+TURNS = {
+    "mine": [{"who": "user", "said": "Hi", "mood": "glad", "id": 3}],
+    "theirs": [{"role": "user", "content": [{"type": "text", "text": "Hi", "style": "loud"}], "mood": "glad"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("talk", "unread"),
+    [
+        (lambda row: [{"role": turn["who"], "content": turn["said"]} for turn in row["mine"]], ["mood", "theirs"]),
+        (lambda row: [turn for turn in row["theirs"] if turn["role"] == "user"], ["mine", "style", "mood"]),
+        (lambda row: [turn | {"name": "Ann"} for turn in row["theirs"]], ["mine", "style", "mood"]),
+        (lambda row: [dict(turn) for turn in row["mine"]] and row["theirs"], ["style", "mood"]),
+    ],
+)
+def test_what_a_formatter_of_ones_own_leaves_of_a_turn_or_a_part_is_named(talk, unread):
+    formatter = partial(FORMATTERS["chatml"])
+    formatter.own = lambda row: {"messages": talk(row)}
+    assert RowFields(formatter).unread(TURNS) == unread
 
 
 def test_what_goes_wrong_in_a_formatter_is_a_fault_of_its_row(encoder, tmp_path, monkeypatch):
