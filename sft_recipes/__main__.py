@@ -25,7 +25,7 @@ from sft_recipes.config.own_configs import store_resumed_run
 from sft_recipes.config.reference import describe_topic
 from sft_recipes.config.run_folder import holds_run, remove_if_nothing_was_run
 from sft_recipes.config.schema import from_hydra
-from sft_recipes.errors import ConfigError, RunInterrupted, await_first, is_first_process, make_printing_safe, one_line
+from sft_recipes.errors import ConfigError, RunInterrupted, await_first, exit_on_user_error, is_first_process, one_line
 from sft_recipes.reporting.sweep_report import finish_sweep
 
 log = logging.getLogger("sft_recipes")
@@ -94,9 +94,9 @@ def release_traceback_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+@exit_on_user_error()
 def main() -> None:
     """Reads the command line; exits with 2 and one line for a user's mistake, 130 or 143 after a signal, 1 for ours."""
-    make_printing_safe()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints tracebacks of its own and exits with 1
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, waiting threads took the demo from 22 to 137 s
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run otherwise
@@ -139,17 +139,12 @@ def main() -> None:
             sys.exit(1)
     except RunInterrupted as stop:
         sys.exit(stop.code)  # it has been logged
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         if hasattr(error, "logged"):
             sys.exit(2 if isinstance(error, USER_ERRORS) else 1)
         if not isinstance(error, (*USER_ERRORS, OSError, ValueError)):  # those are Hydra's, before any job
             raise
-        await_first()
-        print(user_message(error), file=sys.stderr)
-        sys.exit(2)
+        raise ConfigError(user_message(error)) from error
 
 
 if __name__ == "__main__":

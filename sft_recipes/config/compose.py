@@ -32,8 +32,6 @@ def compose(
     >>> compose("lima", "trainer.num_train_epochs=3", data={"mine": {"data_files": "my.jsonl"}}).sources.keys()
     dict_keys(['mine'])
     """
-    if recipe and "=" in recipe:
-        raise ConfigError(f"compose begins with the name of a recipe, or None: compose(None, {recipe!r}).")
     with hydra_initialized():
         try:
             primary, chosen = "config", [f"+recipe={recipe}"] if recipe else []
