@@ -65,7 +65,7 @@ class ResumableTrainer(SFTTrainer):
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSeededSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
+        return EpochSeededSampler(sampler.batch_size * self.args.world_size, lengths=sampler.lengths, seed=seed)
 
     def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:
         """As transformers, but how often a resumed run saves, logs and evaluates is its own, not its checkpoint's."""

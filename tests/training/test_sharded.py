@@ -21,7 +21,7 @@ RUN = ["model=tiny", "data=tiny", "model.chat_template=alpaca_short", "trainer.m
        "trainer.save_strategy=no", "evaluate.rows=3", "evaluate.max_new_tokens=6", "evaluate.raw_text=null"]  # fmt: skip
 FULL_PACKED = ["trainer.packing=true", "trainer.per_device_train_batch_size=1", "trainer.effective_batch_size=4"]
 SHARDED = ROOT / "tests" / "support" / "fsdp_on_cpu.py"
-LORA = ["adapter=lora", "trainer.per_device_train_batch_size=4", "trainer.effective_batch_size=16"]
+LORA = ["adapter=lora", "trainer.per_device_train_batch_size=4", "trainer.effective_batch_size=8"]
 
 
 @pytest.mark.parametrize("trainer", ["fsdp", "zero3"])
