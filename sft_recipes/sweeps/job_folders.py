@@ -135,14 +135,17 @@ def finished_result(folder: Path, composed: DictConfig, overrides: Iterable[str]
 
 
 def result_in_folder(folder: Path, composed: DictConfig, overrides: Iterable[str], died: str = "") -> JobReturn:
-    """What a job returned, by what it left in its folder: metrics.json, or error.txt, which says `died` if no more."""
+    """What a job returned, by what it left in its folder: metrics.json, or error.txt, which says `died` if no more.
+
+    Without `died`, which says how its process ended, error.txt tells a user's mistake.
+    """
     failure, result = folder / "error.txt", JobReturn(overrides=list(overrides), cfg=composed)
     if died and not failure.is_file():
         log.error("Job %s: %s", folder.name, died)
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(failure, died + "\n")
     if failure.is_file():
-        error = RuntimeError(failure.read_text(encoding="utf-8").strip())
+        error = (RuntimeError if died else ConfigError)(failure.read_text(encoding="utf-8").strip())
         error.logged = True  # or the command would say it again
         result.status, result.return_value = JobStatus.FAILED, error
     else:

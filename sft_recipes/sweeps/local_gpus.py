@@ -15,9 +15,10 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
 from omegaconf import OmegaConf
 
+from sft_recipes.config.hydra_errors import USER_ERRORS
 from sft_recipes.errors import RunInterrupted
 from sft_recipes.sweeps.job_folders import result_in_folder
 
@@ -74,7 +75,7 @@ class LocalGpus(BasicLauncher):
         if process.exitcode in STOPPED:
             raise RunInterrupted("A job was stopped.", STOPPED[process.exitcode])
         killed = ", killed" if process.exitcode == -signal.SIGKILL else ""
-        died = f"its process ended with code {process.exitcode}{killed}." if process.exitcode else ""
+        died = f"its process ended with code {process.exitcode}{killed}." if process.exitcode not in (0, 2) else ""
         return result_in_folder(job["folder"], job["composed"], overrides, died)
 
 
@@ -99,12 +100,14 @@ def run_packed_job(job: Mapping[str, Any]) -> JobReturn:
 
 
 def run_job_here(environment: Mapping[str, str], job: Mapping[str, Any]) -> None:
-    """Runs one job in this process, a child's, with these variables."""
+    """Runs one job in this process, a child's, with these variables, and ends it with the exit code of such a run."""
     os.environ |= environment  # before torch is imported
     try:
-        run_packed_job(job)
+        result = run_packed_job(job)
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "code", 130))
+    if result.status == JobStatus.FAILED:
+        sys.exit(2 if isinstance(result._return_value, USER_ERRORS) else 1)
 
 
 def job_environments(n_jobs: int | None) -> list[dict[str, str]]:

@@ -33,6 +33,14 @@ def test_each_job_has_a_process_and_a_gpu_and_a_killed_one_fails_alone(tmp_path)
     assert {device for device, _, _ in seen} == {"GPU-a", "GPU-b"} and len({process for _, _, process in seen}) == 2
 
 
+def test_a_job_that_a_mistake_stopped_ends_the_command_as_without_the_launcher(tmp_path):
+    callback = "from transformers import TrainerCallback as Callback"
+    done = spawn_sweep(tmp_path, callback, "hydra/launcher=local_gpus", "data_checks.duplicate=raise")
+    assert done.returncode == 2 and "0 of 1 job finished." in done.stdout
+    assert "job 0 (alone): data.file: 3 of 4 rows have duplicate" in done.stdout
+    assert "Traceback" not in done.stderr and "ended with code" not in done.stderr
+
+
 def test_no_job_starts_after_one_was_stopped(monkeypatch):
     started = []
 
