@@ -37,12 +37,16 @@ def merge(run: str | Path, out: str | Path, dtype: str = "float32", trust_remote
     """
     run, out = Path(run), Path(out)
     check_finished_run(run)
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise ConfigError(f"{out} is there already. Remove it, or write another --out.")
     with explained_files_of(run):
         check_disk_space(run, out, dtype, trust_remote_code)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", suffix=".partial", dir=out.parent) as partial:  # ours alone
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged = tempfile.TemporaryDirectory(prefix=f"{out.name}.", suffix=".partial", dir=out.parent)  # ours alone
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be made: {error.strerror}.") from error
+    with staged as partial:
         os.chmod(partial, 0o755)  # it is closed to others
         with explained_files_of(run):
             difference = write_merged(run, Path(partial), dtype, trust_remote_code)

@@ -172,6 +172,12 @@ def test_a_full_disk_and_a_folder_that_is_there_are_refused_before_anything_is_l
         merge(made.run, tmp_path / "out")
 
 
+def test_a_folder_whose_parent_is_a_file_is_refused_by_a_line(tuned, tmp_path):
+    (tmp_path / "file").write_text("A file.\n")
+    with pytest.raises(ConfigError, match="out cannot be made: (File exists|Not a directory)."):
+        merge(tuned("Llama, untied", "LoRA").run, tmp_path / "file" / "out")
+
+
 def test_a_folder_that_cannot_get_its_name_is_told_as_such(tuned, tmp_path, monkeypatch):
     made = tuned("Llama, untied", "LoRA")
     monkeypatch.setattr(merging, "write_merged", lambda *_: 0.0)
