@@ -94,9 +94,10 @@ def explained_errors(where: str, source: Source) -> Iterator[None]:
         if source.path in (None, *BUILDERS.values()) and "://" not in str(asked):
             which = "" if isinstance(asked, str) else f" {one_line(error)[:160]}."
             raise ConfigError(f"{where}.data_files={asked}: there is no such file.{which}") from error
+        own = "give your own rows: data=file data.file.data_files=rows.jsonl"
         raise ConfigError(
-            f"{where}: {source.path or asked} is not here and could not be downloaded. Offline, give your own rows: "
-            f"data=file data.file.data_files=rows.jsonl. ({one_line(error)[:160]})"
+            f"{where}: {source.path or asked} is not here and could not be downloaded. "
+            f"Offline, {own if where.startswith('data.') else 'name a file'}. ({one_line(error)[:160]})"
         ) from error
     except ConfigError:  # a ValueError, too, and one line already
         raise

@@ -25,13 +25,13 @@ def load_documents(source: str | Mapping[str, Any]) -> list[str]:
     """
     chosen = asked_source("evaluate.raw_text", source)
     rows = load_rows("evaluate.raw_text", chosen, chosen.split or "train")
-    if "text" not in rows.columns:
-        raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.columns)}.")
     texts = []
     for _, row, place in rows.records(range(min(MAX_DOCUMENTS, len(rows)))):
         if isinstance(row, Fault):
             raise DataError(f"evaluate.raw_text: {place}: {row}")
         texts += [text for text in [row.get("text")] if isinstance(text, str) and text.strip()]
+    if "text" not in rows.columns:
+        raise ConfigError(f"evaluate.raw_text has no text column, but {', '.join(rows.columns)}.")
     if not texts:
         raise ConfigError("evaluate.raw_text has no text in it.")
     return texts

@@ -97,6 +97,21 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path):
         load_documents(str(tmp_path / "a.jsonl"))
 
 
+def test_a_file_of_another_encoding_is_told_as_such(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Café.".encode("latin-1"))
+    with pytest.raises(DataError, match=r"^evaluate\.raw_text: \S*a\.txt, line 1: text: the byte 0xe9 is not valid"):
+        load_documents(str(tmp_path / "a.txt"))
+
+
+def test_a_dataset_that_is_not_to_be_had_asks_for_no_rows_to_train_on(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub")
+
+    monkeypatch.setattr("sft_recipes.data.sources.load_dataset", load_dataset)
+    with pytest.raises(ConfigError, match=r"^evaluate\.raw_text: \S+ is not here .*\. Offline, name a file\. "):
+        load_documents("nobody/nothing")
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"^evaluate\.raw_text\.data_files=\S*/none\.txt: there is no such file\.$"):
         load_documents(str(tmp_path / "none.txt"))
