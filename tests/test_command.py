@@ -260,6 +260,7 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
         (["model.id=/nosuch"], "model.id=/nosuch: there is no such folder."),
         (["data.file.data_files=nosuch.jsonl"], "data.file.data_files=nosuch.jsonl: there is no such file."),
         (["data.file.data_files=some.pdf"], "data.file.data_files=some.pdf should end with .json, .jsonl, .csv, "),
+        (["data.file.data_files=parts"], "data.file.data_files=parts is a folder. Write data.file.data_files='parts/*.parquet'."),
         (["data.file.data_files=broken.jsonl"], "data.file row 1 ("),
         (["data.file.data_files=other.csv"], "data.file: no formatter reads the columns frage, antwort. "),
         (["formatter=sharegpt"], "data.file: 4 of 4 rows cannot be used: row 0 ("),
@@ -271,6 +272,8 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
 )  # fmt: skip
 def test_files_that_cannot_be_used_are_one_line(command, tmp_path, typed, line):
     (tmp_path / "some.pdf").write_bytes(b"%PDF-1.4\x00")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "0.parquet").touch()
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": \n')
     (tmp_path / "other.csv").write_text("frage,antwort\na,b\n")
     code, printed, said = command(*SHORT_ROWS_RUN, *typed)

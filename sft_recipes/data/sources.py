@@ -145,6 +145,9 @@ def loading_arguments(where: str, source: Source) -> dict[str, Any]:
     if first is None:
         raise ConfigError(f"{where} names neither path nor data_files. Write {where}.data_files=rows.jsonl.")
     if find_ending(first) not in BUILDERS:
+        if Path(first).is_dir():
+            ending = min(BUILDERS.keys() & map(find_ending, Path(first).iterdir()), default=".jsonl")
+            raise ConfigError(f"{where}.data_files={first} is a folder. Write {where}.data_files='{first}/*{ending}'.")
         raise ConfigError(f"{where}.data_files={first} should end with {', '.join(BUILDERS)}; or give {where}.path.")
     return {"path": BUILDERS[find_ending(first)]} | asked
 
