@@ -100,8 +100,10 @@ def check_libraries(arguments: SFTConfig) -> None:
         raise ConfigError("trainer.fp16=true needs a GPU. Leave it out for fp32, or write trainer.bf16=true.")
     if arguments.torch_compile and arguments.activation_offloading:
         raise ConfigError("trainer.activation_offloading does not work with trainer.torch_compile. Leave one out.")
-    if arguments.log_level not in (levels := [*get_log_levels_dict(), "passive"]):
-        raise ConfigError(f"trainer.log_level cannot be {arguments.log_level!r}. Choices: {', '.join(levels)}.")
+    levels = [*get_log_levels_dict(), "passive"]
+    for name in ("log_level", "log_level_replica"):  # transformers looks both up in every process
+        if (value := getattr(arguments, name)) not in levels:
+            raise ConfigError(f"trainer.{name} cannot be {value!r}. Choices: {', '.join(levels)}.")
     try:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()

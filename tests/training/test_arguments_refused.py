@@ -56,6 +56,7 @@ def test_a_schedule_that_needs_a_field_is_refused_without_it_and_works_with_it(t
 def test_what_needs_a_gpu_or_a_package_is_refused(tmp_path):
     assert "moves activations from a GPU" in error_of(build, tmp_path, "trainer.activation_offloading=true")
     assert "pip install liger-kernel" in error_of(build, tmp_path, "trainer.use_liger_kernel=true")
+    assert "trainer.log_level_replica cannot be 'nope'" in error_of(build, tmp_path, "trainer.log_level_replica=nope")
     line = "trainer.resume_from_checkpoint should be true or false or text or null, not 3."
     assert line in error_of(build, tmp_path, "trainer.resume_from_checkpoint=3")
 
