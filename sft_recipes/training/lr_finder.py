@@ -37,13 +37,13 @@ class LRSuggestion:
     def lines(self) -> list[str]:
         """The suggestion in sentences."""
         end = "does not diverge in this range" if self.diverges is None else f"diverges at {self.diverges:.2g}"
+        lower = "" if self.diverges is None else ", the lower of the first and a tenth of the second"
         guess = (
             "" if self.clear else " It hardly falls, so this is a guess: use more trainer.max_steps or larger batches."
         )
         return [
             f"The smoothed loss falls fastest at a learning rate of {self.steepest:.2g}, and {end}.{guess}",
-            f"Try trainer.learning_rate={self.rate:.2g}, the lower of the first and a tenth of the second, and half "
-            "and twice of it.",
+            f"Try trainer.learning_rate={self.rate:.2g}{lower}, and half and twice of it.",
         ]
 
 

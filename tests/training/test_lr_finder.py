@@ -15,6 +15,7 @@ def test_the_advice_is_the_steepest_place_or_a_tenth_of_where_it_diverges():
     advice = suggest_rate(rates, falls)
     assert advice.steepest == pytest.approx(1e-3, rel=0.15) and advice.diverges is None and advice.clear
     assert advice.rate == advice.steepest and "does not diverge" in advice.lines()[0]
+    assert "tenth" not in advice.lines()[-1]
     breaks = [loss if rate < 5e-3 else 8.0 for rate, loss in zip(rates, falls, strict=True)]
     advice = suggest_rate(rates, breaks)
     assert advice.diverges == pytest.approx(5e-3, rel=0.3) and advice.rate == advice.diverges / 10
