@@ -33,9 +33,8 @@ def token_losses(
     batches += [batches[-1]] * (-len(batches) % processes)
     found = []
     with eval_mode(model), bf16_autocast(model):
-        for chosen in tqdm(
-            batches[first::processes], desc="Losses", leave=False, disable=first > 0 or len(batches) < 100
-        ):
+        off = {"disable": True} if first > 0 or len(batches) < 100 else {}  # else as TQDM_DISABLE says
+        for chosen in tqdm(batches[first::processes], desc="Losses", leave=False, **off):
             inputs = tokenizer.pad(
                 {"input_ids": [ids[i].tolist() for i in chosen]}, padding_side="right", return_tensors="pt"
             ).to(model.device)

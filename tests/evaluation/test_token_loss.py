@@ -7,6 +7,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from sft_recipes.data.token_rows import to_dataset
 from sft_recipes.encoding.encoder import IGNORE_INDEX
+from sft_recipes.evaluation import token_loss
 from sft_recipes.evaluation.token_loss import break_down_loss, token_losses
 from support.small_models import small_llama
 
@@ -61,3 +62,13 @@ def test_token_losses_are_those_of_each_row_alone(batch, chat_tokenizer):
     assert model.training
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize(("repeats", "switched"), [(10, {"disable": True}), (50, {})])
+def test_many_rows_have_a_bar_that_tqdms_own_switch_turns_off(repeats, switched, chat_tokenizer, monkeypatch):
+    tokenizer, _, _ = chat_tokenizer("llama3", "chatml")
+    add_fused_lm_head(model := small_llama())
+    seen = []
+    monkeypatch.setattr(token_loss, "tqdm", lambda batches, **options: seen.append(options) or batches)
+    token_losses(model, tokenizer, rows(TALKS[:2] * repeats, [0, 0] * repeats), 1)
+    assert [{key: value for key, value in seen[0].items() if key == "disable"}] == [switched]
