@@ -130,6 +130,12 @@ def test_a_config_that_cannot_be_run_is_one_line_before_torch_is_loaded(command,
     assert command("+recipe=tiny", typed) == (2, "", f"{line}\n")
 
 
+@pytest.mark.parametrize("typed", ["data.fil.data_files", "data.file.data_file"])
+def test_a_missing_key_is_named_beside_the_mistyped_one(command, typed):
+    line = f"data.file.data_files is missing. Write data.file.data_files=…, not {typed}=…\n"
+    assert command("data=file", f"{typed}=my.jsonl") == (2, "", line)
+
+
 def test_a_mistyped_source_is_refused(command):
     code, _, said = command("+recipe=tiny", "data.tny.share=0.3")
     assert (code, said) == (2, "data.tny is no source of this run. Did you mean tiny?\n")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,7 @@ from sft_recipes.config import options
 from sft_recipes.config.curation_options import CurationOptions
 from sft_recipes.config.endpoint_options import GenerateOptions
 from sft_recipes.config.hydra_plugin import addable_groups
+from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.config.renamed_options import PEFT_VARIANTS, UNSUPPORTED_OPTIONS
 from sft_recipes.config.run_folder import check_run_name
 from sft_recipes.config.secrets import check_no_secrets, saved_form
@@ -65,7 +67,9 @@ def from_hydra(composed: DictConfig) -> Config:
             nested = f"{': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
             raise ConfigError(f"{key}: keys are nested in YAML. Write {nested}.")
     for key in sorted(OmegaConf.missing_keys(composed)):
-        raise ConfigError(f"{key} is missing. Write {key}=…")
+        typed = [path for path, _ in iterate_leaves(OmegaConf.to_container(composed)) if path != key]
+        close = get_close_matches(key, typed, n=1, cutoff=0.9)  # data.fil.data_files, data.file.data_file
+        raise ConfigError(f"{key} is missing. Write {key}=…{f', not {close[0]}=…' if close else ''}")
     raw, values = (OmegaConf.to_container(composed, resolve=resolve) for resolve in (False, True))
     check_no_secrets(raw)
     check_root_keys(values)
