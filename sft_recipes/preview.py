@@ -199,7 +199,7 @@ def describe_training(setup: RunSetup) -> str:
         return "\n".join(lines)
     lines.append(memory.describe_memory(estimate, available))
     if estimate.total > available:
-        lines.append(f"It does not fit. {memory.memory_advice(step)}")
+        lines.append(f"It does not fit. {memory.memory_advice(step, available)}")
     if not torch.cuda.is_available():
         on_gpu = memory.estimate_memory(replace(step, gpu=True)).total
         lines.append(f"  On a GPU, in bf16: {memory.format_bytes(on_gpu)}.")

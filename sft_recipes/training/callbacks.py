@@ -113,7 +113,7 @@ def find_warning(history: Sequence[Mapping[str, float]], initial: float | None, 
                 "rows."
             ]
         flat = initial and abs(held_out / initial - 1) < SMALL and 2 * step >= max_steps
-        if flat and half and abs(fmean(losses[:half]) / fmean(losses[-half:]) - 1) < SMALL:
+        if flat and half and math.isclose(fmean(losses[:half]), fmean(losses[-half:]), rel_tol=SMALL):
             return [
                 f"In step {step} the held-out loss is {held_out:.3f} and was {initial:.3f} before training; the "
                 "training loss has not moved either, so the model learns nothing. Try a higher trainer.learning_rate "

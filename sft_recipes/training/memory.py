@@ -15,6 +15,7 @@ import torch
 from transformers import PretrainedConfig
 from trl import SFTConfig
 
+from sft_recipes.config.options import AdapterOptions
 from sft_recipes.config.schema import Config
 from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.loading import load_model_config
@@ -172,8 +173,8 @@ def check_memory(step: StepShape, memory: int | None = None) -> MemoryEstimate |
     if estimate and estimate.total > memory:
         raise ConfigError(
             f"This run needs an estimated {format_bytes(estimate.total)} of memory, of {format_bytes(memory)} "
-            f"available: {describe_parts(estimate)}. {memory_advice(step)} Or trainer.check_memory=false, which trains "
-            "anyway."
+            f"available: {describe_parts(estimate)}. {memory_advice(step, memory)} "
+            "Or trainer.check_memory=false, which trains anyway."
         )
     return estimate
 
@@ -182,24 +183,36 @@ def describe_out_of_memory(step: StepShape, doing: str) -> str:
     """The line for a run that ran out of memory: at what, what was estimated, and what to change, in order."""
     estimate = estimate_if_possible(step)
     known = f"it was estimated at {format_bytes(estimate.total)}" if estimate else "it could not be estimated"
-    return f"Out of memory {doing}: {known}. {memory_advice(step)}"
+    listed = "; ".join(f"{place}. {what}" for place, (what, _) in enumerate(smaller_steps(step)[:3], start=1))
+    return f"Out of memory {doing}: {known}. What helps, in this order: {listed}."
 
 
-def memory_advice(step: StepShape) -> str:
-    """The first three things to write for a step that takes less memory: the same training before another one."""
-    rows = step.accumulation_steps * step.rows
-    smaller = f"trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps={rows}"
-    changes = {
-        smaller: step.rows > 1,
-        "trainer.activation_checkpointing=true": not step.activation_checkpointing,
-        "adapter=lora": step.adapter.type == "none",
-        "adapter=qlora": not step.adapter.quantization,
-        f"trainer.max_length={max(1, step.length // 2)}": True,
-        "a smaller model, or trainer=fsdp on several GPUs": True,
-    }
-    helpful = [what for what, is_left in changes.items() if is_left][:3]
-    listed = "; ".join(f"{place}. {what}" for place, what in enumerate(helpful, start=1))
-    return f"What helps, in this order: {listed}."
+def memory_advice(step: StepShape, memory: int) -> str:
+    """What to write for the first of a few changes with which the run would fit: one alone, or with those before."""
+    changes = smaller_steps(step)
+    alone_or_with = [[[one], changes[:number]] for number, one in enumerate(changes, start=1)]
+    for some in sum(alone_or_with, [])[1:]:  # the first is the same alone
+        written = {tuple(change): what for what, change in some}  # QLoRA in LoRA's place
+        fields = {key: value for _, change in some for key, value in change.items()}
+        if estimate_memory(replace(step, **fields)).total <= memory:
+            return f"Write {' '.join(written.values())}."
+    return "Take a smaller model or a shorter trainer.max_length, or shard the model over devices with trainer.fsdp."
+
+
+def smaller_steps(step: StepShape) -> list[tuple[str, dict[str, Any]]]:
+    """What makes a step take less memory, the cheapest first: what to write, and the fields that it changes."""
+    lora = AdapterOptions("lora", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
+    qlora = replace(lora, quantization={"load_in_4bit": True, "bnb_4bit_use_double_quant": True})
+    accumulated, half = step.accumulation_steps * step.rows, max(1, step.length // 2)
+    same_step = f"trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps={accumulated}"
+    changes = [
+        (same_step, {"rows": 1, "accumulation_steps": accumulated}),
+        ("trainer.activation_checkpointing=true", {"activation_checkpointing": True}),
+        ("adapter=lora", {"adapter": lora if step.adapter.type == "none" else step.adapter}),
+        ("adapter=qlora", {"adapter": step.adapter if step.adapter.quantization else qlora}),
+        (f"trainer.max_length={half}", {"length": half}),
+    ]
+    return [(what, change) for what, change in changes if replace(step, **change) != step]
 
 
 def describe_memory(estimate: MemoryEstimate, memory: int | None = None) -> str:

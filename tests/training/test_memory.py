@@ -19,7 +19,6 @@ from sft_recipes.training.memory import (
     describe_step,
     estimate_memory,
     format_bytes,
-    memory_advice,
     optimizer_state_bytes,
 )
 from support.configs import composed, error_of
@@ -172,22 +171,20 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_write(tmp_path):
         line.startswith("This run needs an estimated 1")
         and " GiB of memory, of 24.0 GiB available: weights 25.1 GiB, " in line
     )
-    assert line.endswith(
-        "What helps, in this order: 1. trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps=128; "
-        "2. adapter=lora; 3. adapter=qlora. Or trainer.check_memory=false, which trains anyway."
-    )
+    assert line.endswith("Write adapter=lora. Or trainer.check_memory=false, which trains anyway.")
+    tight = error_of(check_memory, small(), 2**20)
+    assert "Take a smaller model or a shorter trainer.max_length" in tight
 
 
-def test_the_same_training_in_smaller_parts_is_advised_before_another_one_and_what_is_done_already_is_not():
-    """Smaller batches with activations computed again give the same weights; LoRA and shorter rows do not."""
-    qlora = AdapterOptions("lora", {"r": 8}, quantization={"load_in_4bit": True})
-    step = small(rows=4, accumulation_steps=2)
-    assert memory_advice(step) == (
-        "What helps, in this order: 1. trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps=8; "
-        "2. trainer.activation_checkpointing=true; 3. adapter=lora."
+def test_the_same_training_in_smaller_parts_is_advised_before_another_one():
+    """Smaller batches with activations computed again give the same weights; LoRA, which would fit alone, does not."""
+    shape = LlamaConfig(
+        vocab_size=1000, hidden_size=512, intermediate_size=1280, num_hidden_layers=5, num_attention_heads=4
     )
-    assert memory_advice(replace(step, rows=1, activation_checkpointing=True, adapter=qlora)) == (
-        "What helps, in this order: 1. trainer.max_length=25; 2. a smaller model, or trainer=fsdp on several GPUs."
+    line = error_of(check_memory, small(model_config=shape, rows=4, length=100, accumulation_steps=2), GIB // 4)
+    assert (
+        "Write trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps=8 "
+        "trainer.activation_checkpointing=true. Or" in line
     )
 
 
