@@ -107,8 +107,13 @@ def remove_if_nothing_was_run(folder: Path) -> None:
     named |= hydra.output_subdir != ".hydra"  # the run that was to be resumed
     if named or {path.name for path in folder.iterdir()} - {".hydra", f"{hydra.job.name}.log"}:
         return
+    remove_with_parents(folder)
+
+
+def remove_with_parents(folder: Path) -> None:
+    """Removes a dated folder, and what is empty without it: outputs/NAME."""
     shutil.rmtree(folder)
-    for parent in list(folder.parents)[:2]:  # outputs/NAME
+    for parent in list(folder.parents)[:2]:
         if parent != Path.cwd() and not any(parent.iterdir()):
             parent.rmdir()
 

@@ -15,12 +15,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_recipes.config.run_folder import holds_run
+from sft_recipes.config.run_folder import holds_run, remove_with_parents
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.config.validation import validate_kwargs
 from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.run_folder import read_json, replace_file, write_json
-from sft_recipes.reporting.sweep_report import SWEEP_FILE, objective_value
+from sft_recipes.reporting.sweep_report import COMMAND_FILE, SWEEP_FILE, objective_value
 
 log = logging.getLogger(__name__)
 # What two starts of one job may differ in: how far it goes, and what is done with what was there
@@ -47,8 +47,13 @@ class ResumingLauncher:
         results: dict[int, JobReturn] = {}
         open_jobs: dict[int, list[str]] = {}
         places = [self.find_folder(each, initial_job_idx + number) for number, each in enumerate(job_overrides)]
-        if not initial_job_idx:
-            check_shared_mistake(composed for _, composed in places)
+        try:
+            if not initial_job_idx:
+                check_shared_mistake(composed for _, composed in places)
+        except ConfigError:
+            if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml", COMMAND_FILE}:
+                remove_with_parents(self.folder.absolute())
+            raise
         for place, (overrides, (name, composed)) in enumerate(zip(job_overrides, places, strict=True)):
             result = finished_result(self.folder / name, composed, overrides)
             if result:

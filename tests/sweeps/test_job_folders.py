@@ -115,5 +115,6 @@ def test_one_folder_for_two_jobs_is_refused(command):
 def test_a_mistake_of_every_job_is_told_once_before_the_first_and_one_of_a_single_job_by_that_job(command, made_up):
     mistyped = "trainer.num_train_epoch is not a field of SFTConfig. Did you mean num_train_epochs?\n"
     assert command("-m", "+recipe=tiny", "seed=1,2", "trainer.num_train_epoch=1") == (2, "", mistyped)
+    assert not Path("multirun").exists()
     code, printed, said = command("-m", "+recipe=tiny", "seed=-1,3")
     assert made_up == [3] and "seed should be" in said and "1 of 2 jobs finished" in printed
