@@ -2,6 +2,7 @@
 
 import json
 from importlib import invalidate_caches
+from pathlib import Path
 
 import pytest
 
