@@ -37,7 +37,10 @@ PRIVATE_NAMES = {
         "_supports_flex_attn": "as above",
     },
     "sweeps/job_folders.py": {"hydra._internal": "BasicSweeper, Hydra's own, which the docs tell plugins to follow"},
-    "sweeps/local_gpus.py": {"hydra._internal": "BasicLauncher, as above"},
+    "sweeps/local_gpus.py": {
+        "hydra._internal": "BasicLauncher, as above",
+        "_return_value": "a failed job's exception, which JobReturn.return_value raises",
+    },
     "training/resumable_trainer.py": {
         "_get_train_sampler": "a sampler whose order an epoch's number decides, which transformers gives no generator",
         "_init_training_state": "where a resumed run begins",

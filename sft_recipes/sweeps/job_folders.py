@@ -48,7 +48,7 @@ class ResumingLauncher:
         open_jobs: dict[int, list[str]] = {}
         places = [self.find_folder(each, initial_job_idx + number) for number, each in enumerate(job_overrides)]
         try:
-            if not initial_job_idx:
+            if not initial_job_idx and len(job_overrides) > 1:  # Optuna's come one by one
                 check_shared_mistake(composed for _, composed in places)
         except ConfigError:
             if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml", COMMAND_FILE}:

@@ -273,7 +273,7 @@ def test_the_report_has_the_sweep_s_command_as_it_was_typed(command, tmp_path):
     (tmp_path / "conf" / "recipe" / "slow.yaml").write_text("# @package _global_\ntrainer: {learning_rate: 1e-6}\n")
     (tmp_path / "my.yaml").write_text("defaults: [{override /model: tiny}, {override /data: tiny}]\n")
     launcher = ["hydra.launcher._target_=hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
-    typed = ["my.yaml", "+recipe@again=slow", "trainer.packing=no", "seed=1,2", "hydra.sweep.dir=sweep", *launcher]
+    typed = ["my.yaml", "+recipe@_global_=slow", "data.tiny.split=nope", "seed=1,2", "hydra.sweep.dir=sweep", *launcher]
     command("-m", "-cd", "conf", *typed)
     again = ["python", "-m", "sft_recipes", "-m", "-cd", str(tmp_path / "conf"), *typed]
     assert shlex.split((tmp_path / "sweep" / "command.txt").read_text()) == again
