@@ -140,9 +140,9 @@ def finished_result(folder: Path, composed: DictConfig, overrides: Iterable[str]
 
 
 def result_in_folder(folder: Path, composed: DictConfig, overrides: Iterable[str], died: str = "") -> JobReturn:
-    """What a job returned, by what it left in its folder: metrics.json, or error.txt, which says `died` if no more.
+    """What a job returned, by what it left in its folder: its objective in metrics.json, or its mistake in error.txt.
 
-    Without `died`, which says how its process ended, error.txt tells a user's mistake.
+    `died` is how its process ended where that was no end of its own, and stands in error.txt if nothing does.
     """
     failure, result = folder / "error.txt", JobReturn(overrides=list(overrides), cfg=composed)
     if died and not failure.is_file():

@@ -68,40 +68,54 @@ def fits(step: StepShape) -> bool:
 def choose_step(config: Config, arguments: SFTConfig, longest: int, new_token_ids: Sequence[int] = ()) -> None:
     """Sets what the config leaves to the hardware, and raises ConfigError where the step would not fit into memory.
 
-    Activations are kept where they fit, those of one row where rows are open, too; else they are computed again: a
-    third more time, the same numbers. The rows of a micro-batch are the most that fit, with the accumulation steps that
-    keep the effective batch, since fewer, larger ones use a GPU better. A run that is resumed keeps the rows that it
-    had, whose sums round as they did.
+    Activations are kept where they fit, those of one row where rows are open, too. The rows of a micro-batch are the
+    most that fit, with the accumulation steps that keep the effective batch, since fewer, larger ones use a GPU better.
+    A run that is resumed keeps the rows that it had, whose sums round as they did.
     """
     if config.mode == "evaluate":
         return
     open_rows = config.trainer.per_device_train_batch_size == "auto"
     rows = arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size  # a step's on one device
-    size = resumed_batch_size(arguments) if open_rows else arguments.per_device_train_batch_size
-    is_known, step = bool(size) and rows % size == 0, describe_step(config, arguments, longest, new_token_ids)
-    size, kept = size if is_known else 1, False
-    step = replace(step, rows=size, accumulation_steps=rows // size)
-    # FSDP may compute them again by itself, and has then switched the trainer's off; processes on a CPU could see other
-    # memory each, and they have to agree
-    agreed = arguments.world_size == 1 or step.gpu
-    if config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing and agreed:
-        arguments.activation_checkpointing = not (kept := fits(replace(step, activation_checkpointing=False)))
-        step = replace(step, activation_checkpointing=not kept)
-        how = "kept, they fit" if kept else "computed again, which takes a third more time: kept, they might not fit"
-        log.info("Activations are %s into %s of memory.", how, format_bytes(int(ROOM * available_memory())))
-    if not is_known:
-        sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-        parts = [replace(step, rows=size, accumulation_steps=rows // size) for size in sizes]
-        fitting = bisect_left(parts, True, key=lambda part: not fits(part))
-        size = sizes[max(fitting - 1, 0)]
+    known = resumed_batch_size(arguments) if open_rows else arguments.per_device_train_batch_size
+    known = known if known and rows % known == 0 else None
+    step = describe_step(config, arguments, longest, new_token_ids)
+    step = replace(step, rows=known or 1, accumulation_steps=rows // (known or 1))
+    kept = keep_activations_that_fit(config, arguments, step)
+    step = replace(step, activation_checkpointing=step.activation_checkpointing and not kept)
+    if known is None:
+        step = most_rows_that_fit(step, rows)
     if open_rows:
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(shared := [size], 0)
-            (size,) = shared
-        arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, rows // size
-        log.info("A micro-batch has %d of a step's %d rows on a device.", size, rows)
+        if torch.distributed.is_initialized():  # processes on a CPU could see other memory each
+            torch.distributed.broadcast_object_list(shared := [step.rows], 0)
+            step = replace(step, rows=shared[0], accumulation_steps=rows // shared[0])
+        arguments.per_device_train_batch_size = step.rows
+        arguments.gradient_accumulation_steps = step.accumulation_steps
+        log.info("A micro-batch has %d of a step's %d rows on a device.", step.rows, rows)
     if config.mode == "train" and config.trainer.check_memory and not kept:
-        check_memory(replace(step, rows=size, accumulation_steps=rows // size))
+        check_memory(step)
+
+
+def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepShape) -> bool:
+    """Whether trainer.activation_checkpointing=auto lets activations stay in memory, which is then set.
+
+    Else they are computed again: a third more time, the same numbers.
+    """
+    # FSDP may do that by itself, and has then switched the trainer's off
+    is_open = config.trainer.activation_checkpointing == "auto" and arguments.activation_checkpointing
+    if not is_open or (arguments.world_size > 1 and not step.gpu):  # processes on a CPU have to agree
+        return False
+    kept = fits(replace(step, activation_checkpointing=False))
+    arguments.activation_checkpointing = not kept
+    how = "kept, they fit" if kept else "computed again, which takes a third more time: kept, they might not fit"
+    log.info("Activations are %s into %s of memory.", how, format_bytes(int(ROOM * available_memory())))
+    return kept
+
+
+def most_rows_that_fit(step: StepShape, rows: int) -> StepShape:
+    """The step with the most rows of a micro-batch that fit, of those that divide a step's `rows`; one at least."""
+    sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+    parts = [replace(step, rows=size, accumulation_steps=rows // size) for size in sizes]
+    return parts[max(bisect_left(parts, True, key=lambda part: not fits(part)) - 1, 0)]
 
 
 def resumed_batch_size(arguments: SFTConfig) -> int | None:
