@@ -101,6 +101,13 @@ def test_every_choice_that_is_named_is_there():
             assert any((ROOT / root / group / f"{name}.yaml").is_file() for root in ("conf", "recipes")), (group, name)
 
 
+def test_every_ratio_under_speed_is_one_of_the_results():
+    section = re.search(r"^## Speed$(.*?)^## ", README, re.DOTALL | re.MULTILINE)[1]
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    figures = re.findall(r"\d+\.\d+|\d+ %", section)
+    assert figures and all(re.search(rf"(?<![\d.]){re.escape(figure)}", results) for figure in figures)
+
+
 def test_the_mask_shown_is_the_preview_s(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "100")
