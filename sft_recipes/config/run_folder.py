@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
@@ -118,6 +119,15 @@ def remove_with_parents(folder: Path) -> None:
             parent.rmdir()
 
 
+def quote_value(text: str) -> str:
+    """A text as the value of an override, which Hydra reads as it is.
+
+    >>> print(quote_value('lr 1e-4, "wärm"'))
+    "lr 1e-4, \\"wärm\\""
+    """
+    return QuotedString(text, Quote.double).with_quotes()
+
+
 class CheckRunFolder(Callback):
     """Looks before Hydra writes into the folder; `check_run_folder` looks again for runs from Python."""
 
@@ -156,7 +166,7 @@ class CheckRunFolder(Callback):
             with read_write(config):
                 OmegaConf.update(config, key, str(made))
                 if key == "hydra.sweep.dir":  # a sweep's jobs are composed from its overrides
-                    config.hydra.overrides.hydra.append(f"{key}='{made}'")
+                    config.hydra.overrides.hydra.append(f"{key}={quote_value(str(made))}")
         return made
 
 

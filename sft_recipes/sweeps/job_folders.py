@@ -1,6 +1,5 @@
 """Which folder each job of a sweep has: what has finished is not run again, what broke off goes on where it was."""
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_recipes.config.run_folder import holds_run, remove_with_parents
+from sft_recipes.config.run_folder import holds_run, quote_value, remove_with_parents
 from sft_recipes.config.schema import from_hydra
 from sft_recipes.config.validation import validate_kwargs
 from sft_recipes.errors import ConfigError, plural
@@ -59,7 +58,7 @@ class ResumingLauncher:
             if result:
                 results[place] = result
             else:
-                open_jobs[place] = [*overrides, f"hydra.sweep.subdir={json.dumps(name)}"]
+                open_jobs[place] = [*overrides, f"hydra.sweep.subdir={quote_value(name)}"]
             self.jobs = list(dict.fromkeys([*self.jobs, name]))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP_FILE, read_json(self.folder / SWEEP_FILE) | {"jobs": self.jobs})

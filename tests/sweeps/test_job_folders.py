@@ -79,6 +79,12 @@ def test_a_sweep_whose_jobs_all_finished_trains_nothing_and_returns_their_object
     assert (tmp_path / "sweep/seed_1/metrics.json").is_file() and (tmp_path / "sweep/report.html").is_file()
 
 
+def test_a_jobs_folder_may_have_any_name(command, tmp_path, made_up):
+    typed = ["-m", *SHORT_ROWS_RUN, "seed=1", "hydra.sweep.dir=sweep", """hydra.sweep.subdir='größe, "a b" ${seed}'"""]
+    assert command(*typed)[0] == command(*typed)[0] == 0 and made_up == [1]
+    assert [path.parent.name for path in tmp_path.glob("sweep/*/metrics.json")] == ['größe, "a b" 1']
+
+
 def test_the_report_is_of_this_sweeps_jobs_alone(command, tmp_path, monkeypatch):
     monkeypatch.setattr("sft_recipes.train.main", lambda *_: 0.0)
     typed = ["-m", *SHORT_ROWS_RUN, "hydra.sweep.dir=sweep"]
