@@ -18,7 +18,8 @@ from sft_recipes.reporting.sweep_report import SWEEP_FILE
 from sft_recipes.sweeps.job_folders import GridSweeper
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,14 @@ class OptunaSweeper(GridSweeper):
         fixed = [
             f"{key}={one.get_value_element_as_str()}" for key, one in overrides.items() if not one.is_sweep_override()
         ]
-        space = [override for override in overrides.values() if override.is_sweep_override()]
+        space = {key: value_range(optuna, one) for key, one in overrides.items() if one.is_sweep_override()}
         name = self.study_name or (self.storage and "sft_recipes")
         direction = self.direction or objective_direction(self.config.objective)
         try:
             study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, load_if_exists=True)
         except Exception as error:  # of optuna, SQLAlchemy or the database's driver
             raise ConfigError(f"hydra.sweeper.storage={self.storage}: {one_line(error)}") from error
+        check_same_kinds(optuna, study, space)
         before = len(study.trials)
         options = dict(self.sampler)
         if options.get("seed") is not None:
@@ -71,10 +73,7 @@ class OptunaSweeper(GridSweeper):
         while open_trials or len(study.trials) < self.n_trials:
             batch, open_trials = open_trials[: self.n_jobs], open_trials[self.n_jobs :]
             for _ in range(min(self.n_jobs - len(batch), self.n_trials - len(study.trials))):
-                trial = study.ask()
-                for override in space:
-                    suggest_value(trial, override)
-                batch.append(trial)
+                batch.append(study.ask(space))
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch]
             results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, result in zip(batch, results, strict=True):
@@ -91,16 +90,28 @@ def build_sampler(optuna: ModuleType, options: Mapping[str, Any]) -> Any:
     return call_validated(getattr(optuna.samplers, name), rest, "hydra.sweeper.sampler")
 
 
-def suggest_value(trial: "Trial", override: Override) -> None:
-    """Lets Optuna choose a value: of choice(…), of range(1, 4), both ends included, or of interval(1e-5, 1e-3)."""
-    key, value = override.get_key_element(), override.value()
+def check_same_kinds(optuna: ModuleType, study: "Study", space: Mapping[str, "BaseDistribution"]) -> None:
+    """Raises ConfigError where the study has tried values of a key that it cannot compare with those asked for now."""
+    tried = {key: kind for trial in study.trials for key, kind in trial.distributions.items() if key in space}
+    for key, kind in tried.items():
+        try:
+            optuna.distributions.check_distribution_compatibility(kind, space[key])
+        except ValueError as error:
+            raise ConfigError(
+                f"{key}={space[key]}: this study has tried {kind}. Another interval of the same kind goes on with it; "
+                "else begin one with hydra.sweeper.study_name=NAME hydra.sweep.dir=DIR."
+            ) from error
+
+
+def value_range(optuna: ModuleType, override: Override) -> "BaseDistribution":
+    """What Optuna chooses from: choice(…), range(1, 4), both ends included, or interval(1e-5, 1e-3)."""
+    value, kinds = override.value(), optuna.distributions
     if isinstance(value, ChoiceSweep) or getattr(value, "shuffle", False):
-        trial.suggest_categorical(key, list(override.sweep_iterator(transformer=Transformer.encode)))
-        return
+        return kinds.CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
     low, high = value.start, value.stop if isinstance(value, RangeSweep) else value.end
     step = {"step": value.step} if isinstance(value, RangeSweep) else {"log": "log" in value.tags}
     whole = all(isinstance(number, int) for number in (low, high, step.get("step", 1)))
-    (trial.suggest_int if whole else trial.suggest_float)(key, low, high, **step)
+    return (kinds.IntDistribution if whole else kinds.FloatDistribution)(low, high, **step)
 
 
 def import_optuna() -> ModuleType:

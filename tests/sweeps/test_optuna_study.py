@@ -63,6 +63,18 @@ def test_a_trial_that_broke_off_is_run_first_in_its_folder(command, tmp_path, tr
     assert sorted(path.name for path in (tmp_path / "sweep").glob("[0-9]*")) == ["0", "1"]
 
 
+@pytest.mark.skipif(int(optuna.__version__[0]) < 4, reason="Optuna 2's storage needs SQLAlchemy below 2")
+def test_values_of_another_kind_than_the_study_s_are_refused_and_leave_no_trial(command, tried):
+    typed = [*SEARCH[:-1], "hydra.sweeper.storage=sqlite:///study.db", "hydra.sweep.dir=sweep"]
+    key = "trainer.learning_rate"
+    command(*typed, "hydra.sweeper.n_trials=1", f"{key}=tag(log,interval(1e-4,1e-2))")
+    for other in ("interval(1e-4,1e-2)", "choice(1e-4,1e-2)"):
+        code, _, said = command(*typed, "hydra.sweeper.n_trials=2", f"{key}={other}")
+        assert code == 2 and said.splitlines()[-1].startswith(f"{key}=") and "study_name=NAME" in said
+    assert command(*typed, "hydra.sweeper.n_trials=2", f"{key}=tag(log,interval(1e-3,1e-1))")[0] == 0
+    assert len(tried) == 2 and 1e-3 <= tried[1] <= 1e-1
+
+
 @pytest.mark.parametrize(
     ("typed", "kinds"), [("seed=choice(1,2)", {1, 2}), ("seed=range(1,4)", {1, 2, 3, 4}), ("seed=3,4", {3, 4})]
 )
