@@ -128,8 +128,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ' Did you mean lima?'
     """
     known = sorted(known)
+    letters = sorted(name.lower())
     close = (
-        get_close_matches(name, known, n=1, cutoff=0.8)
+        [one for one in known if sorted(one.lower()) == letters][:1]  # modle, which difflib finds closer to mode
+        or get_close_matches(name, known, n=1, cutoff=0.8)
         or get_close_matches(name, known, n=3, cutoff=0.6)
         or [k for k in known if name and k.startswith(name)][:3]
     )

@@ -25,6 +25,7 @@ from sft_recipes.config.nested_values import load_yaml
 from sft_recipes.config.own_configs import RESUMED, recipe_file, store_recipe_file, store_saved_run
 from sft_recipes.config.schema import Config, check_root_keys, root_keys
 from sft_recipes.config.secrets import check_typed_secrets
+from sft_recipes.config.validation import unknown_field
 from sft_recipes.errors import ConfigError, did_you_mean, mask_secrets, one_line
 
 # What is done with a finished run or beside one; what runs a config is a mode
@@ -44,18 +45,17 @@ def prepare_command(typed: Sequence[str], options: Namespace, trusted: bool = Fa
     if options.config_dir:
         check_user_folder(Path(options.config_dir), options.overrides)
     ConfigStore.instance().repo.pop("recipe", None)  # an earlier command's file, where a process runs several
-    overrides, primary = options.overrides, options.config_name or "config"
-    rest = [word for word in typed if word not in overrides]
+    overrides = [part for override in options.overrides for part in split_formatter_override(override)]
+    rest, primary = [word for word in typed if word not in options.overrides], options.config_name or "config"
+    loader = build_loader(options)
     if options.config_name is None and options.config_path is None:
         groups = addable_groups(options.config_dir)
         files = {word for word in overrides if word.endswith((".yaml", ".yml")) and Path(word).is_file()}
         overrides = [store_recipe_file(Path(word)) if word in files else word for word in overrides]
-        check_overrides(overrides, groups)
+        check_overrides(overrides, groups, loader)
         primary = choose_primary(overrides, groups)
     elif options.config_path and Path(options.config_path).is_dir():
         rest += ["--config-path", str(Path(options.config_path).absolute())]  # or Hydra looks for it beside our code
-    overrides = [part for override in overrides for part in split_formatter_override(override)]
-    loader = build_loader(options)
     places = [options.config_dir, options.config_path, options.config_name, ConfigStore.instance().repo.get("recipe")]
     if any(places) or any("hydra.searchpath" in override for override in overrides):  # else all files are ours
         check_recipes(loader, primary, overrides, trusted)
@@ -124,17 +124,29 @@ def raise_usage_error(complaint: str) -> None:
     raise ConfigError(f"{one_line(ValueError(complaint))}. The options are listed by --hydra-help.")
 
 
-def check_overrides(overrides: Sequence[str], groups: Sequence[str]) -> None:
-    """Raises ConfigError for a group of `groups` without its +, a choice that is no text, and a bare verb or mode."""
-    for key, equals, value in (override.partition("=") for override in overrides):
+def check_overrides(overrides: Sequence[str], groups: Sequence[str], loader: ConfigLoaderImpl) -> None:
+    """Raises ConfigError for a group of `groups` without its +, and for what Hydra would name after other mistakes.
+
+    That is a bare verb or mode, a key that no config has, and a choice that no file stands for, of a sweep any.
+    """
+    for key, equals, _ in (override.partition("=") for override in overrides):
         if key in groups:
             raise ConfigError(f"{key} is added to a run. Write +{key}=NAME.")
-        if key.lstrip("+") in (*groups, *OPEN_GROUPS) and equals and re.fullmatch(r"null|true|false|[\d.]*", value):
-            raise ConfigError(unknown_choice(key.lstrip("+"), value, []))
         if not equals and key.isalpha() and (key in MODES or key not in root_keys()):  # ~key leaves a key out
             for meant in get_close_matches(key, (*MODES, *VERBS, "resume"), n=1, cutoff=0.7):
                 written = f"mode={meant}" if meant in MODES else f"python -m sft_recipes {meant}"
                 raise ConfigError(f"{key!r} has no value. Write {written}.")
+    for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
+        group, root = override.key_or_group, re.match(r"\w*", override.key_or_group)[0]
+        if root not in (*root_keys(), *groups) and not override.is_delete():
+            raise ConfigError(unknown_field(root, root, root_keys(groups), "the config"))
+        if group not in (*groups, *OPEN_GROUPS) or override.is_delete() or "hydra.searchpath" in str(overrides):
+            continue
+        swept = override.is_discrete_sweep()
+        for text in override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]:
+            for name in re.findall(r"[^\[\],\s'\"]+", text) or [""] * (text != "[]"):
+                if "${" not in name and not loader.repository.config_exists(f"{group}/{name}"):
+                    raise ConfigError(unknown_choice(group, name, loader.repository.get_group_options(group)))
 
 
 def split_formatter_override(override: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
+from glob import escape, glob
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -23,13 +25,18 @@ HYDRA_ERROR_MESSAGES = {
     r"An item is already at '([^']+)'": "{0} is in the config already. Write it without the +.",
     r"Could not delete from config\. (?:The value of )?'([^']+)'": "{0} is not in the config. Leave ~{0} out.",
 }
+# What is written where a choice is a path, or a name of the hub's
+AS_PATH = {"data": "data=file data.file.data_files={}", "model": "model=local model.id={}", "recipe": "{} alone"}
 
 
 def user_message(error: Exception) -> str:
     """The error in one line, with what to write; Hydra's and OmegaConf's own are put into our words."""
     text = one_line(error) or one_line(error.__cause__ or error)
-    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        return unknown_choice(*error.missing_cfg_file.rsplit("/", 1), error.options or [])
+    if isinstance(error, MissingConfigException) and (missing := error.missing_cfg_file):
+        if "/" in missing:
+            return unknown_choice(*missing.rsplit("/", 1), error.options or [])
+        written = choice_override(missing) or f"{Path(missing).stem}.yaml"
+        return f"There is no config {missing}. A recipe needs no -cn: python -m sft_recipes {written}"
     if isinstance(error, OverrideParseException):
         return unreadable_override(error.override)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
@@ -54,6 +61,8 @@ def unknown_choice(group: str, name: str, options: Iterable[str]) -> str:
         return f"{parent}/*.yaml overrides what is chosen. Write - override /{child}: {name} in its defaults."
     if extra := {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}.get(name):
         return f"{group}={name} is not installed here. Try pip install 'sft-recipes[{extra}]'."
+    if group in AS_PATH and (Path(name).suffix or group == "model" and "/" in name):
+        return f"There is no {group}={name}. Write {AS_PATH[group].format(name)}."
     ours = [path.stem for parent in ("conf", "recipes") for path in (config_folder(parent) / group).glob("*.yaml")]
     return f"There is no {group}={name}.{did_you_mean(name, options or ours)}"
 
@@ -64,10 +73,29 @@ def unreadable_override(override: str) -> str:
     bare = re.sub(r"""([{,]\s*)(["'])(\w+)\2\s*:""", r"\1\3:", value)
     if value.startswith("{") and bare != value:
         return f"{override} cannot be read: keys of a mapping have no quotes. Write '{key}={bare}'"
+    for opening, closing in ("[]", "()", "{}"):
+        if value.count(opening) > value.count(closing):  # which a shell does to [a, b]
+            return f"{override} has no closing {closing}. Put all of it into quotes: '{key}={opening}…{closing}'"
     if equals:
         return f"{override} cannot be read as key=value. Put the value into quotes inside quotes: {key}='\"…\"'"
-    recipe = Path(override).stem
-    if override.endswith((".yaml", ".yml")) and "/" not in override and not Path(override).is_file():
-        return f"There is no file {override}. `python -m sft_recipes init {override}` writes one."
-    there = (config_folder("recipes") / "recipe" / f"{recipe}.yaml").is_file()
-    return f"{override!r} has no value. Write {f'+recipe={recipe}' if there else f'{override}=VALUE'}."
+    if written := choice_override(override):
+        return f"{override!r} has no value. Write {written}."
+    file = Path(override)
+    close = get_close_matches(file.name, glob("*.y*ml", root_dir=file.parent), n=1)
+    if close or get_close_matches(file.suffix, [".yaml"], cutoff=0.7):
+        way_out = (
+            f"Did you mean {file.with_name(close[0])}?"
+            if close
+            else f"`python -m sft_recipes init {file.stem}.yaml` writes one."
+        )
+        return f"There is no file {override}. {way_out}"
+    return f"{override!r} has no value. Write {override.rstrip(':')}=VALUE."
+
+
+def choice_override(name: str) -> str | None:
+    """`+recipe=lima` for what names one of ours: `lima`, `recipe/lima.yaml`; `adapter=lora` for `lora`; else None."""
+    stem = Path(name.lstrip("+")).stem
+    for root, sign in [("recipes", "+"), *([] if Path(name).suffix else [("conf", "")])]:
+        for file in glob(f"*/{escape(stem)}.yaml", root_dir=config_folder(root)):
+            return f"{sign}{Path(file).parent}={stem}"
+    return None

@@ -152,6 +152,14 @@ def test_a_recipe_file_that_is_not_there_is_one_line(command):
     assert command("mine.yaml") == (2, "", line)
 
 
+@pytest.mark.parametrize("typed", ["mine", "mine.ymal", "mien.yaml", "./mine.yml", "other/../mine.yml"])
+def test_a_recipe_file_of_another_name_is_named(command, tmp_path, typed):
+    (tmp_path / "mine.yaml").touch()
+    (tmp_path / "other").mkdir()
+    meant = f"{'other/../' if 'other' in typed else ''}mine.yaml"
+    assert command(typed) == (2, "", f"There is no file {typed}. Did you mean {meant}?\n")
+
+
 def test_init_writes_a_file_that_runs_and_writes_over_none(command, started, tmp_path):
     assert command("init") == (0, "my.yaml is written. Change it, then run: python -m sft_recipes my.yaml\n", "")
     text = (tmp_path / "my.yaml").read_text()
