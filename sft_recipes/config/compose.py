@@ -26,7 +26,8 @@ def compose(
     `recipe` is one of ours or a YAML file. `run` is the folder of a finished run, whose own config takes the place of a
     recipe: `evaluate(compose(run="outputs/lima/2026-11-20_15-26-03"))`. `overrides` are Hydra's own (`"adapter=lora"`,
     `"trainer.learning_rate=1e-5"`). `groups` are plain values that are laid over the result:
-    `trainer={"max_steps": 100}`; datasets of `data={"file": {…}}` replace the recipe's own.
+    `trainer={"max_steps": 100}`; datasets of `data={"file": {…}}` replace the recipe's own,
+    but for those of the same names.
     Raises ConfigError for whatever the command would refuse.
 
     >>> compose("lima", "trainer.num_train_epochs=3", data={"mine": {"data_files": "my.jsonl"}}).sources.keys()
@@ -50,7 +51,11 @@ def compose(
             raise ConfigError(user_message(error)) from error
         for group, values in groups.items():
             if group == "data" and any(isinstance(value, Mapping) for value in values.values()):  # in place of ours
-                composed.data = {key: each for key, each in composed.data.items() if not isinstance(each, DictConfig)}
+                composed.data = {
+                    key: each
+                    for key, each in composed.data.items()
+                    if key in values or not isinstance(each, DictConfig)
+                }
             composed.merge_with({group: values})
         config = from_hydra(composed)
     from trl import SFTConfig  # seconds, in which the command would only be waiting to train

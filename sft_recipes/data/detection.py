@@ -40,7 +40,13 @@ def detect_formatter(columns: Iterable[str]) -> dict[str, str]:
     listed = f"the columns {', '.join(columns)}"
     found = next((choice for needed, choice in BY_COLUMNS.items() if {*needed} <= {*columns}), None)
     if found is None:
-        raise DataError(f"no formatter reads {listed}. Name one with its own, such as {propose_formatter(columns)}.")
+        way = f"Name one with its own, such as {propose_formatter(columns)}"
+        if len(columns) == 1:
+            mark = next((mark for mark in ";\t|" if mark in columns[0]), None)
+            way = f"The cells seem to be separated: write sep={mark!r}" if mark else (
+                f"{way}; rows under this key of a JSON document are read by field={columns[0]}"
+            )  # fmt: skip
+        raise DataError(f"no formatter reads {listed}. {way}.")
     if found["name"] == "text" and not {"role", "parent_id"}.isdisjoint(columns):
         raise DataError(
             f"{listed} are one message a row (text with role or parent_id), which is no raw text. formatter=oasst "

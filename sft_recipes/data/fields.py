@@ -37,7 +37,11 @@ METADATA = frozenset((
     "model_id", "temperature", "finish_reason", "stop_reason", "usage", "meta", "metadata", "refusal",
     "annotations", "cache_control", "created_date",
 ))  # fmt: skip
-ALIASES = {"system": "system_prompt", "tools": "functions"}  # read as well, where the column has its usual name
+ALIASES = {
+    "system": ["system_prompt"],
+    "tools": ["functions"],
+    "reasoning": REASONING,
+}  # read as well, where the column has its usual name
 # The formatters' parameters for texts, in the order in which templates render them
 IN_ORDER = ("history", "instruction", "input", "conversations", "messages", "prompt", "completion", "output", "text")
 Said = tuple[str, str, bool]  # the name of a field, a text of it, whether it comes behind the text before it
@@ -70,11 +74,12 @@ class RowFields:
         self.tree = given.get("tree")
         self.said = [given[name] for name in IN_ORDER if name in given]
         self.parsed = [given[name] for name in ("history", "conversations", "messages") if name in given]
-        self.system, self.tools = (
-            [given[name], *([ALIASES[name]] if given[name] == name else [])] if name in given else []
+        self.system, self.tools, self.thoughts = (
+            dict.fromkeys([given[name], *(ALIASES[name] if given[name] == name else [])]) if name in given else []
             for name in ALIASES
         )
-        self.known = METADATA.union(given.values(), self.system, self.tools, TRAIN_FLAGS, ["chat_template_kwargs"])
+        beside = (*self.system, *self.tools, *self.thoughts)
+        self.known = METADATA.union(given.values(), beside, TRAIN_FLAGS, ["chat_template_kwargs"])
 
     def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with lists where it has the JSON text of one, and without the nulls of Arrow."""
@@ -93,7 +98,7 @@ class RowFields:
             else:
                 for item in value if isinstance(value, list) else [value] if value else []:
                     yield from said_by(item, column)
-        yield from ((column, row[column], False) for column in self.system if row.get(column))
+        yield from ((column, row[column], False) for column in (*self.system, *self.thoughts) if row.get(column))
         for column in self.tools:
             for tool in read_json(row.get(column) or [], column):
                 if isinstance(name := tool.get("function", tool).get("name"), str):

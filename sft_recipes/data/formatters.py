@@ -10,9 +10,11 @@ from reprlib import repr as short
 from typing import Any
 
 from sft_recipes.data.messages import (
+    REASONING,
     Message,
     has_value,
     is_trained,
+    only_key,
     read_column,
     read_filled,
     read_json,
@@ -29,7 +31,7 @@ Conversation = dict[str, Any]
 Row = Mapping[str, Any]
 CONTEXT = {"train": False}
 # Columns that a row may lack, where the user has not named others
-USUAL = ("input", "history", "system", "system_prompt", "tools", "chat_template_kwargs")
+USUAL = ("input", "history", "system", "system_prompt", "tools", "reasoning", "chat_template_kwargs")
 # Arguments of the rendering that no row may set as a variable of its template
 RENDERING = frozenset(("messages", "tools", "documents", "chat_template", "add_generation_prompt"))
 
@@ -43,10 +45,12 @@ def alpaca(
     system: str = "system",
     history: str = "history",
     tools: str = "tools",
+    reasoning: str = "reasoning",
 ) -> Conversation:
     """One turn: the instruction, then its input if there is one, then the answer; before it the turns of `history`.
 
-    With an input the question also carries both apart, since Stanford's prompt has a block for each.
+    With an input the question also carries both apart, since Stanford's prompt has a block for each. What is in
+    `reasoning` (also `thinking`, `reasoning_content`) are the answer's thoughts.
 
     >>> alpaca({"instruction": "Add.", "input": "1 + 1", "output": "2"})["messages"][0]
     {'role': 'user', 'content': 'Add.\\n\\n1 + 1', 'instruction': 'Add.', 'input': '1 + 1'}
@@ -58,7 +62,7 @@ def alpaca(
     if given := _optional_text(row, input):
         question |= {"content": f"{task}\n\n{given}", "instruction": task, "input": given}
     answer = {"role": "assistant", "content": read_filled(read_column(row, output, "alpaca"), output)}
-    messages = [*_history(row, history), question, answer]
+    messages = [*_history(row, history), question, answer | _thoughts(row, reasoning)]
     return _conversation(row, messages, system, tools, instruction, input, output, history)
 
 
@@ -87,9 +91,18 @@ def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system
 
 
 def prompt_completion(
-    row: Row, /, prompt: str = "prompt", completion: str = "completion", tools: str = "tools", system: str = "system"
+    row: Row,
+    /,
+    prompt: str = "prompt",
+    completion: str = "completion",
+    tools: str = "tools",
+    system: str = "system",
+    history: str = "history",
+    reasoning: str = "reasoning",
 ) -> Conversation:
     """The prompt, then the completion, each a text or a list of messages; only the completion is trained on.
+
+    Before them stand the turns of `history`; a completion that is a text has the thoughts in `reasoning`, as in alpaca.
 
     >>> prompt_completion({"prompt": "1 + 1 =", "completion": " 2"})
     {'messages': [{'role': 'user', 'content': '1 + 1 ='}, {'role': 'assistant', 'content': ' 2'}]}
@@ -99,11 +112,12 @@ def prompt_completion(
         past = [turn | CONTEXT if turn["role"] == "assistant" else turn for turn in read_messages(asked, prompt)]
     else:
         past = [{"role": "user", "content": read_text(asked, prompt)}]
+    past = [turn | CONTEXT if turn["role"] == "assistant" else turn for turn in _history(row, history)] + past
     if isinstance(answer, list):
         answer = _answered(answer, completion)
     else:
-        answer = [{"role": "assistant", "content": read_filled(answer, completion)}]
-    return _conversation(row, past + answer, system, tools, prompt, completion)
+        answer = [{"role": "assistant", "content": read_filled(answer, completion)} | _thoughts(row, reasoning)]
+    return _conversation(row, past + answer, system, tools, prompt, completion, history)
 
 
 def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
@@ -164,6 +178,12 @@ def _history(row: Row, column: str) -> list[Message]:
         messages.append({"role": "user", "content": read_text(pair[0], f"{column}[{index}][0]")})
         messages.append({"role": "assistant", "content": read_filled(pair[1], f"{column}[{index}][1]")})
     return messages
+
+
+def _thoughts(row: Row, column: str) -> Message:
+    source = only_key(row, REASONING, "the row") if column == "reasoning" else column
+    thoughts = _optional_text(row, source) if source else ""
+    return {"reasoning_content": thoughts} if thoughts else {}
 
 
 def _answered(turns: Any, field: str) -> list[Message]:

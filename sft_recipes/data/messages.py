@@ -62,13 +62,13 @@ def read_message(turn: Any, field: str) -> Message:
     if who == "role" and ROLES.get(str(turn.get("from", speaker)).lower()) != ROLES[speaker]:
         raise DataError(f"{field} has role and from, which differ: one of them has to go.")
     refuse_media(turn, f"{field}.")
-    what = _only_key(turn, SPEECH, field) or ("value" if who == "from" else "content")
-    source = what if speaker in CALLING_ROLES else _only_key(turn, TOOL_CALLS, field)
+    what = only_key(turn, SPEECH, field) or ("value" if who == "from" else "content")
+    source = what if speaker in CALLING_ROLES else only_key(turn, TOOL_CALLS, field)
     calls = read_tool_calls(turn.get(source), f"{field}.{source}")
     unsaid = source == what or (calls and what not in turn)  # the value is the call itself, or null beside a call
     content, trained = ("", []) if unsaid else read_content(turn.get(what), f"{field}.{what}")
     message = {"role": ROLES[speaker], "content": content}
-    if thoughts := _only_key(turn, REASONING, field):
+    if thoughts := only_key(turn, REASONING, field):
         message["reasoning_content"] = read_text(turn[thoughts], f"{field}.{thoughts}")
     for key in ("name", "tool_call_id"):
         if key in turn:
@@ -89,7 +89,7 @@ def read_message(turn: Any, field: str) -> Message:
     return message
 
 
-def _only_key(turn: Message, keys: Sequence[str], field: str) -> str | None:
+def only_key(turn: Mapping[str, Any], keys: Sequence[str], field: str) -> str | None:
     """Which of the keys has a value; raises DataError where two have different ones."""
     found = [key for key in keys if key in turn and has_value(turn[key])]
     if len(found) > 1 and any(turn[key] != turn[found[0]] for key in found):
@@ -163,7 +163,7 @@ def is_trained(values: Mapping[str, Any], field: str = "") -> bool:
     """False where a flag of a row, a message or a part says not to train on it; raises DataError for one in between."""
     trained = True
     for name in TRAIN_FLAGS:
-        if name in values and values[name] is not None:
+        if name in values and values[name] not in (None, ""):  # an empty cell of a csv says nothing
             flag = FLAG_VALUES.get(str(values[name]).strip().lower())
             if flag is None:
                 found = f"{field}{name} should be 0 or 1 (false or true), not {short(values[name])}"

@@ -67,3 +67,10 @@ def test_from_python_a_config_starts_from_a_run_too(own_run):
     assert list(config.sources) == ["mine"] and config.data.held_out == 2
     assert (config.evaluate.run, config.trainer.fields["weight_decay"], config.name) == ("run", 0.1, "mine")
     assert set(compose(None, "data=[tiny]", run="run").sources) == {"tiny", "prose"}
+
+
+def test_from_python_what_overrides_say_of_a_source_of_the_same_name_stays():
+    config = compose("tiny", "data=file", "data.file.on_error=drop", data={"file": {"data_files": "my.jsonl"}})
+    assert {name: (each.data_files, each.on_error) for name, each in config.sources.items()} == {
+        "file": ("my.jsonl", "drop")
+    }

@@ -1,5 +1,7 @@
 """What `formatter=auto` takes, and the line that it proposes where it takes nothing."""
 
+import re
+
 import pytest
 
 from sft_recipes.data.detection import detect_formatter
@@ -60,3 +62,12 @@ def test_auto_never_takes_a_labelled_text_for_raw_text(label):
     with pytest.raises(DataError) as caught:
         detect_formatter(["text", label])
     assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "way"),
+    [("frage;antwort", "write sep=';'"), ("a|b", "write sep='|'"), ("data", "are read by field=data")],
+)
+def test_one_column_alone_is_another_separator_or_the_key_above_the_rows(column, way):
+    with pytest.raises(DataError, match=re.escape(way)):
+        detect_formatter([column])

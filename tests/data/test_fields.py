@@ -180,6 +180,30 @@ def test_thoughts_are_trained_or_the_template_that_has_no_place_for_them_is_refu
         read_rows(Encoder(tokenizer, template), tmp_path, row)
 
 
+@pytest.mark.parametrize("key", ["thinking", "reasoning", "reasoning_content"])
+@pytest.mark.parametrize("columns", [("instruction", "output"), ("prompt", "completion"), ("question", "answer")])
+def test_thoughts_beside_an_answer_are_its_thoughts(encoder, tmp_path, columns, key):
+    row = dict(zip(columns, ("2+2?", "4"), strict=True)) | {key: "two and two"}
+    data = read_rows(encoder, tmp_path, row)
+    assert trained_texts(encoder, data) == {0: ["<think>\ntwo and two\n</think>\n\n4"]}
+    assert "unread_field" not in data.audit["file"]["problems"]
+
+
+def test_earlier_turns_beside_a_prompt_are_its_context(encoder, tmp_path):
+    row = {"prompt": "And you?", "response": "Fine.", "history": [["Hi", "Hello"]]}
+    data = read_rows(encoder, tmp_path, row)
+    assert trained_texts(encoder, data) == {0: ["Fine."]}
+    text = encoder.tokenizer.decode(data.train[0]["input_ids"])
+    assert text.index("Hi") < text.index("Hello") < text.index("And you?") < text.index("Fine.")
+
+
+def test_an_empty_cell_under_a_flag_of_a_csv_says_nothing(encoder, tmp_path):
+    (tmp_path / "rows.csv").write_text("instruction,output,weight\nHi,Yo,\nHi,BAD,0\nHo,Ho,1\n")
+    file = {"data_files": str(tmp_path / "rows.csv")}
+    data = load_data(data_config(file=file, held_out=0), encoder, 512)
+    assert trained_texts(encoder, data) == {0: ["Yo"], 2: ["Ho"]}
+
+
 # unread fields
 
 
