@@ -90,6 +90,8 @@ def test_the_recipes_that_everybody_knows_are_there():
 
 
 def test_the_list_has_a_row_a_recipe_and_as_many_columns_as_the_terminal_holds(capsys, monkeypatch):
+    monkeypatch.setattr(recipes, "compose_recipe", composed_recipe)  # the same, once for each
+
     def listed(width: str) -> list[list[str]]:
         monkeypatch.setenv("COLUMNS", width)
         recipes.main([])
