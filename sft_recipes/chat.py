@@ -81,7 +81,9 @@ class Chat:
         """Sets the system message, in front of the history; says so where the template has no place for it."""
         rest = [message for message in self.messages if message["role"] != "system"]
         self.messages = [{"role": "system", "content": text}, *rest] if text else rest
-        shown = self.tokenizer.apply_chat_template(self.messages or [{"role": "user", "content": ""}], tokenize=False)
+        if not text:
+            return "There is no system message now."
+        shown = self.tokenizer.apply_chat_template(self.messages, tokenize=False)
         return "System message set." if text in shown else "The run's template leaves out system messages."
 
     def tokens(self) -> str:

@@ -79,7 +79,7 @@ def test_a_system_message_stands_first_until_it_is_taken_away(chat, prompts):
     chat.command("/system Be kind.")
     chat.ask("Say hi.")
     assert prompts[-1].startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nSay")
-    chat.command("/system")
+    assert chat.command("/system") == "There is no system message now."
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
 
 

@@ -84,7 +84,10 @@ def choose_primary(overrides: Sequence[str], groups: Sequence[str]) -> str:
         return "config"
     parser = OverridesParser.create()
     given = [override for override in overrides if override.startswith(("mode=", "evaluate.run="))]
-    values = {one.key_or_group: one.value() for one in parser.parse_overrides(given) if not one.is_sweep_override()}
+    parsed = parser.parse_overrides(given)
+    values = {one.key_or_group: one.value() for one in parsed if not one.is_sweep_override()}
+    if values.get("mode") == "evaluate" and "model" not in keys and any(one.is_sweep_override() for one in parsed):
+        raise ConfigError("evaluate.run is one run, whose own config is used. Write a command for each, without -m.")
     if values.get("mode") == "generate":
         return "generate"  # which needs no data
     if values.get("mode") == "evaluate" and values.get("evaluate.run"):

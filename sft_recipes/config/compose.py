@@ -13,8 +13,9 @@ from sft_recipes.config.config_files import check_choices, check_recipes
 from sft_recipes.config.hydra_errors import USER_ERRORS, user_message
 from sft_recipes.config.hydra_plugin import OPEN_GROUPS, config_folder, register_with_hydra
 from sft_recipes.config.own_configs import store_recipe_file, store_saved_run
+from sft_recipes.config.run_folder import quote_value
 from sft_recipes.config.schema import Config, from_hydra
-from sft_recipes.config.validation import validate_kwargs
+from sft_recipes.config.validation import show_value, validate_kwargs
 from sft_recipes.errors import ConfigError
 
 
@@ -42,22 +43,24 @@ def compose(
                 check_recipes(loader, primary, [*chosen, *overrides])
             if run:
                 primary = store_saved_run(Path(run), {key.partition("=")[0] for key in overrides} & set(OPEN_GROUPS))
-                chosen += [f"evaluate.run='{run}'"]
+                chosen += [f"evaluate.run={quote_value(str(run))}"]
             composed = hydra.compose(primary, [*chosen, *overrides], return_hydra_config=True)
             check_choices(composed, composed.hydra, loader)
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
+            for group, values in groups.items():
+                if group in OPEN_GROUPS and not isinstance(values, Mapping):
+                    raise ConfigError(f"{group} should be a mapping, not {show_value(values)}.")
+                if group == "data" and any(isinstance(value, Mapping) for value in values.values()):  # in place of ours
+                    composed.data = {
+                        key: each
+                        for key, each in composed.data.items()
+                        if key in values or not isinstance(each, DictConfig)
+                    }
+                composed.merge_with({group: values})
+            config = from_hydra(composed)
         except (*USER_ERRORS, OSError) as error:
             raise ConfigError(user_message(error)) from error
-        for group, values in groups.items():
-            if group == "data" and any(isinstance(value, Mapping) for value in values.values()):  # in place of ours
-                composed.data = {
-                    key: each
-                    for key, each in composed.data.items()
-                    if key in values or not isinstance(each, DictConfig)
-                }
-            composed.merge_with({group: values})
-        config = from_hydra(composed)
     from trl import SFTConfig  # seconds, in which the command would only be waiting to train
 
     validate_kwargs(SFTConfig, config.trainer.fields, "trainer")

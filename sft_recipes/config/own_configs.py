@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -30,8 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
         raise ConfigError(f"{file} should end with .yaml. Write python -m sft_recipes init {file.stem}.yaml.")
     if file.exists():
         raise ConfigError(f"{file} exists already. Write python -m sft_recipes init NAME.yaml.")
-    file.write_text(STARTER.read_text(encoding="utf-8").replace("my.yaml", str(file)), encoding="utf-8")
-    print(f"{file} is written. Change it, then run: python -m sft_recipes {file}")
+    run = quote(str(file))
+    try:
+        file.write_text(STARTER.read_text(encoding="utf-8").replace("my.yaml", run), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}.") from error
+    print(f"{file} is written. Change it, then run: python -m sft_recipes {run}")
 
 
 def store_recipe_file(file: Path) -> str:
@@ -39,7 +44,8 @@ def store_recipe_file(file: Path) -> str:
 
     Raises ConfigError for a file that holds no mapping, or that has the name of one of our recipes.
     """
-    name, values = re.sub(r"\W", "_", file.stem), load_yaml(file)
+    values, name = load_yaml(file), re.sub(r"[^A-Za-z0-9_]", "_", file.stem)  # Hydra reads no other letters
+    name = re.sub(r"^(?=\d|(?:null|true|false|nan|inf)$)", "_", name)  # which it would read as a value
     ours = config_folder("recipes") / "recipe" / f"{name}.yaml"
     if ours.is_file():
         raise ConfigError(f"recipe={name} is in two files, {ours} and {file}. Rename yours.")

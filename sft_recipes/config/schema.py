@@ -164,7 +164,8 @@ def check_root_keys(keys: Iterable[str]) -> None:
     """Raises ConfigError for a key that no config has; Hydra's own is not in what a run is given."""
     for key in keys:
         if key not in root_keys() or key == "hydra":
-            raise ConfigError(unknown_field(key, key, root_keys(addable_groups()), "the config"))
+            known = [name for name in root_keys(addable_groups()) if name != key]
+            raise ConfigError(unknown_field(key, key, known, "the config"))
 
 
 def root_keys(groups: Iterable[str] = ()) -> list[str]:

@@ -169,6 +169,14 @@ def test_init_writes_a_file_that_runs_and_writes_over_none(command, started, tmp
     line = "my.yaml exists already. Write python -m sft_recipes init NAME.yaml.\n"
     assert command("init") == (2, "", line) and (tmp_path / "my.yaml").read_text() == text
     assert command("init", "other.yaml")[0] == 0 and "sft_recipes other.yaml" in Path("other.yaml").read_text()
+    assert command("init", "no/such.yaml") == (2, "", "no/such.yaml cannot be written: No such file or directory.\n")
+
+
+@pytest.mark.parametrize("name", ["größe 1.yaml", "1e-5.yaml", "null.yaml"])
+def test_a_recipe_file_may_have_any_name(command, started, name):
+    code, printed, _ = command("init", name)
+    assert code == 0 and shlex.split(printed)[-1] == name and printed.endswith(f" {shlex.quote(name)}\n")
+    assert started(name, "model=tiny").adapter.type == "lora"
 
 
 @pytest.mark.parametrize(

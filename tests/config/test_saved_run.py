@@ -62,6 +62,16 @@ def test_a_folder_without_a_config_is_one_line_with_what_to_write(own_run, comma
     assert own_run("evaluate.run=nosuch", "model=tiny", "data=tiny").name == "sft"  # a model's folder is no run
 
 
+def test_a_sweep_over_runs_is_refused_since_each_has_a_config_of_its_own(own_run, command):
+    line = "evaluate.run is one run, whose own config is used. Write a command for each, without -m.\n"
+    assert command("-m", "mode=evaluate", "evaluate.run=run,other") == (2, "", line)
+
+
+def test_a_runs_folder_may_have_any_name(own_run, tmp_path):
+    (tmp_path / "run").rename(tmp_path / 'it\'s ü, "mine"')
+    assert compose(run='it\'s ü, "mine"').evaluate.run == 'it\'s ü, "mine"'
+
+
 def test_from_python_a_config_starts_from_a_run_too(own_run):
     config = compose(None, "trainer.weight_decay=0.1", run="run", data={"mine": {"data_files": "my.jsonl"}})
     assert list(config.sources) == ["mine"] and config.data.held_out == 2
@@ -74,3 +84,15 @@ def test_from_python_what_overrides_say_of_a_source_of_the_same_name_stays():
     assert {name: (each.data_files, each.on_error) for name, each in config.sources.items()} == {
         "file": ("my.jsonl", "drop")
     }
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "line"),
+    [
+        ("data", [1], "data should be a mapping, not [1]."),
+        ("trainer", None, "trainer should be a mapping, not null."),
+        ("hydra", {"x": 1}, "hydra is not a field of the config. Choices: +debug, "),
+    ],
+)
+def test_from_python_values_that_no_config_has_are_refused(group, value, line):
+    assert error_of(lambda: compose("lima", **{group: value})).startswith(line)
