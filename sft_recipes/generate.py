@@ -129,9 +129,12 @@ class MadeRows:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Adds a line to a .jsonl."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Adds a line to a .jsonl; raises ConfigError where it cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. The rows before it are kept.") from error
 
 
 def read_made_rows(path: Path, column: str) -> list[dict[str, Any]]:
@@ -142,6 +145,8 @@ def read_made_rows(path: Path, column: str) -> list[dict[str, Any]]:
     if not path.is_file():
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"generate.out={path}: there is no folder {path.parent}.")
+        if path.is_dir():
+            raise ConfigError(f"generate.out={path} is a folder. Write generate.out={path / 'generated.jsonl'}.")
         return []
     *lines, cut = path.read_bytes().split(b"\n")  # not splitlines: a row's text may hold other line separators
     try:

@@ -14,7 +14,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="outputs/NAME/DATE; two of them are compared")
     parser.add_argument("--price-per-hour", type=float, help="of the machine: the report says what the training cost")
     options = parser.parse_args(arguments)
-    folders = options.folder
+    folders, price = options.folder, options.price_per_hour
+    if price is not None and not 0 <= price < float("inf"):
+        parser.error(f"--price-per-hour should be a number of at least 0, not {price}")
     with exit_on_user_error(), explained_files_of(folders[0]):
         if len(folders) > 2:
             raise ConfigError("One folder is reported, two are compared; more are not.")
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif is_sweep(*folders):
             print(write_sweep_report(*folders))
         else:
-            print(write_report(*folders, options.price_per_hour))
+            print(write_report(*folders, price))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from sft_recipes.config.endpoint_options import EndpointOptions
 from sft_recipes.data.prepare import load_data
 from sft_recipes.encoding.encoder import Encoder
 from sft_recipes.errors import ConfigError
-from sft_recipes.generate import generate
+from sft_recipes.generate import append_line, generate
 from sft_recipes.making.model_replies import LocalModel
 from sft_recipes.making.self_instruct import TaskPool, measure_rouge_l, parse_instances, read_seed_tasks
 from sft_recipes.modeling.loading import load_tokenizer
@@ -263,6 +263,7 @@ def test_the_embedded_model_answers_from_the_command_line_without_data_being_nam
         (["generate.endpoint={url: 'x', model: m}"], "generate.endpoint.url=x should be an address such as https://HOST/v1."),
         (["generate.endpoint={url: 'http://localhost/v1', name: m}"], "generate.endpoint.name is not a field of generate.endpoint."),
         (["generate.out=nowhere/x.jsonl"], "generate.out=nowhere/x.jsonl: there is no folder nowhere."),
+        (["generate.out=."], "generate.out=. is a folder. Write generate.out=generated.jsonl."),
         (["generate.source=none.jsonl"], "generate.source=none.jsonl should be a .jsonl with an instruction in each line"),
         (["what=replay"], "what is not a field of the config. Write generate.what."),
     ],
@@ -270,3 +271,8 @@ def test_the_embedded_model_answers_from_the_command_line_without_data_being_nam
 def test_a_mistake_is_one_line(command, overrides, line):
     code, printed, said = command("mode=generate", *overrides)
     assert (code, printed) == (2, "") and said.strip().splitlines()[-1].startswith(line)
+
+
+def test_a_file_that_cannot_be_written_is_one_line():
+    line = "/dev/full cannot be written: No space left on device. The rows before it are kept."
+    assert error_of(append_line, Path("/dev/full"), {"text": "a"}) == line

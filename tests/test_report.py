@@ -314,6 +314,13 @@ def test_the_price_of_an_hour_gives_the_price_of_the_run(run, capsys):
     assert re.search(r"\| price of the training, at 2.5 an hour \| 5.00 +\|", (folder / "report.md").read_text())
 
 
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_a_price_that_is_none_is_refused(run, capsys, price):
+    with pytest.raises(SystemExit):
+        main([str(full(run("a"))), "--price-per-hour", price])
+    assert f"--price-per-hour should be a number of at least 0, not {float(price)}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal_s_table_fits_and_uses_the_width(run, monkeypatch, width):
     folder = full(run("a"))
