@@ -34,16 +34,26 @@ def check_run_name(name: str) -> None:
         raise ConfigError(f"name={name!r:.80} should be the name of one folder under outputs/, without a slash.")
 
 
+@contextmanager
+def explained_folder_errors(folder: Path) -> Iterator[None]:
+    """A folder that cannot be made or written becomes a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}. Name another folder.") from error
+
+
 def create_dated_folder(folder: Path) -> Path:
     """Makes a folder for one run alone; another that began in the same second leaves it DATE_TIME_2, and so on."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     made, number = folder, 2
-    while True:
-        try:
-            made.mkdir()
-            return made
-        except FileExistsError:
-            made, number = folder.with_name(f"{folder.name}_{number}"), number + 1
+    with explained_folder_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                made.mkdir()
+                return made
+            except FileExistsError:
+                made, number = folder.with_name(f"{folder.name}_{number}"), number + 1
 
 
 def check_run_folder(folder: Path, overwrite: bool = False) -> None:
@@ -159,8 +169,12 @@ class CheckRunFolder(Callback):
         """The folder under this key, made anew where its name is a date; without one Hydra says why."""
         folder = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         raw = OmegaConf.to_container(config.hydra, resolve=False)
-        if not folder or "${now:" not in str(raw[key.split(".")[1]]["dir"]):
-            return Path(folder) if folder else None
+        if not folder:
+            return None
+        if "${now:" not in str(raw[key.split(".")[1]]["dir"]):
+            with explained_folder_errors(named := Path(folder)):
+                named.mkdir(parents=True, exist_ok=True)
+            return named
         made = create_dated_folder(Path(folder))
         if str(made) != folder:
             with read_write(config):

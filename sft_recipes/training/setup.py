@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig
 
-from sft_recipes.config.run_folder import check_run_folder, create_dated_folder
+from sft_recipes.config.run_folder import check_run_folder, create_dated_folder, explained_folder_errors
 from sft_recipes.config.schema import Config
 from sft_recipes.data.prepare import load_data
 from sft_recipes.data.sources import check_readers
@@ -92,8 +92,9 @@ def open_run_folder(config: Config, folder: str | Path | None = None) -> Path:
         check_run_folder(folder, config.overwrite)
     saved = folder / ".hydra" / "config.yaml"
     if is_first_process() and not saved.exists():  # the command's Hydra has written it
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(config.composed), saved)
+        with explained_folder_errors(folder):
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.create(config.composed), saved)
     return folder
 
 

@@ -139,3 +139,23 @@ def test_from_python_the_folder_of_a_run_is_refused_too(old_run):
     assert open_run_folder(compose("tiny", "overwrite=true"), old_run) == old_run
     assert files_of(old_run) == {*OWN, ".hydra/config.yaml"}
     assert "name: tiny" in (old_run / ".hydra" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("typed", [["hydra.run.dir=file/x"], ["-m", "seed=1,2", "hydra.sweep.dir=file/x"]])
+def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, typed):
+    (tmp_path / "file").touch()
+    line = "file/x cannot be written: Not a directory. Name another folder.\n"
+    assert command("+recipe=tiny", *typed) == (2, "", line)
+    assert error_of(open_run_folder, compose("tiny"), "file/x").startswith(f"{tmp_path}/file/x cannot be written")
+
+
+def test_no_folder_where_runs_go_is_one_line(command, tmp_path):
+    (tmp_path / "outputs").touch()
+    code, printed, said = command("+recipe=tiny")
+    assert (code, printed, said.count("\n")) == (2, "", 1) and "cannot be written: " in said
+
+
+def test_a_log_that_cannot_be_written_is_named(command, tmp_path):
+    (tmp_path / "run" / "sft_recipes.log").mkdir(parents=True)
+    line = f"[Errno 21] Is a directory: '{tmp_path}/run/sft_recipes.log'\n"
+    assert command("+recipe=tiny", "hydra.run.dir=run") == (2, "", line)
