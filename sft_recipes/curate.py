@@ -5,7 +5,7 @@ No weights are loaded. The kept conversations are read back with `data=file data
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     curation, record = curate_sources(config, sources, partial(count_text, tokenizer), is_leak)
     rows = [plain_row(curation.conversations[place]) for place in curation.remaining()]
     if config.curation.output == "parquet":
-        Dataset.from_list(rows).to_parquet(folder / "curated.parquet")
+        Dataset.from_dict(as_columns(rows)).to_parquet(folder / "curated.parquet")
     else:
         write_jsonl(folder / "curated.jsonl", rows)
     removed = []
@@ -69,6 +69,17 @@ def curate(config: Config, folder: str | Path | None = None) -> dict[str, Any]:
     write_json(folder / "curation.json", record)
     write_curation_report(folder, config.name, record)
     return record
+
+
+def as_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The rows by column, with JSON texts, which the formatters read, in the place of what Arrow would give one type
+    and fill up with nulls: tools, settings of the template, and messages where some of them call tools.
+    """
+    calls = any(message.get("tool_calls") for row in rows for message in row.get("messages", ()))
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    for key in columns.keys() & {"tools", "chat_template_kwargs", *(["messages"] if calls else [])}:
+        columns[key] = [value and json.dumps(value, ensure_ascii=False) for value in columns[key]]
+    return columns
 
 
 def plain_row(conversation: Mapping[str, Any]) -> dict[str, Any]:

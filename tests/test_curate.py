@@ -145,6 +145,47 @@ def test_parquet_is_written_when_asked_for_and_read_back(dirty, tmp_path):
     assert len(load_data(config, Encoder(tokenizer, template), 1024).train) == 200
 
 
+CALLS = [
+    {"type": "function", "function": {"name": "now", "arguments": {"zone": None, "seed": 12345678901234567890123}}}
+]
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"default": None}}}]
+
+
+@pytest.mark.parametrize("output", ["jsonl", "parquet"])
+def test_the_rows_that_are_kept_are_read_back_as_they_were(tmp_path, output):
+    rows = [
+        {"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "", "tool_calls": CALLS}]}
+        | {"tools": TOOLS},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo", "train": False}]},
+        {"text": "Raw text is trained as a whole."},
+    ]
+    (tmp_path / "out").mkdir()
+    curate(file_config(write_jsonl(tmp_path / "a.jsonl", rows), f"curation.output={output}"), tmp_path / "out")
+    options = ("data.held_out=0", "curation=none", "data_checks.marked_untrained=keep", "model.chat_template=chatml")
+    before, after = (
+        load_data(config, Encoder(*load_tokenizer(config.model)[:2]), 1024).train
+        for path in ("a.jsonl", f"out/curated.{output}")
+        for config in [file_config(str(tmp_path / path), *options)]
+    )
+    for column in ("input_ids", "labels"):
+        assert sorted(before[column]) == sorted(after[column])
+    assert len(after) == 3
+
+
+def test_an_instruction_and_its_input_stay_two_blocks(tmp_path):
+    row = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+    (tmp_path / "out").mkdir()
+    curate(file_config(write_jsonl(tmp_path / "a.jsonl", [row])), tmp_path / "out")
+    config = file_config(
+        str(tmp_path / "out/curated.jsonl"), "data.held_out=0", "curation=none", "model.chat_template=alpaca"
+    )
+    tokenizer, template, _ = load_tokenizer(config.model)
+    data = load_data(config, Encoder(tokenizer, template), 1024)
+    text = tokenizer.decode(data.train[0]["input_ids"])
+    assert "### Instruction:\nAdd.\n\n### Input:\n1 + 1\n" in text
+    assert data.audit["file"]["problems"] == {}
+
+
 def test_the_report_shows_lengths_as_a_picture_and_verbs_with_their_objects(dirty, tmp_path):
     record = curate(file_config(dirty[1], "curation=strict"), tmp_path)
     lengths = record["diversity"]["length_counts"]["answer_tokens"]

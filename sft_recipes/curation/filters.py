@@ -44,7 +44,8 @@ def instruction_length(
 def answer_length(
     conversation: Conversation, least: int = 20, most: int = 2048, count: Callable[[str], int] = count_words
 ) -> str | None:
-    """Answers of fewer or more tokens in all."""
+    """Answers of fewer or more tokens in all; a row with calls of tools is not too short."""
+    least = 0 if any(message.get("tool_calls") for message in conversation["messages"]) else least
     return outside("the answer has", count(join_messages(conversation, "assistant")), least, most, "tokens")
 
 
@@ -145,7 +146,7 @@ def template_tokens(conversation: Conversation) -> str | None:
     """A chat template's tokens or role names left over in a message."""
     for message in conversation["messages"]:
         if found := TEMPLATE_TOKENS.search(str(message.get("content") or "")):
-            return f"a {message['role']} message has {found[0]!r}"
+            return f"a message of role {message['role']} has {found[0]!r}"
     return None
 
 

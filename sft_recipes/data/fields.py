@@ -18,6 +18,7 @@ from sft_recipes.data.messages import (
     drop_nulls,
     has_value,
     is_arrow_row,
+    question_parts,
     read_json,
     read_tool_calls,
 )
@@ -186,7 +187,8 @@ def left_over(values: Any, levels: Sequence[frozenset[str]]) -> Iterator[str]:
     for item in values if isinstance(values, list) else [values]:
         for key, value in item.items() if isinstance(item, Mapping) else []:
             if key not in levels[0]:
-                yield from [key] if key not in METADATA and has_value(value) else []
+                known = key in METADATA or key in question_parts(item)
+                yield from [key] if not known and has_value(value) else []
             elif isinstance(value, list | Mapping) and key in (*SPEECH, *TOOL_CALLS, "function", "replies"):
                 yield from left_over(value, levels[1:] or levels)
 
@@ -203,6 +205,7 @@ def said_by(turn: Any, column: str) -> Iterator[Said]:
             yield from ((key, text, False) for call in calls for text in (call["name"], *leaves(call["arguments"])))
         elif key in SPEECH or key in REASONING:
             parts = [value] if isinstance(value, str) else [part["text"] for part in value or []]
+            parts = list(question_parts(turn).values()) or parts if key in SPEECH else parts
             field, in_order = (f"{speaker} {key}", ROLES.get(speaker) != "system") if key in SPEECH else (key, False)
             yield from ((field, text, in_order) for text in parts)
 

@@ -13,6 +13,7 @@ from sft_recipes.data.messages import (
     REASONING,
     Message,
     has_value,
+    is_arrow_row,
     is_trained,
     only_key,
     read_column,
@@ -83,9 +84,15 @@ def sharegpt(
 def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system: str = "system") -> Conversation:
     """OpenAI's messages, or their JSON text: parts joined, arguments of calls parsed, older names of fields read.
 
+    A row of `text` alone is raw text, as mode=curate writes both into one file.
+
     >>> chatml({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "tool_calls": None}]})
     {'messages': [{'role': 'assistant', 'content': 'Hi'}]}
     """
+    if row.get(messages) is None:
+        said = {key for key, value in row.items() if value is not None or not is_arrow_row(row)}
+        if {"text"} <= said <= {"text", "train"}:
+            return _raw_text(row)
     turns = read_column(row, messages, "chatml")
     return _conversation(row, _answered(turns, messages), system, tools, messages)
 
@@ -141,6 +148,10 @@ def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
 
 def text(row: Row, /, text: str = "text") -> Conversation:
     """Raw text, trained on every token."""
+    return _raw_text(row, text)
+
+
+def _raw_text(row: Row, text: str = "text") -> Conversation:
     beside = {key: value for key, value in row.items() if key != text}
     refuse_media(beside)
     raw_text = {"text": read_filled(read_column(row, text, "text"), text)}

@@ -70,6 +70,7 @@ def read_message(turn: Any, field: str) -> Message:
     message = {"role": ROLES[speaker], "content": content}
     if thoughts := only_key(turn, REASONING, field):
         message["reasoning_content"] = read_text(turn[thoughts], f"{field}.{thoughts}")
+    message |= question_parts(turn)
     for key in ("name", "tool_call_id"):
         if key in turn:
             message[key] = read_text(turn[key], f"{field}.{key}")
@@ -87,6 +88,12 @@ def read_message(turn: Any, field: str) -> Message:
     elif not all(trained):
         message["train_detail"] = to_train_detail(trained)
     return message
+
+
+def question_parts(turn: Mapping[str, Any]) -> dict[str, str]:
+    """The `instruction` and the `input` that alpaca has put into a question's content, where both stand beside it."""
+    parts = {key: turn[key] for key in ("instruction", "input") if isinstance(turn.get(key), str)}
+    return parts if len(parts) == 2 and turn.get("content") == "\n\n".join(parts.values()) else {}
 
 
 def only_key(turn: Mapping[str, Any], keys: Sequence[str], field: str) -> str | None:

@@ -42,7 +42,9 @@ BAD = [
     ("instruction_length", talk("Fine, thank you.", "Hi")),
     ("answer_length", talk("Paris.")),
 ]
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
 GOOD = [
+    ("answer_length", {"messages": [{"role": "user", "content": "What time is it?"}, CALL]}),
     ("near_empty_answer", talk("Paris")),
     ("near_empty_answer", talk("42")),
     ("encoding_damage", talk("São Paulo, café, naïve, “quoted” — 5 €.")),
