@@ -183,6 +183,16 @@ def test_a_mistyped_source_is_refused(command):
          "trainer.activation_checkpointing cannot be 'maybe'. Choices: auto, true or false."),
         ("trainer.per_device_train_batch_size=0.5",
          'trainer.per_device_train_batch_size should be a whole number or "auto", not 0.5.'),
+        ("trainer.include_num_input_tokens_seen=al",
+         "trainer.include_num_input_tokens_seen cannot be 'al'. Did you mean all?"),
+        ("trainer.train_sampling_strategy=grouped",
+         "trainer.train_sampling_strategy cannot be 'grouped'. Choices: batch_rebalance, group_by_length, random, sequential."),
+        ("trainer.log_level=warn", "trainer.log_level cannot be 'warn'. Did you mean warning?"),
+        ("trainer.dataloader_multiprocessing_context=frok",
+         "trainer.dataloader_multiprocessing_context cannot be 'frok'. Did you mean fork?"),
+        ("trainer.ddp_backend=nccll", "trainer.ddp_backend cannot be 'nccll'. Did you mean nccl?"),
+        ("trainer.loss_type=dfft", "trainer.loss_type cannot be 'dfft'. Did you mean dft?"),
+        ("trainer.pad_to_multiple_of=atuo", "trainer.pad_to_multiple_of cannot be 'atuo'. Did you mean auto?"),
         ("trainer.eval_strategy=epohc", "trainer.eval_strategy cannot be 'epohc'. Did you mean epoch?"),
         ("trainer.early_stopping_patience=soon", "trainer.early_stopping_patience should be a whole number or null, not 'soon'."),
         ("+trainer.lr_scheduler_kwargs={min_lr_rat: 0.1}", "trainer.lr_scheduler_type=linear: it has no field "
@@ -346,9 +356,10 @@ def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypa
 
 
 def test_in_a_sweep_a_mistake_stops_one_job_and_its_log_says_why(command, tmp_path):
-    code, _, _ = command("-m", *SHORT_ROWS_RUN, "trainer.packing=no,false", "hydra.sweep.dir=sweep")
+    code, _, _ = command("-m", *SHORT_ROWS_RUN, "data.file.data_files=no.jsonl,rows.jsonl", "hydra.sweep.dir=sweep")
     assert code == 2
-    assert "trainer.packing should be true or false, not 'no'.\n" in (tmp_path / "sweep/0/sft_recipes.log").read_text()
+    line = "data.file.data_files=no.jsonl: there is no such file.\n"
+    assert line in (tmp_path / "sweep/0/sft_recipes.log").read_text()
     assert json.loads((tmp_path / "sweep/1/metrics.json").read_text())["steps"] == 1
 
 

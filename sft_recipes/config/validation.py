@@ -22,7 +22,10 @@ WholeNumber = Annotated[int, "[0, inf)"]
 NotNegative = Annotated[float, "[0, inf)"]
 Positive = Annotated[float, "(0, inf)"]
 Share = Annotated[float, "(0, 1]"]
-ALSO_SWITCHES = ("fsdp", "resume_from_checkpoint")  # fields of transformers that take true, and whose hints are text
+# Fields of transformers and TRL whose hints are any text, and which take true, or are words alone
+OWN_HINTS = dict.fromkeys(("fsdp", "resume_from_checkpoint"), bool | str | None)
+OWN_HINTS["include_num_input_tokens_seen"] = bool | Literal["all", "non_padding", "no"]
+OWN_HINTS["pad_to_multiple_of"] = int | Literal["auto"] | None
 
 
 def call_validated(target: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
@@ -141,7 +144,10 @@ def resolve_type_hints(target: Callable[..., Any]) -> dict[str, Any]:
         hints = get_type_hints(target.__init__ if is_plain_class else target, include_extras=True)
     except NameError:  # imported for type checkers only
         return {}
-    return hints | {name: bool | str | None for name in ALSO_SWITCHES if name in hints}
+    for name, field in getattr(target, "__dataclass_fields__", {}).items():
+        if choices := field.metadata.get("choices"):  # transformers' words for a field of any text
+            hints[name] = Literal[(*choices, field.default)]
+    return hints | {name: hint for name, hint in OWN_HINTS.items() if name in hints}
 
 
 def field_owner(target: Callable[..., Any], where: str) -> str:

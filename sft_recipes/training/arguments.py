@@ -19,7 +19,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_utils import check_target_module_exists
 from transformers.utils import is_liger_kernel_available
-from transformers.utils.logging import get_log_levels_dict
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.metrics import objective_direction
@@ -100,10 +99,6 @@ def check_libraries(arguments: SFTConfig) -> None:
         raise ConfigError("trainer.fp16=true needs a GPU. Leave it out for fp32, or write trainer.bf16=true.")
     if arguments.torch_compile and arguments.activation_offloading:
         raise ConfigError("trainer.activation_offloading does not work with trainer.torch_compile. Leave one out.")
-    levels = [*get_log_levels_dict(), "passive"]
-    for name in ("log_level", "log_level_replica"):  # transformers looks both up in every process
-        if (value := getattr(arguments, name)) not in levels:
-            raise ConfigError(f"trainer.{name} cannot be {value!r}. Choices: {', '.join(levels)}.")
     try:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()

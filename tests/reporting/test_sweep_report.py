@@ -247,7 +247,7 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
         "-m",
         *SHORT_ROWS_RUN,
         "trainer.max_steps=2",
-        "trainer.packing=false,no",
+        "data.file.data_files=rows.jsonl,no.jsonl",
         "trainer.learning_rate=1e-3,1e-2",
     ]
     code, printed, said = command(*typed, "hydra.sweep.dir=sweep")
@@ -258,8 +258,8 @@ def test_a_sweep_runs_on_after_a_failed_job_encodes_once_and_leaves_its_report(c
     for job in "23":
         assert (
             tmp_path / f"sweep/{job}/error.txt"
-        ).read_text() == "trainer.packing should be true or false, not 'no'.\n"
-        assert f"job {job} (packing no, lr " in printed
+        ).read_text() == "data.file.data_files=no.jsonl: there is no such file.\n"
+        assert f"job {job} (" in printed and "no.jsonl" in printed
     assert "\n2 of 4 jobs finished. Sorted by train_loss, the lowest first.\n" in printed
     assert len(asked) == 2  # the rows and the empty held-out set of the first job
     assert said.count("These rows were encoded by an earlier run") == 1
@@ -322,13 +322,14 @@ def test_a_failed_job_lets_go_of_its_model_before_the_next(command, monkeypatch)
 
 def test_joblib_runs_several_jobs_at_once(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    rest = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,x", "hydra.sweep.dir=sweep"]
+    rest = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
+    rest.append("data.file.data_files=rows.jsonl,./rows.jsonl,no.jsonl")
     # in an interpreter of its own: joblib's workers do not end in the child of a fork server
     typed = [sys.executable, "-m", "sft_recipes", "-m", *SHORT_ROWS_RUN, *rest]
     done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "2 of 3 jobs finished." in done.stdout
-    assert "job 2 (seed x): seed should be a whole number, not 'x'.\n" in done.stdout
+    assert "no.jsonl): data.file.data_files=no.jsonl: there is no such file.\n" in done.stdout
     assert len(list((tmp_path / "sweep").glob("*/metrics.json"))) == 2
 
 
