@@ -1,6 +1,7 @@
 """What the trainer will get, before any weights are loaded: `python -m sft_recipes +recipe=lima mode=preview`."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -147,7 +148,7 @@ def read_raw_rows(setup: RunSetup, name: str, numbers: Sequence[int]) -> tuple[d
         records = islice(stream_rows(where, source, source.split), numbers[-1] + 1)
         return {number: row for number, row, _ in records if number in wanted}, setup.stream.formatters[name]
     rows = load_rows(where, source, source.split)
-    formatter = find_formatter(name, source, setup.config.formatter, rows.columns)
+    formatter = find_formatter(name, source, setup.config.formatter, rows.columns, logging.DEBUG)  # it has been told
     return {number: row for number, row, _ in rows.records(numbers)}, formatter
 
 

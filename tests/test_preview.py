@@ -33,6 +33,11 @@ def test_every_row_is_written_with_its_text_its_labels_and_what_is_supervised(ti
     assert "piece" not in line
 
 
+def test_the_formatter_is_told_once(command):
+    said = command(*TINY, "data.file.data_files=rows.jsonl", "data.cache=false")[2]
+    assert said.count("data.file: formatter alpaca") == 1
+
+
 def test_all_rows_are_shown_in_the_order_of_the_file_and_those_left_out_say_why(tiny_run, tmp_path):
     rows = [*question_rows(40), question_rows(1)[0], {"instruction": "Say <|im_end|>", "input": "", "output": "No."}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)

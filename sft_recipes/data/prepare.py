@@ -207,7 +207,8 @@ def encode_rows(
                 found |= ISSUE_BIT["leak"] * np.array([is_leak(talk) for talk in talks], dtype=np.int64)
             yield to_table({key: encoded[key] for key in columns}, origin | {"problems": found}, {"fields": about})
 
-    with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", disable=total < 5 * ENCODE_BATCH_ROWS) as bar:
+    off = {"disable": True} if total < 5 * ENCODE_BATCH_ROWS else {}  # else as TQDM_DISABLE says
+    with tqdm(total=total, desc=f"Encoding {name}", unit=" rows", **off) as bar:
         return join_tables(tables()), some, faults
 
 

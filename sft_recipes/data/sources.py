@@ -169,9 +169,9 @@ def find_ending(path: str) -> str:
 
 
 def find_formatter(
-    name: str, source: Source, root: Mapping[str, Any], columns: Collection[str] | None
+    name: str, source: Source, root: Mapping[str, Any], columns: Collection[str] | None, level: int = logging.INFO
 ) -> Callable[[Mapping[str, Any]], Conversation] | None:
-    """The source's formatter, else the root choice, with its column names bound; `auto` goes by the columns.
+    """The source's formatter, else the root choice, its columns bound; `auto` goes by the columns, logged at `level`.
 
     Before the columns are known, and where no row has any, this checks the choice and returns None.
     """
@@ -184,7 +184,7 @@ def find_formatter(
             chosen = detect_formatter(columns) | chosen
         except DataError as error:
             raise DataError(f"data.{name}: {error}") from error
-        log.info("data.%s: formatter %s, by its columns %s", name, describe_choice(chosen), ", ".join(columns))
+        log.log(level, "data.%s: formatter %s, by its columns %s", name, describe_choice(chosen), ", ".join(columns))
         label = chosen.pop("name")
     own = "." in label
     function = import_function(where, label) if own else FORMATTERS.get(label)
