@@ -1,11 +1,13 @@
 """Who reads what is printed decides nothing: with an ASCII terminal, a closed pipe or a full disk a run is done all the same."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
+from sft_recipes.config.secrets import TerminalFormatter
 from support.commands import SHORT_ROWS_RUN, read_metrics
 
 ROWS = '{"instruction": "Wie heißt ”drei“?", "output": "Trois, 三."}\n' * 4
@@ -58,3 +60,14 @@ def test_its_report_is_written_whoever_reads_it(run, way):
     done = run_in_bash(folder.parent, way, "report", "run")
     assert (done.returncode, done.stderr) == (0, b"") and (folder / "report.html").is_file()
     assert WAYS[way] in done.stdout
+
+
+def test_a_log_line_is_folded_on_a_terminal_and_stays_whole_elsewhere(monkeypatch):
+    text = f"{'word ' * 12}trainer.gradient_accumulation_steps=8 {'word ' * 12}end."
+    record = logging.LogRecord("sft_recipes", logging.INFO, "", 0, f"{text}\n{'x' * 90}\nshort", None, None)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert TerminalFormatter().format(record) == record.msg  # pytest's stderr is none
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    *folded, long, short = TerminalFormatter().format(record).split("\n")
+    assert " ".join(folded) == text and max(map(len, folded)) <= 80 and len(folded) == 3
+    assert (long, short) == ("x" * 90, "short")

@@ -3,12 +3,16 @@
 import logging
 import os
 import re
+import sys
+import textwrap
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sft_recipes.config.hydra_plugin import terminal_width
 from sft_recipes.config.nested_values import iterate_leaves
 from sft_recipes.errors import TOKEN, ConfigError, cut_middle, mask_secrets, printable
 
@@ -24,6 +28,17 @@ class MaskingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(cut_middle, printable(mask_secrets(super().format(record))).split("\n")))
+
+
+class TerminalFormatter(MaskingFormatter):
+    """The same for stderr, whose long lines are folded on a terminal, but for a traceback's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, width = super().format(record), terminal_width()
+        if record.exc_info or not sys.stderr.isatty():
+            return text
+        fold = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(line if len(line) <= width else fold(line) for line in text.split("\n"))
 
 
 def check_no_secrets(values: Any, where: str = "") -> None:
