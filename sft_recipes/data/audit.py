@@ -15,7 +15,7 @@ from sft_recipes.data.formatters import Conversation
 from sft_recipes.data.issues import FIELD_ISSUES, ISSUE_BIT, ISSUES, NOTES, ROLE_ORDER, THINKS_BIT
 from sft_recipes.data.long_rows import apply_max_length_policy
 from sft_recipes.data.token_rows import audit_entry, count_tokens, flat_values, row_arrays, row_lengths, take_rows
-from sft_recipes.encoding.encoder import Encoder
+from sft_recipes.encoding.encoder import Encoder, Piece
 from sft_recipes.encoding.rendering import list_strings, remove_markers
 from sft_recipes.errors import ConfigError, DataError, plural
 
@@ -199,34 +199,40 @@ def check_train_serve_parity(encoder: Encoder, conversations: Sequence[Conversat
     template = encoder.tokenizer.chat_template
     template = remove_markers(encoder.chat_template) if "strftime_now" in template else template
     trained, served, first = [], [], []
-    for conversation in conversations:
-        if "text" in conversation or any(map(encoder.has_typed_token, list_strings(conversation))):
-            continue
-        messages = [
-            {key: value for key, value in message.items() if key not in ("train", "train_detail")}
-            for message in conversation["messages"]
-        ]
-        if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
-            continue
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        for turn in {answers[0], answers[-1]}:
-            context = encoder.contexts(conversation | {"messages": messages[: turn + 1], "train": True}, "last")[-1]
-            trained.append(context.pieces[: context.answers[-1]])
-            prompt = encoder.tokenizer.apply_chat_template(
-                messages[:turn],
-                tools=conversation.get("tools") or None,
-                add_generation_prompt=True,
-                tokenize=False,  # but as it does it, below, where all prompts are tokenized at once
-                chat_template=template,
-                **context.conversation.get("chat_template_kwargs", {}),
-            )
-            served.append(prompt)
-            first.append(turn == answers[0])
-    if not served:
-        return
-    served = encoder.tokenizer(served, add_special_tokens=False)["input_ids"]
-    trained = [ids.tolist() for ids in encoder.tokenized(trained)["input_ids"]]
-    for *both, is_first in zip(trained, served, first, strict=True):
+    try:
+        for conversation in conversations:
+            if "text" in conversation or any(map(encoder.has_typed_token, list_strings(conversation))):
+                continue
+            messages = [
+                {key: value for key, value in message.items() if key not in ("train", "train_detail")}
+                for message in conversation["messages"]
+            ]
+            if not ROLE_ORDER.fullmatch("".join(message["role"][0] for message in messages)):
+                continue
+            answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+            for turn in {answers[0], answers[-1]}:
+                context = encoder.contexts(conversation | {"messages": messages[: turn + 1], "train": True}, "last")[-1]
+                prompt = encoder.tokenizer.apply_chat_template(
+                    messages[:turn],
+                    tools=conversation.get("tools") or None,
+                    add_generation_prompt=True,
+                    tokenize=False,  # but as it does it, below, where all prompts are tokenized at once
+                    chat_template=template,
+                    **context.conversation.get("chat_template_kwargs", {}),
+                )
+                trained.append(context.pieces[: context.answers[-1]])
+                served.append(prompt)
+                first.append(turn == answers[0])
+    finally:  # before what the template refuses of a later one
+        if served:
+            compare_contexts(encoder, trained, served, first)
+
+
+def compare_contexts(encoder: Encoder, trained: list[list[Piece]], served: list[str], first: list[bool]) -> None:
+    """Raises ConfigError for the first context that serving would show otherwise; of a `first` answer, in other ids."""
+    served_ids = encoder.tokenizer(served, add_special_tokens=False)["input_ids"]
+    trained_ids = [ids.tolist() for ids in encoder.tokenized(trained)["input_ids"]]
+    for *both, is_first in zip(trained_ids, served_ids, first, strict=True):
         if both[0] == both[1]:
             continue
         texts = list(map(encoder.tokenizer.decode, both))

@@ -176,6 +176,17 @@ def test_a_template_that_changes_earlier_answers_is_refused(encoder, tmp_path):
         )
 
 
+def test_a_row_with_another_context_is_told_before_a_later_one_that_the_template_refuses(encoder, tmp_path):
+    template = CUTS_WHEN_SERVED + "{% if messages[0].content == 'no' %}{{ raise_exception('No.') }}{% endif %}"
+    talk = [say("user"), say("assistant", "long"), say("user"), say("assistant", "short")]
+    rows = [{"messages": talk}, {"messages": [say("user", "no"), say("assistant")]}]
+    mine = encoder_with_template(encoder, tmp_path / "mine.jinja", template)
+    with pytest.raises(ConfigError, match="before an answer, serving"):
+        check_train_serve_parity(mine, rows)
+    with pytest.raises(DataError, match="No."):
+        check_train_serve_parity(mine, rows[1:])
+
+
 CUTS_WHEN_SERVED = DROPS_SYSTEM.replace(
     "{{ m.content + eos_token }}", "{{ m.content[:1] if add_generation_prompt else m.content }}{{ eos_token }}"
 )
