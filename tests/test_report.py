@@ -304,6 +304,10 @@ def test_whatever_stands_in_a_run_s_files_is_text_on_its_pages(run):
     assert "&amp;lt;" not in page and "&amp;amp;" not in page  # nor is anything escaped twice
 
 
+def test_a_benchmark_stands_in_one_table(page):
+    assert page.count("mmlu") == 1
+
+
 def test_an_equal_value_is_no_departure(page):
     assert re.search(r"trainer.learning_rate 2e-5 2e-05\s+[^d]", page)
 

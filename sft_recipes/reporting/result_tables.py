@@ -26,10 +26,12 @@ def result_table(metrics: Mapping[str, Any]) -> Rows:
 
 
 def measurement_table(metrics: Mapping[str, Any]) -> Rows:
-    """All that was measured of base and tuned model, by its path in metrics.json; losses are in nats a token."""
+    """All that was measured of base and tuned model but for benchmarks, by its path in metrics.json; losses in nats."""
     old, new = (dict(iterate_leaves(as_mapping(metrics.get(when)))) for when in ("before", "after"))
     rows = [["measured", "base", "tuned"]]
     for key in {**old, **new}:
+        if key.startswith("lm_eval."):
+            continue  # `benchmark_table` has them
         both = (finite_number(values.get(key)) for values in (old, new))
         rows.append([key, *(format_value(value, "," if isinstance(value, int) else ".4f") for value in both)])
     return compact_table(rows)
