@@ -195,7 +195,9 @@ def check_no_cross_document_attention(model: PreTrainedModel | PeftModel) -> flo
             log.info("Packing check passed: packed documents do not attend to each other (%s attention on %s, largest "
                      "change of a logit %.1g).", *how)  # fmt: skip
             return change
-        why = f"lets a document change the logits of the next by {change:.1g}, with a gradient of {leak:.1g}"
+        why = f"lets a document change the logits of the next by {change:.1g}"
+        if is_apart:
+            why = f"keeps logits of packed documents apart, but those of one have a gradient of {leak:.1g} in another"
     raise ConfigError(
         f"trainer.packing=true: {model.config.model_type} with {model.config._attn_implementation} attention {why}. "
         "Write trainer.packing=false, or a model.attn_implementation that keeps documents apart (flash_attention_2)."
