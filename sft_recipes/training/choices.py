@@ -1,6 +1,6 @@
-"""What a config leaves to the hardware: rows of a micro-batch, and whether activations are kept. Named values stand.
+"""What a config leaves to the hardware: rows of a micro-batch, whether activations are kept, and bf16 weights.
 
-The attention is chosen in `trainer.select_attention`, when the model is on its device.
+Named values stand. The attention is chosen in `trainer.select_attention`, when the model is on its device.
 """
 
 import logging
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.training_args import OptimizerNames
+from transformers.utils import CONFIG_NAME, is_torch_optimi_available
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.config.schema import Config
@@ -21,13 +23,7 @@ from sft_recipes.errors import ConfigError, plural
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.activation_memory import StepShape
 from sft_recipes.training.checkpoints import newest_first
-from sft_recipes.training.memory import (
-    available_memory,
-    check_memory,
-    describe_step,
-    estimate_memory,
-    format_bytes,
-)
+from sft_recipes.training.memory import available_memory, check_memory, describe_step, estimate_memory, format_bytes
 
 log = logging.getLogger(__name__)
 ROOM = 0.8  # of the available memory: measured runs of benchmarks/memory.py are within 15 % of their estimates
@@ -56,30 +52,33 @@ def accumulation_steps(effective: int | None, rows: int, processes: int) -> dict
     return {"gradient_accumulation_steps": steps}
 
 
-def fits(step: StepShape) -> bool:
-    """Whether a step takes at most ROOM of the memory here; False where its activations cannot be estimated."""
+def fits(step: StepShape, room: float = ROOM) -> bool:
+    """Whether a step takes at most `room` of the memory here; False where its activations cannot be estimated."""
     try:
         estimate = estimate_memory(step)
     except Exception:  # whatever PEFT or a model's own code raises on the meta device; check_memory says it
         return False
-    return estimate.activations is not None and estimate.total <= ROOM * available_memory()
+    return estimate.activations is not None and estimate.total <= room * available_memory()
 
 
-def choose_step(config: Config, arguments: SFTConfig, longest: int, new_token_ids: Sequence[int] = ()) -> None:
-    """Sets what the config leaves to the hardware, and raises ConfigError where the step would not fit into memory.
+def choose_step(config: Config, arguments: SFTConfig, longest: int, new_token_ids: Sequence[int] = ()) -> Config:
+    """Sets what is left to the hardware, in `arguments` and the config it returns; raises ConfigError where none fits.
 
     Activations are kept where they fit, those of one row where rows are open, too. The rows of a micro-batch are the
     most that fit, with the accumulation steps that keep the effective batch, since fewer, larger ones use a GPU better.
     A run that is resumed keeps the rows that it had, whose sums round as they did.
     """
     if config.mode == "evaluate":
-        return
+        return config
     open_rows = config.trainer.per_device_train_batch_size == "auto"
     rows = arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size  # a step's on one device
     known = resumed_batch_size(arguments) if open_rows else arguments.per_device_train_batch_size
     known = known if known and rows % known == 0 else None
     step = describe_step(config, arguments, longest, new_token_ids)
     step = replace(step, rows=known or 1, accumulation_steps=rows // (known or 1))
+    if takes_bf16(config, arguments, step):
+        step = replace(step, **step.in_bf16)
+        config, arguments.optim = replace(config, model=step.model), OptimizerNames(step.optimizer)
     kept = keep_activations_that_fit(config, arguments, step)
     step = replace(step, activation_checkpointing=step.activation_checkpointing and not kept)
     if known is None:
@@ -93,6 +92,30 @@ def choose_step(config: Config, arguments: SFTConfig, longest: int, new_token_id
         log.info("A micro-batch has %d of a step's %d rows on a device.", step.rows, rows)
     if config.mode == "train" and config.trainer.check_memory and not kept:
         check_memory(step)
+    return config
+
+
+def takes_bf16(config: Config, arguments: SFTConfig, step: StepShape) -> bool:
+    """Whether full fine-tuning takes bf16 weights: where on a GPU they fit, and fp32 ones with not even one row.
+
+    A run that is resumed keeps the dtype that it had.
+    """
+    named = config.model.dtype or any(field.startswith("optim") for field in config.trainer.fields)
+    if named or arguments.deepspeed or not step.in_bf16:
+        return False
+    had, why = read_checkpoint(arguments, CONFIG_NAME, "dtype", str), "as in the checkpoint"
+    rows = step.rows * step.accumulation_steps
+    least = replace(step, rows=1, accumulation_steps=rows, activation_checkpointing=True)
+    may = not had and config.trainer.check_memory and step.gpu and arguments.bf16 and is_torch_optimi_available()
+    if may and not fits(least, room=1) and fits(replace(least, **step.in_bf16), room=1):
+        needed, available = (format_bytes(size) for size in (estimate_memory(least).total, available_memory()))
+        had, why = "bfloat16", f"fp32 ones would need an estimated {needed} of {available}, with one row at a time"
+    if had == "bfloat16" and not is_torch_optimi_available():
+        raise ConfigError("The checkpoint's bf16 weights need torch-optimi. Try pip install 'sft-recipes[bf16]'.")
+    if had == "bfloat16":
+        log.info("Trained weights are bf16 instead, with Kahan summation (trainer.optim=stable_adamw), 10 bytes a "
+                 "parameter instead of 16: %s.", why)  # fmt: skip
+    return had == "bfloat16"
 
 
 def keep_activations_that_fit(config: Config, arguments: SFTConfig, step: StepShape) -> bool:
@@ -120,19 +143,26 @@ def most_rows_that_fit(step: StepShape, rows: int) -> StepShape:
 
 def resumed_batch_size(arguments: SFTConfig) -> int | None:
     """The rows of a micro-batch in the checkpoints of the run that is resumed; None where there is none."""
+    size = read_checkpoint(arguments, TRAINER_STATE_NAME, "train_batch_size", int) or 0
+    return max(size, 0) // max(1, arguments.n_gpu) or None
+
+
+def read_checkpoint(arguments: SFTConfig, file: str, key: str, kind: type) -> Any:
+    """The value under `key` in a file of the newest checkpoint of the resumed run that has it; None where none has."""
     resume = arguments.resume_from_checkpoint
     for checkpoint in newest_first(Path(arguments.output_dir)) if resume is True else [Path(resume)] if resume else []:
         with suppress(ConfigError, OSError):  # a damaged one, which is passed over later
-            size = read_json(checkpoint / TRAINER_STATE_NAME).get("train_batch_size")
-            if matches_type(size, int) and size >= max(1, arguments.n_gpu):
-                return size // max(1, arguments.n_gpu)
+            if matches_type(value := read_json(checkpoint / file).get(key), kind):
+                return value
     return None
 
 
 def describe_choices(trainer: SFTTrainer) -> dict[str, Any]:
     """What was chosen or named, for metrics.json and the report."""
     arguments = trainer.args
+    trained = next(weight.dtype for weight in trainer.model.parameters() if weight.requires_grad)
     return {
+        "trained weights": str(trained).removeprefix("torch."),
         "attention": trainer.model.config._attn_implementation,
         "rows of a micro-batch": arguments.per_device_train_batch_size,
         "rows side by side without padding": trainer.padding_free,

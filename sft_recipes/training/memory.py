@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 from transformers import PretrainedConfig
+from transformers.utils import is_torch_optimi_available
 from trl import SFTConfig
 
 from sft_recipes.config.options import AdapterOptions
@@ -205,11 +206,14 @@ def smaller_steps(step: StepShape) -> list[tuple[str, dict[str, Any]]]:
     qlora = replace(lora, quantization={"load_in_4bit": True, "bnb_4bit_use_double_quant": True})
     accumulated, half = step.accumulation_steps * step.rows, max(1, step.length // 2)
     same_step = f"trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps={accumulated}"
+    trained = {"model": step.model, "optimizer": step.optimizer, "adapter": step.adapter}  # in one another's place
+    install = "" if is_torch_optimi_available() else " (pip install 'sft-recipes[bf16]')"
     changes = [
         (same_step, {"rows": 1, "accumulation_steps": accumulated}),
         ("trainer.activation_checkpointing=true", {"activation_checkpointing": True}),
-        ("adapter=lora", {"adapter": lora if step.adapter.type == "none" else step.adapter}),
-        ("adapter=qlora", {"adapter": step.adapter if step.adapter.quantization else qlora}),
+        (f"model.dtype=bfloat16 trainer.optim=stable_adamw{install}", trained | step.in_bf16),
+        ("adapter=lora", trained | {"adapter": lora if step.adapter.type == "none" else step.adapter}),
+        ("adapter=qlora", trained | {"adapter": step.adapter if step.adapter.quantization else qlora}),
         (f"trainer.max_length={half}", {"length": half}),
     ]
     return [(what, change) for what, change in changes if replace(step, **change) != step]

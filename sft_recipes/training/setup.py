@@ -159,10 +159,10 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     setup = RunSetup(
         config, folder, arguments, callbacks, peft, quantization, encoder, new_token_ids, data, rows, stream, inputs
     )
-    choose_step(config, arguments, setup.longest, new_token_ids)
+    config = choose_step(config, arguments, setup.longest, new_token_ids)
     if config.mode == "train":
         check_steps(arguments, None if stream else len(rows))
-    return setup
+    return replace(setup, config=config)
 
 
 def fix_template_date(config: Config, folder: Path) -> Config:

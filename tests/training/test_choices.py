@@ -3,13 +3,16 @@
 from dataclasses import replace
 
 import pytest
+from safetensors import safe_open
 
 from sft_recipes.errors import ConfigError
 from sft_recipes.training import choices
 from sft_recipes.training.arguments import build_arguments
 from sft_recipes.training.choices import choose_step
 from sft_recipes.training.memory import describe_step, estimate_memory
-from support.configs import composed
+from support.commands import read_metrics
+from support.configs import composed, error_of
+from support.shapes import WIDE, WIDE_PARAMETERS
 
 LENGTH = 64
 STEP = ("+recipe=tiny", "adapter=none", "trainer.effective_batch_size=12")
@@ -87,6 +90,93 @@ def test_several_processes_on_a_cpu_do_not_choose_each_for_itself(monkeypatch, t
 def test_auto_without_the_rows_of_a_step_says_what_to_write(tmp_path):
     with pytest.raises(ConfigError, match="needs the rows of a step: write trainer.effective_batch_size=128"):
         build_arguments(composed("+recipe=tiny", "trainer.per_device_train_batch_size=auto"), tmp_path)
+
+
+def as_on_a_gpu(monkeypatch, memory, gpu=True):
+    """Lets the choices see a GPU, or none, so many bytes, and a model whose weights take most of them."""
+    monkeypatch.setattr(choices, "available_memory", lambda: memory)
+    monkeypatch.setattr(choices, "describe_step", lambda *run: replace(describe_step(*run), gpu=gpu, model_config=WIDE))
+
+
+def weights_of(tmp_path, *overrides):
+    """The dtype, None for fp32, and the optimizer of a run after its choices."""
+    typed = ["trainer.per_device_train_batch_size=2", "trainer.activation_checkpointing=true", *BF16_AUTOCAST]
+    config = composed("+recipe=tiny", "adapter=none", "mode=preview", *typed, *overrides)
+    arguments, _ = build_arguments(config, tmp_path)
+    return choose_step(config, arguments, LENGTH).model.dtype, arguments.optim.value
+
+
+BF16_AUTOCAST = ["trainer.bf16=true", "trainer.use_cpu=true"]  # as on a GPU that has it
+FP32, BF16 = (None, "adamw_torch_fused"), ("bfloat16", "stable_adamw")
+
+
+@pytest.mark.parametrize(
+    ("bytes_each", "taken", "mode"),
+    [(40, FP32, "preview"), (14, BF16, "preview"), (14, BF16, "train"), (9, FP32, "preview")],
+)
+def test_weights_are_bf16_where_16_bytes_a_parameter_leave_a_gpu_no_room_for_a_row_and_10_do(
+    bytes_each, taken, mode, monkeypatch, tmp_path, caplog
+):
+    """Where not even 10 do, a run is refused in fp32."""
+    as_on_a_gpu(monkeypatch, bytes_each * WIDE_PARAMETERS)
+    with caplog.at_level("INFO"):
+        assert weights_of(tmp_path, f"mode={mode}") == taken
+    lines = [line for line in caplog.messages if line.startswith("Trained weights are bf16 instead")]
+    assert len(lines) == (taken == BF16)
+    assert all("10 bytes a parameter instead of 16: fp32 ones would need an estimated " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "model.dtype=float32", "trainer.optim=adamw_torch_fused", "trainer.optim_args=''", "trainer.check_memory=false",
+        "trainer.bf16=false", "adapter=lora",
+    ],
+)  # fmt: skip
+def test_a_named_dtype_or_optimizer_stands_and_so_do_runs_whose_weights_bf16_is_not_for(named, monkeypatch, tmp_path):
+    as_on_a_gpu(monkeypatch, 14 * WIDE_PARAMETERS)
+    assert weights_of(tmp_path, named) == (("float32", FP32[1]) if named == "model.dtype=float32" else FP32)
+
+
+def test_bf16_is_not_chosen_without_a_gpu_or_the_library(monkeypatch, tmp_path):
+    as_on_a_gpu(monkeypatch, 14 * WIDE_PARAMETERS)
+    monkeypatch.setattr(choices, "is_torch_optimi_available", lambda: False)
+    assert weights_of(tmp_path) == FP32
+    monkeypatch.undo()
+    as_on_a_gpu(monkeypatch, 14 * WIDE_PARAMETERS, gpu=False)
+    assert weights_of(tmp_path) == FP32
+
+
+@pytest.mark.parametrize(("dtype", "memory", "taken"), [("bfloat16", 99, BF16), ("float32", 14, FP32)])
+def test_a_resumed_run_keeps_the_dtype_of_its_weights_whatever_the_memory_now(
+    dtype, memory, taken, monkeypatch, tmp_path
+):
+    as_on_a_gpu(monkeypatch, memory * WIDE_PARAMETERS)
+    for step, text in ((2, f'{{"dtype": "{dtype}"}}'), (4, "not whole")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "config.json").write_text(text)
+    assert weights_of(tmp_path, "trainer.resume_from_checkpoint=true") == taken
+    if taken == BF16:
+        monkeypatch.setattr(choices, "is_torch_optimi_available", lambda: False)
+        line = error_of(weights_of, tmp_path, "trainer.resume_from_checkpoint=true")
+        assert line == "The checkpoint's bf16 weights need torch-optimi. Try pip install 'sft-recipes[bf16]'."
+
+
+def test_a_run_that_took_bf16_says_so_saves_it_and_is_resumed_in_it(tiny_run, monkeypatch):
+    typed = ["adapter=none", *BF16_AUTOCAST, "trainer.logging_steps=1", "trainer.save_strategy=steps",
+             "trainer.save_steps=1", "data.tiny.rows=64", "data.held_out=0", "evaluate.rows=0", "evaluate.raw_text=null"]  # fmt: skip
+    with monkeypatch.context() as faked:
+        as_on_a_gpu(faked, 14 * WIDE_PARAMETERS)
+        code, _, folder = tiny_run(*typed, "trainer.max_steps=1")
+    assert code == 0, (folder / "sft_recipes.log").read_text()
+    code, _, folder = tiny_run(*typed, "trainer.max_steps=2", "trainer.resume_from_checkpoint=true", "overwrite=false")
+    assert code == 0, (folder / "sft_recipes.log").read_text()
+    metrics = read_metrics(folder)
+    chosen = {key: metrics["choices"][key] for key in ("trained weights", "optimizer")}
+    assert (metrics["steps"], chosen) == (2, {"trained weights": "bfloat16", "optimizer": "stable_adamw"})
+    with safe_open(folder / "model" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in sorted(weights.keys())} == {"BF16"}
+        assert "10 bytes a parameter instead of 16: as in the checkpoint." in (folder / "sft_recipes.log").read_text()
 
 
 def test_activations_that_are_computed_again_give_the_same_weights_to_the_bit(tiny_run, monkeypatch):

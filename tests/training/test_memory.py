@@ -16,16 +16,21 @@ from sft_recipes.training.activation_memory import StepShape, build_meta_model, 
 from sft_recipes.training.arguments import build_arguments
 from sft_recipes.training.memory import (
     check_memory,
+    describe_out_of_memory,
     describe_step,
     estimate_memory,
     format_bytes,
+    memory_advice,
     optimizer_state_bytes,
+    smaller_steps,
 )
 from support.configs import composed, error_of
 from support.paths import ALL_TESTS, ROOT
+from support.shapes import WIDE, WIDE_PARAMETERS
 
 SHAPES = json.loads((ROOT / "benchmarks" / "shapes.json").read_text(encoding="utf-8"))
 SMALL = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=4)
+LORA = AdapterOptions("lora", {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
 GIB = 2**30
 
 
@@ -178,14 +183,57 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_write(tmp_path):
 
 def test_the_same_training_in_smaller_parts_is_advised_before_another_one():
     """Smaller batches with activations computed again give the same weights; LoRA, which would fit alone, does not."""
-    shape = LlamaConfig(
-        vocab_size=1000, hidden_size=512, intermediate_size=1280, num_hidden_layers=5, num_attention_heads=4
-    )
-    line = error_of(check_memory, small(model_config=shape, rows=4, length=100, accumulation_steps=2), GIB // 4)
+    line = error_of(check_memory, small(model_config=WIDE, rows=4, length=100, accumulation_steps=2), GIB // 4)
     assert (
         "Write trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps=8 "
         "trainer.activation_checkpointing=true. Or" in line
     )
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize(
+    ("bytes_each", "installed", "advice"),
+    [  # weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 10 in bf16 with Kahan summation
+        (13, True, "model.dtype=bfloat16 trainer.optim=stable_adamw."),
+        (13, False, "model.dtype=bfloat16 trainer.optim=stable_adamw (pip install 'sft-recipes[bf16]')."),
+        (9, True, "adapter=lora."),
+    ],
+)
+def test_bf16_weights_are_advised_before_lora_where_their_10_bytes_a_parameter_fit(
+    bytes_each, installed, advice, gpu, monkeypatch
+):
+    monkeypatch.setattr("sft_recipes.training.memory.is_torch_optimi_available", lambda: installed)
+    step = small(model_config=WIDE, rows=1, length=4, activation_checkpointing=True, gpu=gpu)
+    assert memory_advice(step, bytes_each * WIDE_PARAMETERS) == f"Write {advice}"
+
+
+def test_lora_is_advised_in_the_place_of_bf16_weights_not_on_top_of_them():
+    step = small(rows=4, length=100)
+    smallest = replace(step, rows=1, accumulation_steps=4, activation_checkpointing=True, adapter=LORA)
+    assert memory_advice(step, estimate_memory(smallest).total) == (
+        "Write trainer.per_device_train_batch_size=1 trainer.gradient_accumulation_steps=4 "
+        "trainer.activation_checkpointing=true adapter=lora."
+    )
+
+
+def test_a_run_that_is_out_of_memory_names_bf16_weights_before_adapters():
+    line = describe_out_of_memory(small(rows=1, activation_checkpointing=True), "in training step 3")
+    helps = "1. model.dtype=bfloat16 trainer.optim=stable_adamw; 2. adapter=lora; 3. adapter=qlora."
+    assert line.endswith(f"What helps, in this order: {helps}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": LORA},
+        {"shards": 2},
+        {"model": ModelOptions("small", dtype="bfloat16"), "optimizer": "adamw_torch_8bit"},
+        {"optimizer": "adamw_torch_8bit"},  # 4 + 4 + 2 bytes in fp32 as well
+        {"optimizer": "sgd"},
+    ],
+)
+def test_bf16_weights_are_not_advised_where_they_take_no_less_or_were_not_tried(changes):
+    assert not any("bfloat16" in what for what, _ in smaller_steps(small(**changes)))
 
 
 def test_what_fits_is_not_refused():
