@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from glob import escape, glob
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
@@ -25,6 +26,13 @@ HYDRA_ERROR_MESSAGES = {
     r"An item is already at '([^']+)'": "{0} is in the config already. Write it without the +.",
     r"Could not delete from config\. (?:The value of )?'([^']+)'": "{0} is not in the config. Leave ~{0} out.",
 }
+USUAL_HYDRA_KEYS = (
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+    "hydra.sweeper.n_trials",
+    "hydra.job.name",
+)
 # What is written where a choice is a path, or a name of the hub's
 AS_PATH = {"data": "data=file data.file.data_files={}", "model": "model=local model.id={}", "recipe": "{} alone"}
 
@@ -47,6 +55,8 @@ def user_message(error: Exception) -> str:
         key, root = found.groups()
         if root not in root_keys():
             return unknown_field(root, root, root_keys(addable_groups()), "the config")
+        if close := get_close_matches(key, USUAL_HYDRA_KEYS, n=1, cutoff=0.9):
+            return f"There is no {key}. Did you mean {close[0]}?"
         hint = re.search(r"To append to your (config|default list) use \+.*", text)
         known = hint and (root == "hydra" or hint[1] == "default list")  # our own keys are all there are
         return f"There is no {key}." + (f" {hint[0]}" if known else "")
@@ -77,7 +87,11 @@ def unreadable_override(override: str) -> str:
         return f"{override} cannot be read: keys of a mapping have no quotes. Write '{key}={bare}'"
     for opening, closing in ("[]", "()", "{}"):
         if value.count(opening) > value.count(closing):  # which a shell does to [a, b]
-            return f"{override} has no closing {closing}. Put all of it into quotes: '{key}={opening}…{closing}'"
+            start = f"{key}={value.partition(opening)[0]}{opening}"
+            return f"{override} has no closing {closing}. Put all of it into quotes: '{start}…{closing}'"
+    functions = OverridesParser.create().functions.functions
+    if (called := re.match(r"(\w+)\(", value)) and called[1] not in functions:
+        return f"{override} cannot be read: there is no {called[1]}(…).{did_you_mean(called[1], functions)}"
     if equals:
         return f"{override} cannot be read as key=value. Put the value into quotes inside quotes: {key}='\"…\"'"
     if written := choice_override(override):

@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
 from sft_recipes.config.metrics import objective_direction
-from sft_recipes.config.validation import call_validated
+from sft_recipes.config.validation import call_validated, find_misfit
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE
@@ -48,6 +48,9 @@ class OptunaSweeper(GridSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         optuna = import_optuna()
+        for name in ("n_trials", "n_jobs"):
+            if misfit := find_misfit(f"hydra.sweeper.{name}", getattr(self, name), int):
+                raise ConfigError(misfit)
         overrides = {override.get_key_element(): override for override in self.parse_overrides(arguments)}
         fixed = [
             f"{key}={one.get_value_element_as_str()}" for key, one in overrides.items() if not one.is_sweep_override()

@@ -110,3 +110,8 @@ def test_a_direction_and_a_name_of_ones_own_are_the_study_s(command, tried):
 def test_what_optuna_does_not_have_is_said_in_one_line(command, typed, said):
     code, _, printed = command(*SEARCH, "hydra.sweep.dir=sweep", typed)
     assert code == 2 and printed.splitlines()[-1].startswith(said)
+
+
+def test_a_number_of_trials_that_is_none_is_one_line(command, tried):
+    code, _, said = command(*SEARCH, "hydra.sweeper.n_trials=many", "hydra.sweep.dir=sweep")
+    assert (code, said, tried) == (2, "hydra.sweeper.n_trials should be a whole number, not 'many'.\n", [])
