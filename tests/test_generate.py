@@ -64,6 +64,24 @@ def test_every_instruction_of_ones_own_gets_its_answer_and_the_cost_is_counted(t
     )  # 600·2/10⁶ + 60·8/10⁶
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "What is 4 + 1?", "system": "Be brief."},
+        {"question": "What is 4 + 1?", "system_prompt": "Be brief."},
+        {"messages": [{"role": "user", "content": "What is 4 + 1?"}], "system": "Be brief."},
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 4 + 1?"}]},
+        {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "What is 4 + 1?"}]},
+    ],
+)
+def test_an_instruction_keeps_its_system_prompt_and_may_be_messages(teacher, tmp_path, row):
+    source = write_jsonl(tmp_path / "asked.jsonl", [row])
+    make(tmp_path, teacher, "generate.what=answers", f"generate.source={source}")
+    assert [[(turn["role"], turn["content"]) for turn in each["messages"]] for each in made(tmp_path)] == [
+        [("system", "Be brief."), ("user", "What is 4 + 1?"), ("assistant", "It is 5.")]
+    ]
+
+
 def test_a_second_call_asks_only_for_what_is_missing(teacher, tmp_path):
     answers(tmp_path, teacher)
     lines = (tmp_path / "made.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

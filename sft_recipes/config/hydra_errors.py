@@ -39,7 +39,8 @@ AS_PATH = {"data": "data=file data.file.data_files={}", "model": "model=local mo
 
 def user_message(error: Exception) -> str:
     """The error in one line, with what to write; Hydra's and OmegaConf's own are put into our words."""
-    if isinstance(error.__cause__, OSError) and not isinstance(error, ConfigError):  # of the log, which logging hides
+    ours = isinstance(error, ConfigError | DataError)
+    if isinstance(error.__cause__, OSError) and not ours:  # of the log, which logging hides
         error = error.__cause__
     text = one_line(error) or one_line(error.__cause__ or error)
     if isinstance(error, MissingConfigException) and (missing := error.missing_cfg_file):

@@ -18,6 +18,7 @@ from sft_recipes.curation.leaks import LeakIndex
 from sft_recipes.curation.selection import score_quality
 from sft_recipes.curation.words import TEMPLATE_SAMPLE, find_template, join_messages, split_words
 from sft_recipes.data.formatters import Conversation
+from sft_recipes.data.messages import Message, read_messages
 from sft_recipes.data.raw_rows import ArrowRows, FileRows
 from sft_recipes.data.reading import Fault
 from sft_recipes.data.sources import asked_source, find_formatter, load_rows
@@ -88,7 +89,8 @@ def build_leak_test(
 
 
 def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conversation]:
-    """What each row of a file or dataset asks: its messages before the last answer, or a column for a question."""
+    """What each row of a file or dataset asks: its messages before the last answer, or a column for a question, behind
+    the row's system prompt."""
     source = asked_source(where, asked)
     rows = load_rows(where, source, source.split)
     try:
@@ -101,14 +103,27 @@ def read_questions(where: str, asked: str | Mapping[str, Any]) -> Iterator[Conve
             continue
         messages = (talk or {}).get("messages", [])
         last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
-        if last < 0:
-            column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
-            if column is None:
-                known = ", ".join(QUESTION_COLUMNS)
-                raise ConfigError(f"{where}: no question was found in a row; one of its columns should be {known}.")
-            more = row.get("input") if column == "instruction" else None
-            messages = [{"role": "user", "content": "\n\n".join([row[column], *([more] if more else [])])}]
-        yield {"messages": list(messages[: last + 1] or messages)}
+        yield {"messages": list(messages[: last + 1]) or read_unanswered(where, row)}
+
+
+def read_unanswered(where: str, row: Mapping[str, Any]) -> list[Message]:
+    """The question of a row without an answer, which no formatter reads: its messages, or a column."""
+    turns = next((name for name in ("messages", "conversations", "prompt") if isinstance(row.get(name), list)), None)
+    column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
+    if turns:
+        try:
+            messages = read_messages(row[turns], turns)
+        except DataError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    elif column:
+        more = row.get("input") if column == "instruction" else None
+        messages = [{"role": "user", "content": "\n\n".join([row[column], *([more] if more else [])])}]
+    else:
+        known = ", ".join(("messages", *QUESTION_COLUMNS))
+        raise ConfigError(f"{where}: no question was found in a row; one of its columns should be {known}.")
+    system = row.get("system") or row.get("system_prompt")
+    alone = messages[0]["role"] != "system" and isinstance(system, str) and system.strip()
+    return [{"role": "system", "content": system}, *messages] if alone else messages
 
 
 def curate_sources(

@@ -36,7 +36,8 @@ def prompt_questions(
         examples = [pair for pair in shown if pair[0]["content"] != past[-1]["content"]][: options.few_shot]
         if len(examples) < options.few_shot:
             raise ConfigError(
-                f"evaluate.few_shot={options.few_shot}: rows with one question and its answer: {len(examples)}."
+                f"evaluate.few_shot={options.few_shot}: rows with one question and its answer: {len(examples)}. "
+                f"Write evaluate.few_shot={len(examples)}."
             )
         system = [message for message in past if message["role"] == "system"]
         if options.system:
