@@ -50,6 +50,9 @@ def run_job(composed: DictConfig) -> float:
         if HydraConfig.get().job.config_name == "demo" and any(override.startswith("data=") for override in typed):
             line = "No model or recipe was named: this is the tiny demo model, at its own rate and max_length. "
             log.warning("%sFor a real one add +recipe=single_gpu_24gb, or model=NAME.", line)
+        for override in typed if HydraConfig.get().mode == RunMode.RUN and not config.lr_find else ():
+            if override.startswith(("+where=", "+sweep=")):
+                log.warning("%s is for a sweep's jobs, and this is one run here. Write -m in front.", override)
         if needs_hub(config) and not hub_is_reachable():  # use what is cached; the hub's client would retry for 47 s
             os.environ["HF_HUB_OFFLINE"] = "1"
         if config.mode in ("curate", "generate") and int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -3,15 +3,19 @@
 import math
 import shutil
 from collections.abc import Sequence
+from typing import Annotated
 
 from omegaconf import DictConfig
 
 from sft_recipes.config.metrics import objective_direction
+from sft_recipes.config.validation import check_interval, validate_kwargs
 from sft_recipes.reporting.run_folder import read_json, write_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE, read_jobs, sweep_objective
 from sft_recipes.reporting.sweep_table import Group, fit_to_width, rank_groups, short_name, table_rows, within_noise
 from sft_recipes.sweeps.job_folders import GridSweeper
 from sft_recipes.sweeps.optuna_study import import_optuna
+
+Percentile = Annotated[float, "(0, 100]"]
 
 
 class HalvingSweeper(GridSweeper):
@@ -21,17 +25,20 @@ class HalvingSweeper(GridSweeper):
     go on. Started again, the sweep goes on at the rung that it had come to.
     """
 
-    def __init__(self, rungs: Sequence[float], percentile: float, params: DictConfig | None = None):
+    def __init__(self, rungs: list[float], percentile: Percentile, params: DictConfig | None = None):
         super().__init__(None, params)
-        self.rungs, self.percentile = sorted(rungs), percentile
+        self.rungs, self.percentile = list(rungs), percentile
 
     def sweep(self, arguments: list[str]) -> None:
         import_optuna()  # whether it is there is known before the first job
+        validate_kwargs(HalvingSweeper, {"rungs": self.rungs, "percentile": self.percentile}, "hydra.sweeper")
+        for rung in self.rungs:
+            check_interval("hydra.sweeper.rungs", rung, "(0, 1)")
         (grid,) = self.split_arguments(self.parse_overrides(arguments), None)
         folder = self.launcher.folder
         going = {self.launcher.find_folder(job, number)[0]: job for number, job in enumerate(grid)}
         stopped = {}
-        for share in [*self.rungs, None]:
+        for share in [*sorted(self.rungs), None]:
             limit = [f"trainer.stop_at={share}"] if share else []
             self.launcher.launch(
                 [[*job, *limit] for job in going.values()], initial_job_idx=0

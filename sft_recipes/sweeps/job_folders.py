@@ -1,6 +1,7 @@
 """Which folder each job of a sweep has: what has finished is not run again, what broke off goes on where it was."""
 
 import logging
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class ResumingLauncher:
         if results:
             log.info("%d of %s finished earlier, not run again.", len(results), plural(len(job_overrides), "job"))
         if open_jobs:
+            if type(self.launcher).__name__ == "SlurmLauncher" and not shutil.which("srun"):
+                raise ConfigError("Slurm's srun is not here. Start this on a machine of the cluster.")
             launched = self.launcher.launch(list(open_jobs.values()), initial_job_idx=initial_job_idx)
             results |= dict(zip(open_jobs, launched, strict=True))
         return [results[place] for place in sorted(results)]
@@ -81,6 +84,8 @@ class ResumingLauncher:
         while identity not in self.known:
             OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
             name = str(OmegaConf.select(composed, "hydra.sweep.subdir"))
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ConfigError(f"hydra.sweep.subdir={name} should be a folder within hydra.sweep.dir.")
             if name not in taken and not holds_run(self.folder / name):
                 self.known[identity] = name
             elif name == before:

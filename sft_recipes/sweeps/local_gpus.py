@@ -19,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, se
 from omegaconf import OmegaConf
 
 from sft_recipes.config.hydra_errors import USER_ERRORS
+from sft_recipes.config.validation import Count, validate_kwargs
 from sft_recipes.errors import RunInterrupted
 from sft_recipes.sweeps.job_folders import result_in_folder
 
@@ -33,12 +34,13 @@ class LocalGpus(BasicLauncher):
     `n_jobs` run at once: one for each GPU that is visible here; on a CPU two, which share its threads.
     """
 
-    def __init__(self, n_jobs: int | None = None):
+    def __init__(self, n_jobs: Count | None = None):
         super().__init__()
         self.n_jobs, self.processes = n_jobs, set()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """The jobs' results in order; SIGTERM is passed on to them, so that they leave a checkpoint."""
+        validate_kwargs(LocalGpus, {"n_jobs": self.n_jobs}, "hydra.launcher")
         free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         slots = job_environments(self.n_jobs)
         for environment in slots:

@@ -4,14 +4,14 @@ import logging
 import os
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Transformer
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
 from sft_recipes.config.metrics import objective_direction
-from sft_recipes.config.validation import call_validated, find_misfit
+from sft_recipes.config.validation import Count, call_validated, validate_kwargs
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.reporting.sweep_report import SWEEP_FILE
@@ -35,9 +35,9 @@ class OptunaSweeper(GridSweeper):
     def __init__(
         self,
         sampler: Mapping[str, Any],
-        n_trials: int,
-        n_jobs: int,
-        direction: str | None = None,
+        n_trials: Count,
+        n_jobs: Count,
+        direction: Literal["minimize", "maximize"] | None = None,
         storage: str | None = None,
         study_name: str | None = None,
         params: DictConfig | None = None,
@@ -48,9 +48,8 @@ class OptunaSweeper(GridSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         optuna = import_optuna()
-        for name in ("n_trials", "n_jobs"):
-            if misfit := find_misfit(f"hydra.sweeper.{name}", getattr(self, name), int):
-                raise ConfigError(misfit)
+        given = {"sampler": dict(self.sampler), "n_trials": self.n_trials, "n_jobs": self.n_jobs}
+        validate_kwargs(OptunaSweeper, given | {"direction": self.direction}, "hydra.sweeper")
         overrides = {override.get_key_element(): override for override in self.parse_overrides(arguments)}
         fixed = [
             f"{key}={one.get_value_element_as_str()}" for key, one in overrides.items() if not one.is_sweep_override()

@@ -119,6 +119,38 @@ def test_one_folder_for_two_jobs_is_refused(command):
     assert code == 2 and said.startswith("hydra.sweep.subdir gives two jobs one folder, all.")
 
 
+@pytest.mark.parametrize("outside", ["../x", "/tmp/x"])
+def test_a_folder_outside_the_sweeps_is_refused(command, made_up, outside):
+    code, _, said = command("-m", *SHORT_ROWS_RUN, "hydra.sweep.dir=sweep", f"hydra.sweep.subdir={outside}")
+    line = f"hydra.sweep.subdir={outside} should be a folder within hydra.sweep.dir.\n"
+    assert (code, made_up, said) == (2, [], line)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("+sweep=optuna hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs should be at least 1, not 0."),
+        ("+sweep=optuna hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials should be a whole number, not 'x'."),
+        ("+sweep=optuna hydra.sweeper.direction=up", "hydra.sweeper.direction cannot be 'up'. Choices: maximize, minimize."),
+        ("+sweep=halving hydra.sweeper.rungs=[0]", "hydra.sweeper.rungs should be above 0 and below 1, not 0."),
+        ("+sweep=halving hydra.sweeper.rungs=[x]", "hydra.sweeper.rungs[0] should be a number, not 'x'."),
+        ("+sweep=halving hydra.sweeper.percentile=200", "hydra.sweeper.percentile should be above 0 and at most 100, not 200."),
+        ("hydra/launcher=local_gpus hydra.launcher.n_jobs=-1", "hydra.launcher.n_jobs should be at least 1, not -1."),
+        ("hydra/launcher=local_gpus hydra.launcher.n_jobs=x", "hydra.launcher.n_jobs should be a whole number or null, not 'x'."),
+        ("+where=slurm", "Slurm's srun is not here. Start this on a machine of the cluster."),
+    ],
+)  # fmt: skip
+def test_a_sweepers_and_a_launchers_values_are_checked_before_the_first_job(command, made_up, typed, line):
+    pytest.importorskip({"+where=slurm": "hydra_plugins.hydra_submitit_launcher"}.get(typed, "optuna"))
+    code, _, said = command("-m", *SHORT_ROWS_RUN, "hydra.sweep.dir=sweep", *typed.split())
+    assert (code, made_up, said.splitlines()[-1]) == (2, [], line)
+
+
+def test_what_is_for_a_sweeps_jobs_is_named_in_a_run_of_its_own(command, made_up):
+    line = "+sweep=lr_epochs is for a sweep's jobs, and this is one run here. Write -m in front.\n"
+    assert command(*SHORT_ROWS_RUN, "+sweep=lr_epochs", "hydra.run.dir=run") == (0, "", line)
+
+
 def test_a_config_that_would_be_refused_stops_the_sweep_before_its_first_job(command, made_up):
     mistyped = "trainer.num_train_epoch is not a field of SFTConfig. Did you mean num_train_epochs?\n"
     assert command("-m", "+recipe=tiny", "seed=1,2", "trainer.num_train_epoch=1") == (2, "", mistyped)
