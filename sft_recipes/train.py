@@ -34,8 +34,9 @@ from sft_recipes.training.arguments import check_objective, resolve_objective
 from sft_recipes.training.callbacks import LossMonitor, StopAtShare
 from sft_recipes.training.choices import describe_choices
 from sft_recipes.training.lr_finder import run_lr_range_test
-from sft_recipes.training.memory import describe_out_of_memory, describe_step, is_sharded
+from sft_recipes.training.memory import describe_out_of_memory, describe_step
 from sft_recipes.training.setup import Run, RunSetup, open_run_folder, set_up_run
+from sft_recipes.training.sharding import is_sharded
 from sft_recipes.training.trainer import (
     SupervisedTrainer,
     add_sample_answers,

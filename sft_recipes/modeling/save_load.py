@@ -127,7 +127,7 @@ def describe_loading(model: PeftModel, encoder: Encoder) -> dict[str, Any]:
     where the base has fewer, else 0, and `trained_rows` says whether rows of tokens were trained.
     """
     peft, config = model.active_peft_config, model.get_base_model().config
-    id, revision, rows = peft.base_model_name_or_path, peft.revision, model.get_input_embeddings().weight.shape[0]
+    id, revision, rows = peft.base_model_name_or_path, peft.revision, config.get_text_config().vocab_size
     base = type(config).from_pretrained(id, revision=revision)  # its code, where it has some, is loaded already
     try:
         stops = stop_token_ids(GenerationConfig.from_pretrained(id, revision=revision))

@@ -16,6 +16,8 @@ from unittest.mock import patch
 import torch
 from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ PRIVATE_NAMES = {
         "hydra._internal": "BasicLauncher, as above",
         "_return_value": "what a job raised: return_value raises it",
     },
+    "training/trainer.py": {"_prepare_for_training": "where accelerate shards the model"},
     "training/choices.py": {"_attn_implementation": "the attention in force"},
     "training/activation_memory.py": {
         "torch._subclasses": "FakeTensorMode, which torch documents under this name",
@@ -126,6 +129,40 @@ def ensure_lm_head_bias(model: PreTrainedModel | PeftModel) -> None:
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None
+
+
+@contextmanager
+def head_sharded_with_root(model: torch.nn.Module) -> Iterator[None]:
+    """Lets accelerate shard (FSDP2) a model whose LM head PEFT wraps: both embeddings go into the root's group.
+
+    accelerate 1.15, utils/fsdp_utils.py, fsdp2_prepare_model, gives such a head a group of its own, which gathers
+    nothing: TRL's fused loss reads the head's weight and never calls it. It does not see either that two embeddings are
+    tied, as `TrainableTokensWrapper.weight` is computed anew each time, and shards their weight twice; and what it
+    calls to tie them again, transformers' tie_weights, knows no wrapped layers. Goes when it compares parameters and
+    has the head in a group with what is called. The rows of a tied head get one name, too: PEFT 0.21,
+    tuners/trainable_tokens/layer.py, registers the input embedding's under both layers, and a checkpoint that has both
+    names cannot be loaded (KeyError: torch 2.13, distributed/checkpoint/state_dict.py, visits a module once). Goes when
+    a layer with a `tied_adapter` leaves `trainable_tokens_delta` out of its modules.
+    """
+    if not isinstance(model.get_output_embeddings(), AuxiliaryTrainingWrapper):
+        yield
+        return
+    places: dict[torch.nn.Parameter, list[tuple[torch.nn.Module, str]]] = {}
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer) and module.tied_adapter:
+            del module.trainable_tokens_delta
+            object.__setattr__(module, "trainable_tokens_delta", module.tied_adapter.trainable_tokens_delta)
+        for name, parameter in module.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append((module, name))
+
+    def tie() -> None:
+        for (first, own), *others in places.values():
+            for module, name in others:
+                setattr(module, name, getattr(first, own))
+
+    hidden = dict.fromkeys(("get_input_embeddings", "get_output_embeddings"), lambda: None)
+    with patch.multiple(model, tie_weights=tie, **hidden):
+        yield
 
 
 @contextmanager

@@ -27,7 +27,8 @@ from sft_recipes.config.validation import call_validated
 from sft_recipes.errors import ConfigError, did_you_mean, one_line, plural
 from sft_recipes.training.callbacks import LossLogger, load_callbacks
 from sft_recipes.training.choices import accumulation_steps
-from sft_recipes.training.memory import is_sharded, trains_in_bf16
+from sft_recipes.training.memory import trains_in_bf16
+from sft_recipes.training.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ saving the model takes is not counted. `benchmarks/memory.py` compares the estim
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,7 @@ from sft_recipes.errors import ConfigError, one_line
 from sft_recipes.modeling.loading import load_model_config
 from sft_recipes.modeling.workarounds import whole_under_zero3
 from sft_recipes.training.activation_memory import StepShape, build_meta_model, peak_bytes
+from sft_recipes.training.sharding import is_sharded, is_sharded_by_fsdp2
 
 log = logging.getLogger(__name__)
 CUDA_CONTEXT_BYTES = 2**29  # of a GPU, taken before the first tensor; an assumption, not measured
@@ -85,20 +85,13 @@ def keeps_small_updates(arguments: SFTConfig) -> bool:
     """Whether the optimizer can train bf16 weights, which stand still where AdamW's small updates are rounded away.
 
     One sums up what was rounded off (Kahan summation, pip install torch-optimi), two round at random, up as often as
-    the update says (pip install torchao).
+    the update says (pip install torchao). FSDP2 has them in fp32 where bf16 is computed in (accelerate 1.15).
     """
+    if arguments.bf16 and is_sharded_by_fsdp2(arguments):
+        return False
     if arguments.optim in ("adamw_torch_8bit", "adamw_torch_4bit"):
         return "bf16_stochastic_round=true" in (arguments.optim_args or "").replace(" ", "").lower().split(",")
     return arguments.optim == "stable_adamw"
-
-
-def is_sharded(arguments: SFTConfig) -> bool:
-    """Whether FSDP or DeepSpeed shards the model, which is placed only when training starts.
-
-    `accelerate launch --use_fsdp` says so by the environment alone.
-    """
-    by_launch = (os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
-    return bool(arguments.deepspeed or (arguments.world_size > 1 and (arguments.fsdp or any(by_launch))))
 
 
 @whole_under_zero3()

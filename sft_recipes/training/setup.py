@@ -29,7 +29,7 @@ from sft_recipes.modeling.sentencepiece_model import warn_of_other_tokens
 from sft_recipes.reporting.run_folder import read_json
 from sft_recipes.training.arguments import build_arguments, check_optimizer_targets, check_steps
 from sft_recipes.training.choices import choose_step
-from sft_recipes.training.memory import is_sharded
+from sft_recipes.training.sharding import is_sharded, is_sharded_by_fsdp2
 
 log = logging.getLogger(__name__)
 SENTENCEPIECE_ROWS = 200  # whose tokens are compared with SentencePiece's, where the tokenizer has nothing else
@@ -127,10 +127,10 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     else:
         template, new_token_ids = prepare_with(tokenizer, config.model)
     rows = new_token_ids or getattr(peft, "trainable_token_indices", None)
-    if rows and is_sharded(arguments) and (peft or arguments.deepspeed):
+    if rows and is_sharded(arguments) and (peft or arguments.deepspeed) and not is_sharded_by_fsdp2(arguments):
         raise ConfigError(
-            "A sharded model cannot train the rows of new tokens by an adapter or DeepSpeed. Write adapter=none "
-            "trainer=fsdp; trainer=default, which has the whole model on each device; or a model.chat_template of "
+            "DeepSpeed and FSDP 1 cannot train the rows of new tokens. Write trainer=fsdp (accelerate launch: "
+            "--fsdp_version 2); trainer=default, which has the whole model on each device; or a model.chat_template of "
             "tokens that the tokenizer has."
         )
     encoder = Encoder(tokenizer, template, config.data_checks.empty_thought == "keep")

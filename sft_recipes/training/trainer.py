@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,9 @@ from sft_recipes.modeling.packed_attention import (
     take_first_that_isolates,
 )
 from sft_recipes.training.callbacks import FiniteLossCheck, QuietProgressBar, SampleAnswers
-from sft_recipes.training.memory import is_sharded, keeps_small_updates
+from sft_recipes.training.memory import keeps_small_updates
 from sft_recipes.training.resumable_trainer import ResumableTrainer
+from sft_recipes.training.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 Measure = Callable[[PreTrainedModel, Dataset], tuple[dict[str, Any], dict[str, float]]]
@@ -70,6 +72,11 @@ class SupervisedTrainer(ResumableTrainer):
         for printing in (ProgressCallback, PrinterCallback):  # they print every log as a dict between our lines
             if self.pop_callback(printing) and printing is ProgressCallback:
                 self.add_callback(QuietProgressBar)
+
+    def _prepare_for_training(self, *arguments: Any) -> tuple[torch.nn.Module, torch.utils.data.DataLoader]:
+        """As transformers, which has accelerate shard the model here."""
+        with workarounds.head_sharded_with_root(self.model) if self.accelerator.is_fsdp2 else nullcontext():
+            return super()._prepare_for_training(*arguments)
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         """A micro-batch's loss, which is kept for the check that is made once a step."""

@@ -7,9 +7,12 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
@@ -26,6 +29,7 @@ from sft_recipes.modeling.workarounds import (
     disable_bnb_cpu_repacking,
     ensure_lm_head_bias,
     forget_optimizer_overrides,
+    head_sharded_with_root,
     save_adapter_only,
     weights_not_tied_again,
 )
@@ -110,6 +114,44 @@ def test_peft_drops_the_bias_of_an_lm_head_whose_rows_are_trained():
         wanted = base(ids, use_cache=False).logits
         model = with_new_tokens(base).eval()
         assert torch.allclose(wanted - model(ids, use_cache=False).logits, torch.arange(VOCABULARY).float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("base", [tied_llama, small_llama])
+def test_accelerate_shards_an_lm_head_that_peft_wraps_apart_from_the_root(monkeypatch, base):
+    """Whatever is no group of its own is the root's: a tied weight would be in two groups, one that is read not gathered."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no")
+    model, groups = with_new_tokens(base()), []
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda modules, **_: groups.append(modules))
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    assert layers[0].weight is not layers[0].weight  # computed anew
+    fsdp2_prepare_model(accelerator, model)
+    assert groups == [layers[0], [layers[1]], model]
+    groups.clear()
+    with head_sharded_with_root(model):
+        fsdp2_prepare_model(accelerator, model)
+    assert groups == [model]
+
+
+def test_accelerate_makes_bf16_weights_fp32_where_fsdp2_shards_them_and_bf16_is_computed_in(monkeypatch):
+    """training/memory.py, keeps_small_updates, counts on it."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False)
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="bf16", is_main_process=False
+    )
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda *_, **__: None)
+    model = fsdp2_prepare_model(accelerator, small_llama().to(torch.bfloat16))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_peft_gives_the_rows_of_tied_embeddings_two_names():
+    ids, model = torch.tensor([[3, *NEW]]), with_new_tokens(tied_llama()).eval()
+    wanted = model(ids, use_cache=False).logits
+    before = [name for name in model.state_dict() if "trainable_tokens_delta" in name]
+    with head_sharded_with_root(model):
+        after = [name for name in model.state_dict() if "trainable_tokens_delta" in name]
+    assert len(before) == 2 and after == [name for name in before if "embed_tokens" in name]
+    assert torch.equal(model(ids, use_cache=False).logits, wanted)
 
 
 def test_peft_saves_both_embeddings_of_a_model_whose_vocabulary_has_grown_and_an_empty_card(tmp_path):

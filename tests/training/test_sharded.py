@@ -9,7 +9,7 @@ from sft_recipes import load_run
 from sft_recipes.errors import ConfigError, exit_on_user_error
 from sft_recipes.evaluation.base_cache import measure_base
 from sft_recipes.training.arguments import build_arguments
-from sft_recipes.training.memory import describe_step
+from sft_recipes.training.memory import describe_step, trains_in_bf16
 from sft_recipes.training.setup import set_up_run
 from support.commands import read_metrics, run_command
 from support.configs import composed, error_of
@@ -22,10 +22,14 @@ RUN = ["model=tiny", "data=tiny", "model.chat_template=alpaca_short", "trainer.m
 FULL_PACKED = ["trainer.packing=true", "trainer.per_device_train_batch_size=1", "trainer.effective_batch_size=4"]
 SHARDED = ROOT / "tests" / "support" / "fsdp_on_cpu.py"
 LORA = ["adapter=lora", "trainer.per_device_train_batch_size=4", "trainer.effective_batch_size=8"]
+LORA_AND_ROWS = [*LORA, "model.chat_template=chatml"]  # of its new tokens, in embeddings that are tied
 
 
-@pytest.mark.parametrize("trainer", ["fsdp", "zero3"])
-@pytest.mark.parametrize("what", [FULL_PACKED, LORA], ids=["full_packed", "lora"])
+@pytest.mark.parametrize(
+    ("trainer", "what"),
+    [("fsdp", FULL_PACKED), ("fsdp", LORA), ("fsdp", LORA_AND_ROWS), ("zero3", FULL_PACKED), ("zero3", LORA)],
+    ids=["fsdp-full_packed", "fsdp-lora", "fsdp-lora_and_rows", "zero3-full_packed", "zero3-lora"],
+)
 def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does(tmp_path, what, trainer):
     if trainer == "zero3":
         pytest.importorskip("deepspeed")
@@ -50,7 +54,8 @@ def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does
     for name, weight in models[0].items():
         torch.testing.assert_close(models[1][name], weight, atol=apart, rtol=1e-4)
     if "adapter=lora" in what:
-        assert len(load_file(tmp_path / "two" / "model" / "adapter_model.safetensors")) == 42  # 3 layers × 7 × 2
+        tensors = 42 + (what == LORA_AND_ROWS)  # 3 layers × 7 × 2
+        assert len(load_file(tmp_path / "two" / "model" / "adapter_model.safetensors")) == tensors
     for printed in (two[0].stdout + two[1].stdout, (tmp_path / "two" / "sft_recipes.log").read_text(encoding="utf-8")):
         lines = [line for line in printed.splitlines() if line.startswith(("| held-out loss", "The model is sharded"))]
         assert len(lines) == 1
@@ -74,6 +79,13 @@ def test_fsdp_checkpoints_activations_itself_but_for_an_adapter_of_which_nothing
         assert describe_step(two_processes(), arguments, 8).activation_checkpointing and arguments.world_size == 2
 
 
+@pytest.mark.parametrize(("bf16", "kept"), [("false", True), ("true", False)])
+def test_bf16_weights_are_fp32_where_fsdp_shards_them_and_bf16_is_computed_in(two_processes, tmp_path, bf16, kept):
+    """accelerate casts them: tests/modeling/test_workarounds.py."""
+    config = two_processes("model.dtype=bfloat16", "trainer.optim=stable_adamw", f"trainer.bf16={bf16}")
+    assert trains_in_bf16(config, build_arguments(config, tmp_path)[0]) is kept
+
+
 def test_fsdp_of_one_process_says_how_several_are_started(tmp_path):
     config = composed("model=tiny", "data=tiny", "trainer=fsdp", "trainer.use_cpu=true")
     assert error_of(build_arguments, config, tmp_path).endswith("Start them with torchrun --nproc-per-node N.")
@@ -84,10 +96,18 @@ def test_a_run_by_deepspeed_is_evaluated_by_one_process_without_it(tmp_path):
     assert build_arguments(config, tmp_path)[0].deepspeed is None
 
 
-def test_an_adapter_s_rows_of_new_tokens_are_refused_where_the_model_is_sharded(two_processes, tmp_path):
-    config = two_processes("adapter=lora", "model.chat_template=chatml")
-    ways = "Write adapter=none trainer=fsdp; trainer=default, which has the whole model on each device; or a model.chat"
-    assert ways in error_of(set_up_run, config, tmp_path)
+@pytest.mark.parametrize("way", ["deepspeed", "fsdp 1"])
+def test_rows_of_new_tokens_are_refused_where_deepspeed_or_fsdp_1_shards_the_model(monkeypatch, tmp_path, way):
+    config = composed("model=tiny", "data=tiny", "model.chat_template=chatml", "trainer.use_cpu=true", "adapter=lora")
+    arguments, callbacks = build_arguments(config, tmp_path)
+    if way == "deepspeed":
+        arguments.deepspeed = {"zero_optimization": {"stage": 3}}
+    else:  # what accelerate launch --use_fsdp means without a version
+        monkeypatch.setattr(SFTConfig, "world_size", 2)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "1")
+    monkeypatch.setattr("sft_recipes.training.setup.build_arguments", lambda *_: (arguments, callbacks))
+    assert "Write trainer=fsdp (accelerate launch: --fsdp_version 2); trainer" in error_of(set_up_run, config, tmp_path)
 
 
 def test_a_base_that_was_sharded_is_read_from_the_run_s_folder_and_never_measured_with_trained_weights(
