@@ -359,10 +359,9 @@ def test_the_hub_is_reached_where_its_name_is_known_or_there_is_a_proxy(monkeypa
 
 
 def test_in_a_sweep_a_mistake_stops_one_job_and_its_log_says_why(command, tmp_path):
-    code, _, _ = command("-m", *SHORT_ROWS_RUN, "data.file.data_files=no.jsonl,rows.jsonl", "hydra.sweep.dir=sweep")
+    code, _, _ = command("-m", *SHORT_ROWS_RUN, "trainer.packing=no,false", "hydra.sweep.dir=sweep")
     assert code == 2
-    line = "data.file.data_files=no.jsonl: there is no such file.\n"
-    assert line in (tmp_path / "sweep/0/sft_recipes.log").read_text()
+    assert "trainer.packing should be true or false, not 'no'.\n" in (tmp_path / "sweep/0/sft_recipes.log").read_text()
     assert json.loads((tmp_path / "sweep/1/metrics.json").read_text())["steps"] == 1
 
 

@@ -42,19 +42,14 @@ class ResumingLauncher:
         }
         self.jobs: list[str] = []  # the folders of this sweep's jobs
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, check_all: bool = True
-    ) -> list[JobReturn]:
-        """The jobs' results in order; raises ConfigError where two of them would share a folder.
-
-        With `check_all` also where one's config is refused, before any starts; without it, that is a job that failed.
-        """
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """The jobs' results in order; raises ConfigError where two of them would share a folder."""
         results: dict[int, JobReturn] = {}
         open_jobs: dict[int, list[str]] = {}
         places = [self.find_folder(each, initial_job_idx + number) for number, each in enumerate(job_overrides)]
         try:
-            if check_all:
-                check_jobs([composed for _, composed in places])
+            if not initial_job_idx and len(job_overrides) > 1:  # Optuna's come one by one
+                check_shared_mistake(composed for _, composed in places)
         except ConfigError:
             if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml", COMMAND_FILE}:
                 remove_with_parents(self.folder.absolute())
@@ -109,29 +104,29 @@ class GridSweeper(BasicSweeper):
         return parser.parse_overrides([*self._parse_config(), *arguments])
 
 
-def check_jobs(jobs: Sequence[DictConfig]) -> None:
-    """Raises the ConfigError of the first job that would be refused for its config, before any is trained."""
+def check_shared_mistake(jobs: Iterable[DictConfig]) -> None:
+    """Raises the ConfigError of a sweep whose every job would be refused for its config, as with a mistyped key."""
     from trl import SFTConfig  # takes seconds, and Hydra imports this file for every command
 
     from sft_recipes.modeling.adapters import build_peft_config
 
-    refused, before = {}, logging.root.manager.disable
+    refused, before = None, logging.root.manager.disable
     logging.disable(logging.WARNING)  # each job says its own
     try:
-        for number, composed in enumerate(jobs):
+        for composed in jobs:
             try:
                 config = from_hydra(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
                 validate_kwargs(SFTConfig, config.trainer.fields, "trainer")
                 build_peft_config(config.adapter)
+                return
             except ConfigError as error:
-                refused[number] = error
+                refused = refused or error
             except OmegaConfBaseException:  # what only the job itself can resolve
-                continue
+                return
     finally:
         logging.disable(before)
-    for number, error in refused.items():
-        whose = f" (job {number} of 0 to {len(jobs) - 1}; none was started)" if len(refused) < len(jobs) else ""
-        raise ConfigError(f"{error}{whose}") from error
+    if refused:
+        raise refused
 
 
 def job_identity(composed: DictConfig) -> str:

@@ -77,7 +77,7 @@ class OptunaSweeper(GridSweeper):
             for _ in range(min(self.n_jobs - len(batch), self.n_trials - len(study.trials))):
                 batch.append(study.ask(space))
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch]
-            results = self.launcher.launch(jobs, initial_job_idx=batch[0].number, check_all=False)
+            results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, result in zip(batch, results, strict=True):
                 value = objective_of(result)  # a job that failed is reported, and the others are run
                 study.tell(trial.number, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
