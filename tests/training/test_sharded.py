@@ -15,6 +15,7 @@ from support.commands import read_metrics, run_command
 from support.configs import composed, error_of
 from support.paths import ROOT
 from support.processes import run_ranks
+from support.stopped_runs import FINDS_US, KILLABLE, checkpoints
 
 RUN = ["model=tiny", "data=tiny", "model.chat_template=alpaca_short", "trainer.max_length=256", "trainer.max_steps=3",
        "trainer.warmup_steps=0", "trainer.learning_rate=1e-3", "trainer.use_cpu=true", "trainer.logging_steps=1",
@@ -22,14 +23,10 @@ RUN = ["model=tiny", "data=tiny", "model.chat_template=alpaca_short", "trainer.m
 FULL_PACKED = ["trainer.packing=true", "trainer.per_device_train_batch_size=1", "trainer.effective_batch_size=4"]
 SHARDED = ROOT / "tests" / "support" / "fsdp_on_cpu.py"
 LORA = ["adapter=lora", "trainer.per_device_train_batch_size=4", "trainer.effective_batch_size=8"]
-LORA_AND_ROWS = [*LORA, "model.chat_template=chatml"]  # of its new tokens, in embeddings that are tied
 
 
-@pytest.mark.parametrize(
-    ("trainer", "what"),
-    [("fsdp", FULL_PACKED), ("fsdp", LORA), ("fsdp", LORA_AND_ROWS), ("zero3", FULL_PACKED), ("zero3", LORA)],
-    ids=["fsdp-full_packed", "fsdp-lora", "fsdp-lora_and_rows", "zero3-full_packed", "zero3-lora"],
-)
+@pytest.mark.parametrize("trainer", ["fsdp", "zero3"])
+@pytest.mark.parametrize("what", [FULL_PACKED, LORA], ids=["full_packed", "lora"])
 def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does(tmp_path, what, trainer):
     if trainer == "zero3":
         pytest.importorskip("deepspeed")
@@ -54,11 +51,35 @@ def test_two_processes_that_share_the_model_train_measure_and_save_what_one_does
     for name, weight in models[0].items():
         torch.testing.assert_close(models[1][name], weight, atol=apart, rtol=1e-4)
     if "adapter=lora" in what:
-        tensors = 42 + (what == LORA_AND_ROWS)  # 3 layers × 7 × 2
-        assert len(load_file(tmp_path / "two" / "model" / "adapter_model.safetensors")) == tensors
+        assert len(load_file(tmp_path / "two" / "model" / "adapter_model.safetensors")) == 42  # 3 layers × 7 × 2
     for printed in (two[0].stdout + two[1].stdout, (tmp_path / "two" / "sft_recipes.log").read_text(encoding="utf-8")):
         lines = [line for line in printed.splitlines() if line.startswith(("| held-out loss", "The model is sharded"))]
         assert len(lines) == 1
+
+
+def test_an_adapter_with_rows_of_tied_embeddings_goes_on_after_a_signal_to_both_processes(tmp_path):
+    rows = [*RUN, *LORA, "model.chat_template=chatml", "trainer.max_steps=2"]
+    assert run_command(tmp_path / "one", *rows)[0] == 0
+    stop = {
+        "STOP_AT": "sft_recipes.training.callbacks.FiniteLossCheck.on_pre_optimizer_step:1:before",
+        "STOP_WITH": "SIGTERM",
+    }
+    stopped = run_ranks(
+        tmp_path, "hydra.run.dir=two", "trainer=fsdp", *rows, KILLABLE, script=SHARDED, **FINDS_US | stop
+    )
+    assert [rank.returncode for rank in stopped] == [143, 143] and checkpoints(tmp_path / "two") == {"checkpoint-1"}
+    assert "python -m sft_recipes resume" in stopped[0].stderr
+    resumed = run_ranks(tmp_path, "resume", "two", script=SHARDED, **FINDS_US)
+    assert [rank.returncode for rank in resumed] == [0, 0], resumed[0].stderr[-3000:]
+    alone, together = (
+        [entry["loss"] for entry in read_metrics(tmp_path / name)["history"] if "loss" in entry]
+        for name in ("one", "two")
+    )
+    assert len(alone) == 2 and together == pytest.approx(alone, abs=1e-5)
+    weights = [load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two")]
+    assert len(weights[0]) == 43 and weights[0].keys() == weights[1].keys()  # 3 layers × 7 × 2, and the rows
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture
