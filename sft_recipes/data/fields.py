@@ -17,6 +17,7 @@ from sft_recipes.data.messages import (
     TRAIN_FLAGS,
     drop_nulls,
     has_value,
+    holds_thoughts,
     is_arrow_row,
     question_parts,
     read_json,
@@ -79,8 +80,8 @@ class RowFields:
             dict.fromkeys([given[name], *(ALIASES[name] if given[name] == name else [])]) if name in given else []
             for name in ALIASES
         )
-        beside = (*self.system, *self.tools, *self.thoughts)
-        self.known = METADATA.union(given.values(), beside, TRAIN_FLAGS, ["chat_template_kwargs"])
+        beside = (*self.system, *self.tools, *TRAIN_FLAGS, "chat_template_kwargs")
+        self.known = METADATA.union(given.values(), beside).difference(self.thoughts)  # read where they are texts
 
     def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with lists where it has the JSON text of one, and without the nulls of Arrow."""
@@ -99,7 +100,8 @@ class RowFields:
             else:
                 for item in value if isinstance(value, list) else [value] if value else []:
                     yield from said_by(item, column)
-        yield from ((column, row[column], False) for column in (*self.system, *self.thoughts) if row.get(column))
+        yield from ((column, row[column], False) for column in self.system if row.get(column))
+        yield from ((column, row[column], False) for column in self.thoughts if holds_thoughts(row.get(column)))
         for column in self.tools:
             for tool in read_json(row.get(column) or [], column):
                 if isinstance(name := tool.get("function", tool).get("name"), str):

@@ -13,6 +13,7 @@ from sft_recipes.data.messages import (
     REASONING,
     Message,
     has_value,
+    holds_thoughts,
     is_arrow_row,
     is_trained,
     only_key,
@@ -63,7 +64,7 @@ def alpaca(
     if given := _optional_text(row, input):
         question |= {"content": f"{task}\n\n{given}", "instruction": task, "input": given}
     answer = {"role": "assistant", "content": read_filled(read_column(row, output, "alpaca"), output)}
-    messages = [*_history(row, history), question, answer | _thoughts(row, reasoning)]
+    messages = [*_history(row, history), question, answer | _thoughts(row, reasoning, answer)]
     return _conversation(row, messages, system, tools, instruction, input, output, history)
 
 
@@ -109,7 +110,8 @@ def prompt_completion(
 ) -> Conversation:
     """The prompt, then the completion, each a text or a list of messages; only the completion is trained on.
 
-    Before them stand the turns of `history`; a completion that is a text has the thoughts in `reasoning`, as in alpaca.
+    Before the question stand the turns of `history`; a completion of one message has the thoughts in `reasoning`, as in
+    alpaca.
 
     >>> prompt_completion({"prompt": "1 + 1 =", "completion": " 2"})
     {'messages': [{'role': 'user', 'content': '1 + 1 ='}, {'role': 'assistant', 'content': ' 2'}]}
@@ -119,11 +121,14 @@ def prompt_completion(
         past = [turn | CONTEXT if turn["role"] == "assistant" else turn for turn in read_messages(asked, prompt)]
     else:
         past = [{"role": "user", "content": read_text(asked, prompt)}]
-    past = [turn | CONTEXT if turn["role"] == "assistant" else turn for turn in _history(row, history)] + past
+    behind = past[0]["role"] == "system"
+    past[behind:behind] = [turn | CONTEXT if turn["role"] == "assistant" else turn for turn in _history(row, history)]
     if isinstance(answer, list):
         answer = _answered(answer, completion)
     else:
-        answer = [{"role": "assistant", "content": read_filled(answer, completion)} | _thoughts(row, reasoning)]
+        answer = [{"role": "assistant", "content": read_filled(answer, completion)}]
+    if len(answer) == 1:
+        answer[0] = _thoughts(row, reasoning, answer[0]) | answer[0]
     return _conversation(row, past + answer, system, tools, prompt, completion, history)
 
 
@@ -191,10 +196,13 @@ def _history(row: Row, column: str) -> list[Message]:
     return messages
 
 
-def _thoughts(row: Row, column: str) -> Message:
-    source = only_key(row, REASONING, "the row") if column == "reasoning" else column
-    thoughts = _optional_text(row, source) if source else ""
-    return {"reasoning_content": thoughts} if thoughts else {}
+def _thoughts(row: Row, column: str, answer: Message) -> Message:
+    """The thoughts beside an answer; none where they stand within it already."""
+    if column == "reasoning":
+        column = only_key({key: row[key] for key in REASONING if holds_thoughts(row.get(key))}, REASONING, "the row")
+    thoughts = _optional_text(row, column) if column else ""
+    inside = thoughts.strip() in answer["content"].rpartition("</think>")[0]
+    return {"reasoning_content": thoughts} if thoughts and not inside else {}
 
 
 def _answered(turns: Any, field: str) -> list[Message]:

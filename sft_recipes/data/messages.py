@@ -20,6 +20,7 @@ ROLES |= dict.fromkeys(CALLING_ROLES, "assistant")
 SPEAKER, SPEECH = ("role", "from"), ("content", "value")
 TOOL_CALLS = ("tool_calls", "function_call", "function_calls")
 REASONING = ("reasoning_content", "thinking", "reasoning")
+SWITCHES = ("on", "off", "true", "false", "yes", "no")  # whether to think, as a column of such a name may also say
 # On a row, a message or a part of its content: whether it is trained on
 TRAIN_FLAGS = ("train", "trainable", "training", "loss", "loss_mask", "weight")
 # A csv has them as text
@@ -190,6 +191,11 @@ def refuse_media(values: Mapping[str, Any], field: str = "") -> None:
 def has_value(value: Any) -> bool:
     """Whether a key says anything: not null, and not an empty text, list or mapping."""
     return bool(value) or not (value is None or isinstance(value, (str, list, dict)))
+
+
+def holds_thoughts(value: Any) -> bool:
+    """Whether a column named as thoughts are holds some: a text that is neither blank nor a switch."""
+    return isinstance(value, str) and value.strip().lower() not in ("", *SWITCHES)
 
 
 def drop_nulls(value: Any) -> Any:

@@ -189,12 +189,40 @@ def test_thoughts_beside_an_answer_are_its_thoughts(encoder, tmp_path, columns, 
     assert "unread_field" not in data.audit["file"]["problems"]
 
 
-def test_earlier_turns_beside_a_prompt_are_its_context(encoder, tmp_path):
-    row = {"prompt": "And you?", "response": "Fine.", "history": [["Hi", "Hello"]]}
+@pytest.mark.parametrize("value", ["on", "Off", True, 3, {"effort": "low"}])
+def test_a_switch_named_as_thoughts_are_is_counted_and_not_trained(encoder, tmp_path, value):
+    data = read_rows(encoder, tmp_path, {"instruction": "2+2?", "output": "4", "reasoning": value})
+    assert trained_texts(encoder, data) == {0: ["4"]}
+    assert data.audit["file"]["problems"]["unread_field"]["fields"] == {"reasoning": 1}
+
+
+def test_thoughts_that_stand_in_the_answer_already_are_trained_once(encoder, tmp_path):
+    thought = "<think>\ntwo and two\n</think>\n\n4"
+    data = read_rows(encoder, tmp_path, {"instruction": "2+2?", "output": thought, "thinking": "two and two"})
+    assert trained_texts(encoder, data) == {0: [thought]}
+    assert "unread_field" not in data.audit["file"]["problems"]
+
+
+def test_thoughts_beside_a_completion_of_one_message_are_its_thoughts(encoder, tmp_path):
+    row = {"prompt": "2+2?", "completion": [{"role": "assistant", "content": "4"}], "thinking": "two and two"}
+    data = read_rows(encoder, tmp_path, row)
+    assert trained_texts(encoder, data) == {0: ["<think>\ntwo and two\n</think>\n\n4"]}
+
+
+@pytest.mark.parametrize("prompt", ["And you?", [{"role": "user", "content": "And you?"}]])
+def test_earlier_turns_beside_a_prompt_are_its_context(encoder, tmp_path, prompt):
+    row = {"prompt": prompt, "response": "Fine.", "history": [["Hi", "Hello"]]}
     data = read_rows(encoder, tmp_path, row)
     assert trained_texts(encoder, data) == {0: ["Fine."]}
     text = encoder.tokenizer.decode(data.train[0]["input_ids"])
     assert text.index("Hi") < text.index("Hello") < text.index("And you?") < text.index("Fine.")
+
+
+def test_earlier_turns_stand_behind_the_system_message_of_a_prompt(encoder, tmp_path):
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "And you?"}]
+    data = read_rows(encoder, tmp_path, {"prompt": prompt, "response": "Fine.", "history": [["Hi", "Hello"]]})
+    text = encoder.tokenizer.decode(data.train[0]["input_ids"])
+    assert text.index("Be brief.") < text.index("Hi") < text.index("Hello") < text.index("And you?")
 
 
 def test_an_empty_cell_under_a_flag_of_a_csv_says_nothing(encoder, tmp_path):
