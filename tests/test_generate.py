@@ -82,6 +82,12 @@ def test_an_instruction_keeps_its_system_prompt_and_may_be_messages(teacher, tmp
     ]
 
 
+def test_messages_in_which_nobody_asks_are_no_question(teacher, tmp_path):
+    source = write_jsonl(tmp_path / "asked.jsonl", [{"messages": [{"role": "assistant", "content": "Hi"}]}])
+    line = error_of(make, tmp_path, teacher, "generate.what=answers", f"generate.source={source}")
+    assert "no question was found in a row" in line
+
+
 def test_a_second_call_asks_only_for_what_is_missing(teacher, tmp_path):
     answers(tmp_path, teacher)
     lines = (tmp_path / "made.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

@@ -110,6 +110,7 @@ def read_unanswered(where: str, row: Mapping[str, Any]) -> list[Message]:
     """The question of a row without an answer, which no formatter reads: its messages, or a column."""
     turns = next((name for name in ("messages", "conversations", "prompt") if isinstance(row.get(name), list)), None)
     column = next((name for name in QUESTION_COLUMNS if isinstance(row.get(name), str)), None)
+    messages: list[Message] = []
     if turns:
         try:
             messages = read_messages(row[turns], turns)
@@ -117,8 +118,9 @@ def read_unanswered(where: str, row: Mapping[str, Any]) -> list[Message]:
             raise ConfigError(f"{where}: {error}") from error
     elif column:
         more = row.get("input") if column == "instruction" else None
-        messages = [{"role": "user", "content": "\n\n".join([row[column], *([more] if more else [])])}]
-    else:
+        texts = [row[column], *([str(more)] if more else [])]
+        messages = [{"role": "user", "content": "\n\n".join(texts)}]
+    if not any(message["role"] == "user" for message in messages):
         known = ", ".join(("messages", *QUESTION_COLUMNS))
         raise ConfigError(f"{where}: no question was found in a row; one of its columns should be {known}.")
     system = row.get("system") or row.get("system_prompt")

@@ -43,8 +43,8 @@ def detect_formatter(columns: Iterable[str]) -> dict[str, str]:
         way = f"Name one with its own, such as {propose_formatter(columns)}"
         if len(columns) == 1:
             mark = next((mark for mark in ";\t|" if mark in columns[0]), None)
-            way = f"The cells seem to be separated: write sep={mark!r}" if mark else (
-                f"{way}; rows under this key of a JSON document are read by field={columns[0]}"
+            way = f'The cells seem to be separated: write "data.NAME.sep={mark!r}"' if mark else (
+                f"{way}; rows under this key of a JSON document are read by data.NAME.field={columns[0]}"
             )  # fmt: skip
         raise DataError(f"no formatter reads {listed}. {way}.")
     if found["name"] == "text" and not {"role", "parent_id"}.isdisjoint(columns):

@@ -66,7 +66,11 @@ def test_auto_never_takes_a_labelled_text_for_raw_text(label):
 
 @pytest.mark.parametrize(
     ("column", "way"),
-    [("frage;antwort", "write sep=';'"), ("a|b", "write sep='|'"), ("data", "are read by field=data")],
+    [
+        ("frage;antwort", """write "data.NAME.sep=';'\""""),  # in both quotes: a shell and Hydra each take some off
+        ("a|b", """write "data.NAME.sep='|'\""""),
+        ("data", "are read by data.NAME.field=data"),
+    ],
 )
 def test_one_column_alone_is_another_separator_or_the_key_above_the_rows(column, way):
     with pytest.raises(DataError, match=re.escape(way)):
