@@ -296,6 +296,7 @@ def test_a_recipe_of_ones_own_is_found_beside_ours(command, my_conf):
         (["model.id=/nosuch"], "model.id=/nosuch: there is no such folder."),
         (["data.file.data_files=nosuch.jsonl"], "data.file.data_files=nosuch.jsonl: there is no such file."),
         (["data.file.data_files=some.pdf"], "data.file.data_files=some.pdf should end with .json, .jsonl, .csv, "),
+        (["data.file.data_files="], "data.file names neither path nor data_files. Write data.file.data_files=rows.jsonl."),
         (["data.file.data_files=parts"], "data.file.data_files=parts is a folder. Write data.file.data_files='parts/*.parquet'."),
         (["data.file.data_files=broken.jsonl"], "data.file row 1 ("),
         (["data.file.data_files=other.csv"], "data.file: no formatter reads the columns frage, antwort. "),

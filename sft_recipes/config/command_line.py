@@ -139,17 +139,22 @@ def check_overrides(overrides: Sequence[str], groups: Sequence[str], loader: Con
             for meant in get_close_matches(key, (*MODES, *VERBS, "resume"), n=1, cutoff=0.7):
                 written = f"mode={meant}" if meant in MODES else f"python -m sft_recipes {meant}"
                 raise ConfigError(f"{key!r} has no value. Write {written}.")
-    for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
+    _, files = loader._parse_overrides_and_create_caching_repo("config", list(overrides))  # with hydra.searchpath
+    parser = OverridesParser.create(loader)
+    for override in parser.parse_overrides(list(overrides)):
         group, root = override.key_or_group, re.match(r"\w*", override.key_or_group)[0]
-        if root not in (*root_keys(), *groups) and not override.is_delete():
+        if root not in (*root_keys(), *groups) and not override.is_delete() and not files.group_exists(root):
             raise ConfigError(unknown_field(root, root, root_keys(groups), "the config"))
-        if group not in (*groups, *OPEN_GROUPS) or override.is_delete() or "hydra.searchpath" in str(overrides):
+        if group not in (*groups, *OPEN_GROUPS) or override.is_delete() or "${" in override.input_line:
             continue
         swept = override.is_discrete_sweep()
         for text in override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]:
-            for name in re.findall(r"[^\[\],\s'\"]+", text) or [""] * (text != "[]"):
-                if "${" not in name and not loader.repository.config_exists(f"{group}/{name}"):
-                    raise ConfigError(unknown_choice(group, name, loader.repository.get_group_options(group)))
+            value = parser.parse_override(f"{group}={text}").value()
+            if isinstance(value, dict):  # which is merged into what is chosen
+                continue
+            for name in value if isinstance(value, list) else [value if isinstance(value, str) else text]:
+                if not files.config_exists(f"{group}/{name}"):
+                    raise ConfigError(unknown_choice(group, str(name), files.get_group_options(group)))
 
 
 def split_formatter_override(override: str) -> list[str]:

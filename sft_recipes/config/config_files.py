@@ -72,7 +72,7 @@ def check_recipes(loader: ConfigLoaderImpl, primary: str, overrides: Sequence[st
     harmless, wherever a file's package puts them. It is looked for before Hydra composes the config, which would run
     it. Hydra takes the files of a sweep over files job by job, so each of them is looked at.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))  # which a glob(*) needs
     has_code = False
     alternatives = [fixed := [one.input_line for one in parsed if not one.is_sweep_override()]]
     for sweep in parsed:

@@ -169,6 +169,8 @@ class CheckRunFolder(Callback):
         """The folder under this key, made anew where its name is a date; without one Hydra says why."""
         folder = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         raw = OmegaConf.to_container(config.hydra, resolve=False)
+        if folder == "":  # which would be the current folder
+            raise ConfigError(f"{key} is empty. Write {key}=DIR.")
         if not folder:
             return None
         if "${now:" not in str(raw[key.split(".")[1]]["dir"]):

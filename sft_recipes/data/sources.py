@@ -142,7 +142,7 @@ def loading_arguments(where: str, source: Source) -> dict[str, Any]:
     first = source.data_files
     while isinstance(first, list | dict):
         first = next(iter(first.values() if isinstance(first, dict) else first), None)
-    if first is None:
+    if not first:
         raise ConfigError(f"{where} names neither path nor data_files. Write {where}.data_files=rows.jsonl.")
     if find_ending(first) not in BUILDERS:
         if Path(first).is_dir():

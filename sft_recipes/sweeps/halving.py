@@ -33,7 +33,7 @@ class HalvingSweeper(GridSweeper):
         import_optuna()  # whether it is there is known before the first job
         validate_kwargs(HalvingSweeper, {"rungs": self.rungs, "percentile": self.percentile}, "hydra.sweeper")
         for rung in self.rungs:
-            check_interval("hydra.sweeper.rungs", rung, "(0, 1)")
+            check_interval("hydra.sweeper.rungs", rung, "(0, 1]")
         (grid,) = self.split_arguments(self.parse_overrides(arguments), None)
         folder = self.launcher.folder
         going = {self.launcher.find_folder(job, number)[0]: job for number, job in enumerate(grid)}

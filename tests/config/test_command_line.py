@@ -50,6 +50,35 @@ def test_an_own_primary_config_may_name_the_group_recipe(started, tmp_path):
     assert started("-cd", "my", "-cn", "mine", "recipe=tiny").name == "tiny"
 
 
+@pytest.fixture
+def own_groups(tmp_path):
+    """my/speed/fast.yaml, a group of the user's, and my/model/own model.yaml, a choice with a space."""
+    for file, text in [
+        ("speed/fast", "# @package trainer\nmax_steps: 3\n"),
+        ("model/own model", "defaults: [tiny]\n"),
+        ("recipe/mine", "# @package _global_\ndefaults: [/recipe/tiny]\n"),
+    ]:
+        (tmp_path / "my" / f"{file}.yaml").parent.mkdir(parents=True)
+        (tmp_path / "my" / f"{file}.yaml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "field", "value"),
+    [
+        (["model=tiny", "data=${oc.env:NOT_SET,tiny}", "trainer.max_steps=3"], "max_steps", 3),
+        (["+recipe=tiny", "trainer={max_steps: 3}"], "max_steps", 3),
+        (["+recipe=tiny", "hydra.searchpath=[my]", "+speed=fast"], "max_steps", 3),
+        (["-cd", "my", "data=tiny", "model='own model'", "+speed=[fast]"], "max_steps", 3),
+        (["-m", "-cd", "my", "+recipe=glob(m*)"], "learning_rate", 2.5e-3),
+        (["-m", "+recipe=tiny", "trainer=choice({max_steps: 3})"], "max_steps", 3),
+    ],
+)
+def test_what_hydra_reads_as_a_choice_or_as_a_mapping_is_not_refused_before_it(
+    started, own_groups, typed, field, value
+):
+    assert started(*typed).trainer.fields[field] == value
+
+
 def test_a_saved_config_is_run_from_its_own_folder(started, tmp_path):
     started("+recipe=tiny", "seed=7", "hydra.run.dir=first")
     again = started("-cp", "first/.hydra", "-cn", "config")

@@ -149,6 +149,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(command, tmp_path, typed):
     assert error_of(open_run_folder, compose("tiny"), "file/x").startswith(f"{tmp_path}/file/x cannot be written")
 
 
+@pytest.mark.parametrize(("typed", "key"), [(["seed=1"], "hydra.run.dir"), (["-m", "seed=1,2"], "hydra.sweep.dir")])
+def test_an_empty_folder_is_not_the_current_one(command, tmp_path, typed, key):
+    assert command("+recipe=tiny", *typed, f"{key}=") == (2, "", f"{key} is empty. Write {key}=DIR.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_no_folder_where_runs_go_is_one_line(command, tmp_path):
     (tmp_path / "outputs").touch()
     code, printed, said = command("+recipe=tiny")

@@ -132,7 +132,7 @@ def test_a_folder_outside_the_sweeps_is_refused(command, made_up, outside):
         ("+sweep=optuna hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs should be at least 1, not 0."),
         ("+sweep=optuna hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials should be a whole number, not 'x'."),
         ("+sweep=optuna hydra.sweeper.direction=up", "hydra.sweeper.direction cannot be 'up'. Choices: maximize, minimize."),
-        ("+sweep=halving hydra.sweeper.rungs=[0]", "hydra.sweeper.rungs should be above 0 and below 1, not 0."),
+        ("+sweep=halving hydra.sweeper.rungs=[0]", "hydra.sweeper.rungs should be above 0 and at most 1, not 0."),
         ("+sweep=halving hydra.sweeper.rungs=[x]", "hydra.sweeper.rungs[0] should be a number, not 'x'."),
         ("+sweep=halving hydra.sweeper.percentile=200", "hydra.sweeper.percentile should be above 0 and at most 100, not 200."),
         ("hydra/launcher=local_gpus hydra.launcher.n_jobs=-1", "hydra.launcher.n_jobs should be at least 1, not -1."),
