@@ -45,14 +45,15 @@ class StepShape:
     activation_checkpointing: bool
     optimizer: str  # by its name in transformers
     shards: int  # processes that share weights, gradients and optimizer state
+    fp16: bool = False  # computed in by autocast, on a GPU that may lack bf16
 
     @property
     def in_bf16(self) -> dict[str, Any]:
         """The fields that change where weights that AdamW trains in fp32 are trained in bf16, by Kahan summation.
 
-        That is 10 bytes a parameter instead of 16. Empty for any other step, and for shards, which were not tried.
+        That is 10 bytes a parameter instead of 16. Empty for any other step, and for shards and fp16, not tried.
         """
-        by_adamw = self.adapter.type == "none" and self.optimizer in ADAMW and self.shards == 1
+        by_adamw = self.adapter.type == "none" and self.optimizer in ADAMW and self.shards == 1 and not self.fp16
         in_fp32 = by_adamw and self.model.dtype != "bfloat16"
         return {"model": replace(self.model, dtype="bfloat16"), "optimizer": "stable_adamw"} if in_fp32 else {}
 

@@ -73,6 +73,7 @@ def describe_step(
         or bool((arguments.fsdp_config or {}).get("activation_checkpointing")),
         optimizer=str(arguments.optim.value),
         shards=arguments.world_size if is_sharded(arguments) else 1,
+        fp16=arguments.fp16,
     )
 
 

@@ -227,6 +227,7 @@ def test_a_run_that_is_out_of_memory_names_bf16_weights_before_adapters():
     [
         {"adapter": LORA},
         {"shards": 2},
+        {"fp16": True},
         {"model": ModelOptions("small", dtype="bfloat16"), "optimizer": "adamw_torch_8bit"},
         {"optimizer": "adamw_torch_8bit"},  # 4 + 4 + 2 bytes in fp32 as well
         {"optimizer": "sgd"},
