@@ -175,8 +175,7 @@ def find_formatter(
 
     Before the columns are known, and where no row has any, this checks the choice and returns None.
     """
-    where = f"data.{name}.formatter" if source.formatter else "formatter"
-    chosen = source.formatter or root
+    where, chosen = (f"data.{name}.formatter", source.formatter) if source.formatter else ("formatter", root)
     chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     label = chosen.pop("name", "auto")
     if label == "auto" and columns:
@@ -195,8 +194,9 @@ def find_formatter(
         validate_kwargs(function, row | chosen, where)
     if not columns:
         return None
+    named = {"messages": "messages"} | chosen if label == "chatml" else chosen  # it takes raw text beside messages only
     later = USUAL if source.streaming else ()  # what rows may lack, and rows of a stream that are not read yet may have
-    missing = [column for key, column in chosen.items() if column not in columns and key not in later]
+    missing = [column for key, column in named.items() if column not in columns and key not in later]
     if missing and not own:
         raise DataError(f"data.{name}: formatter {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
     formatter = SourceFormatter(function, **chosen)

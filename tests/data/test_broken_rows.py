@@ -98,7 +98,7 @@ def encoder(chat_tokenizer):
 def test_a_broken_row_is_trained_on_or_named(encoder, formatter, data):
     row = data.draw(broken_rows(formatter))
     config = data_config(formatter, file={"data_files": "rows.jsonl"})
-    read = find_formatter("file", config.sources["file"], config.formatter, [*row, "id"])
+    read = find_formatter("file", config.sources["file"], config.formatter, [*row, "id", "messages"])
     rows, talks, faults = encode_rows("file", config, read, encoder, [(7, row, "rows.jsonl, line 8")], 1, 1)
     assert len(talks) + len(faults) == 1
     for number, line in faults:

@@ -5,7 +5,9 @@ import re
 import pytest
 
 from sft_recipes.data.detection import detect_formatter
+from sft_recipes.data.sources import find_formatter
 from sft_recipes.errors import DataError
+from support.configs import data_config
 
 ALPACA, PAIRS = {"name": "alpaca"}, {"name": "prompt_completion"}
 
@@ -75,3 +77,11 @@ def test_auto_never_takes_a_labelled_text_for_raw_text(label):
 def test_one_column_alone_is_another_separator_or_the_key_above_the_rows(column, way):
     with pytest.raises(DataError, match=re.escape(way)):
         detect_formatter([column])
+
+
+def test_a_file_of_raw_text_alone_is_not_read_as_conversations():
+    config = data_config("chatml", file={"data_files": "rows.jsonl"})
+    with pytest.raises(DataError, match="^data.file: formatter chatml needs 'messages', the rows have text."):
+        find_formatter("file", config.sources["file"], config.formatter, ["text"])
+    beside = find_formatter("file", config.sources["file"], config.formatter, ["text", "messages"])
+    assert beside({"text": "Once."}) == {"text": "Once."}
