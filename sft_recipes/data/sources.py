@@ -194,9 +194,9 @@ def find_formatter(
         validate_kwargs(function, row | chosen, where)
     if not columns:
         return None
-    named = {"messages": "messages"} | chosen if label == "chatml" else chosen  # it takes raw text beside messages only
+    beside = {"messages": "messages"} if label == "chatml" and "text" in columns else {}  # raw text only beside these
     later = USUAL if source.streaming else ()  # what rows may lack, and rows of a stream that are not read yet may have
-    missing = [column for key, column in named.items() if column not in columns and key not in later]
+    missing = [column for key, column in (beside | chosen).items() if column not in columns and key not in later]
     if missing and not own:
         raise DataError(f"data.{name}: formatter {label} needs {missing[0]!r}, the rows have {', '.join(columns)}.")
     formatter = SourceFormatter(function, **chosen)
