@@ -93,7 +93,7 @@ def chatml(row: Row, /, messages: str = "messages", tools: str = "tools", system
     if row.get(messages) is None:
         said = {key for key, value in row.items() if value is not None or not is_arrow_row(row)}
         if {"text"} <= said <= {"text", "train"}:
-            return _raw_text(row)
+            return text(row)
     turns = read_column(row, messages, "chatml")
     return _conversation(row, _answered(turns, messages), system, tools, messages)
 
@@ -153,10 +153,6 @@ def oasst(row: Row, /, tree: str = "prompt") -> Conversation:
 
 def text(row: Row, /, text: str = "text") -> Conversation:
     """Raw text, trained on every token."""
-    return _raw_text(row, text)
-
-
-def _raw_text(row: Row, text: str = "text") -> Conversation:
     beside = {key: value for key, value in row.items() if key != text}
     refuse_media(beside)
     raw_text = {"text": read_filled(read_column(row, text, "text"), text)}

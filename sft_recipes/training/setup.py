@@ -129,9 +129,9 @@ def set_up_run(config: Config, folder: Path, tokenizer: PreTrainedTokenizerFast 
     rows = new_token_ids or getattr(peft, "trainable_token_indices", None)
     if rows and is_sharded(arguments) and (peft or arguments.deepspeed) and not is_sharded_by_fsdp2(arguments):
         raise ConfigError(
-            "DeepSpeed and FSDP 1 cannot train the rows of new tokens. Write trainer=fsdp (accelerate launch: "
-            "--fsdp_version 2); trainer=default, which has the whole model on each device; or a model.chat_template of "
-            "tokens that the tokenizer has."
+            "DeepSpeed, and FSDP 1 with an adapter, cannot train the rows of new tokens. Write trainer=fsdp "
+            "(accelerate launch: --fsdp_version 2); trainer=default, which has the whole model on each device; or a "
+            "model.chat_template of tokens that the tokenizer has."
         )
     encoder = Encoder(tokenizer, template, config.data_checks.empty_thought == "keep")
     for name, source in config.sources.items():
